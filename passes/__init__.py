@@ -1,0 +1,1 @@
+"""The pass library: one file is one pass."""
