@@ -1,0 +1,132 @@
+"""The command line: one module per verb, each only parses arguments and calls the library.
+
+`main` turns errors into one message on stderr and an exit status: 0 done, 1 internal error, 2 usage or recipe, 3 model
+invalid or unsupported, 4 budget or check not met, 5 optional dependency missing, 130 interrupted. stdout carries the
+result alone. Nothing heavy is imported before a verb needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from graphopt import __version__
+from graphopt.cli.parser import Parser, nearest
+from graphopt.errors import GraphoptError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VERBS = {
+    "compile": "make a smaller, faster model with a report, as a bundle folder",
+    "simplify": "optimize the graph only; standard operators, same results",
+    "prune": "set weights to zero",
+    "quantize": "store weights and activations in few bits",
+    "check": "compare the outputs of two models",
+    "inspect": "show what a model consists of",
+    "bench": "time models in turn, in one process",
+    "audit": "show what the runtime fuses and what it leaves",
+    "bisect": "find the first wrong patch of a recipe",
+    "passes": "list the passes, or explain one",
+    "recipe": "list, show and validate recipes; print the schemas",
+    "doctor": "check this installation and this machine",
+    "demo": "compile two small models that come with graphopt",
+}
+TRACEBACK_VARIABLE = "GRAPHOPT_TRACEBACK"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit status.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get(TRACEBACK_VARIABLE, "") not in {"", "0"}
+    try:
+        return _run(arguments)
+    except GraphoptError as error:
+        return _fail(f"error: {error}", error.exit_code, debug=debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted: nothing was left half-written", 130, debug=False)
+    except MemoryError:
+        return _fail("error: not enough memory. Close other programs, or give fewer samples.", 1, debug=debug)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a defect becomes a message and a status
+        return _fail(_internal(error, arguments, debug=debug), 1, debug=debug)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    verb = arguments[0] if arguments else "--help"
+    if verb in {"-h", "--help"}:
+        return _print(_help())
+    if verb in {"-V", "--version"}:
+        return _print(f"graphopt {__version__}\n")
+    if verb not in VERBS:
+        kind = "option" if verb.startswith("-") else "verb"
+        raise UsageError(
+            f"unknown {kind} '{verb}'", where="graphopt", do=nearest(verb, VERBS) or "Run graphopt --help for the verbs"
+        )
+    module = importlib.import_module(f"graphopt.cli.{verb}")
+    parser = Parser(verb, VERBS[verb])
+    module.configure(parser)
+    namespace = parser.parse(arguments[1:])
+    if namespace is None:
+        return 0
+    status: int = module.run(namespace)
+    return status
+
+
+def _help() -> str:
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {name:<{width}}{summary}" for name, summary in VERBS.items())
+    return f"""usage: graphopt VERB ... [--verify off|fast|full] [--json] [--seed N] [--force] [--quiet] [--debug]
+
+graphopt {__version__}: a compiler for ONNX models. Smaller, faster, verified.
+
+verbs:
+{verbs}
+
+graphopt VERB --help explains one verb. First steps:
+  graphopt demo
+  graphopt compile model.onnx -o out --recipe int8 --data feeds.npz
+
+exit status: 0 done, 1 internal error, 2 usage or recipe, 3 model invalid or unsupported,
+             4 budget or check not met, 5 optional dependency missing, 130 interrupted
+"""
+
+
+def _print(text: str) -> int:
+    from graphopt.cli.terminal import write
+
+    write(text)
+    return 0
+
+
+def _fail(message: str, status: int, *, debug: bool) -> int:
+    from graphopt.report.text import printable
+
+    if debug:
+        traceback.print_exc()
+    try:
+        print(printable(message, keep="\n"), file=sys.stderr, flush=True)  # noqa: T201 - the log goes to stderr
+    except OSError:  # the reader of stderr is gone; the exit status still tells
+        sys.stderr = None  # type: ignore[assignment]
+    return status
+
+
+def _internal(error: Exception, arguments: list[str], *, debug: bool) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    lines = [
+        f"internal error: {type(error).__name__}: {error} ({os.path.basename(frame.filename)}:{frame.lineno})",  # noqa: PTH119
+        "This is a defect of graphopt, not of your model. Please report it with the output of `graphopt doctor` and of",
+        f"  graphopt {' '.join(arguments)}" + ("" if debug else " --debug"),
+    ]
+    return "\n".join(lines)
