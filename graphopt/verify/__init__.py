@@ -1,0 +1,1 @@
+"""Verification: legality of graphs, numeric equality under a contract, bisection."""
