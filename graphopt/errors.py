@@ -182,6 +182,28 @@ class UnsupportedError(GraphoptError):
     exit_code = 3
 
 
+# ------------------------------------------------------------------------------------------------ A: analysis, exit 1
+
+
+class AnalysisError(GraphoptError):
+    """An analysis is wrongly built: a defect of the analysis, never of the model.
+
+    Fails: an analysis whose ``compute`` asks for itself through another one. Fixed: a third analysis that both ask for.
+    """
+
+    code = "GO-A001"
+
+
+class RunError(GraphoptError):
+    """The runtime failed while it ran the model: the feed, or the model itself, is one it cannot work on.
+
+    Fails: a Reshape to a constant shape, fed with another batch size. Fixed: the batch size the model was exported for.
+    """
+
+    code = "GO-G003"
+    exit_code = 3
+
+
 # ------------------------------------------------------------------------------------------------- P: passes, exit 1
 
 

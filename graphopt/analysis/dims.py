@@ -1,0 +1,617 @@
+"""Symbolic dimensions: interned integer polynomials over named symbols, floor division, remainder, minimum, maximum.
+
+A :data:`Dim` is a plain ``int`` or an :class:`Expr`. Expressions are canonical and interned: two expressions that
+simplify to the same polynomial are the same object, so equality is ``is`` and costs nothing. An expression never grows
+beyond :data:`SIZE_CAP`: a larger result becomes one opaque symbol that is named after the digest of what it stands for,
+so that equal oversized results still compare equal and nothing ever depends on the order of creation.
+
+Everything here is exact. Nothing is assumed about a symbol but its bounds: a dimension is at least 0 (never "at least
+1"), a value of an integer tensor can be anything.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TypeAlias
+from weakref import WeakValueDictionary
+
+SIZE_CAP = 48
+"""Largest number of atoms, counted with their powers and arguments, that one expression may hold."""
+
+_MEMO_LIMIT = 1 << 16
+
+
+class Atom:
+    """What a polynomial is over: a named symbol, or a floor division, remainder, minimum or maximum.
+
+    Attributes:
+        kind: ``symbol``, ``floordiv``, ``mod``, ``min`` or ``max``.
+        args: The operands; empty for a symbol.
+        text: The name of a symbol, else the call as text; orders atoms and is unique.
+        low: Largest known lower bound, None where there is none.
+        high: Smallest known upper bound, None where there is none.
+        size: What the atom counts towards :data:`SIZE_CAP`.
+    """
+
+    __slots__ = ("__weakref__", "args", "high", "kind", "low", "size", "text")
+
+    def __init__(self, kind: str, text: str, args: tuple[Dim, ...], low: int | None, high: int | None) -> None:
+        self.kind = kind
+        self.text = text
+        self.args = args
+        self.low = low
+        self.high = high
+        self.size = 1 + sum(1 if isinstance(arg, int) else arg.size for arg in args)
+
+
+Monomial: TypeAlias = "tuple[tuple[Atom, int], ...]"
+
+
+class Expr:
+    """An integer polynomial over :class:`Atom`; never a constant (those are ``int``). Made by the functions below.
+
+    Supports ``+ - * // %`` with integers and other expressions; ``//`` and ``%`` round towards minus infinity as in
+    Python. ``==`` is identity, which is equality of the polynomials because expressions are interned.
+    """
+
+    __slots__ = ("__weakref__", "_bounds", "_text", "size", "terms")
+
+    def __init__(self, terms: tuple[tuple[Monomial, int], ...], size: int) -> None:
+        self.terms = terms
+        self.size = size
+        self._text: str | None = None
+        self._bounds: tuple[int | None, int | None] | None = None
+
+    def __add__(self, other: Dim) -> Dim:
+        return add(self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Dim) -> Dim:
+        return add(self, mul(-1, other))
+
+    def __rsub__(self, other: Dim) -> Dim:
+        return add(other, mul(-1, self))
+
+    def __neg__(self) -> Dim:
+        return mul(-1, self)
+
+    def __mul__(self, other: Dim) -> Dim:
+        return mul(self, other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Dim) -> Dim:
+        return floordiv(self, other)
+
+    def __rfloordiv__(self, other: Dim) -> Dim:
+        return floordiv(other, self)
+
+    def __mod__(self, other: Dim) -> Dim:
+        return mod(self, other)
+
+    def __rmod__(self, other: Dim) -> Dim:
+        return mod(other, self)
+
+    def __str__(self) -> str:
+        if self._text is None:
+            ordered = sorted(self.terms, key=lambda term: (-_degree(term[0]), _mono_text(term[0])))
+            parts = [_term_text(mono, coefficient) for mono, coefficient in ordered]
+            self._text = " + ".join(parts).replace("+ -", "- ")
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Expr({self})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (tuple((tuple(_pack(a, p) for a, p in mono), c) for mono, c in self.terms),))
+
+
+Dim: TypeAlias = int | Expr
+
+_atoms: WeakValueDictionary[tuple[object, ...], Atom] = WeakValueDictionary()
+_exprs: WeakValueDictionary[frozenset[tuple[Monomial, int]], Expr] = WeakValueDictionary()
+_memo: dict[tuple[str, Dim, Dim], Dim] = {}
+
+
+# ------------------------------------------------------------------------------------------------------ construction
+
+
+def symbol(name: str, *, low: int | None = 0, high: int | None = None) -> Expr:
+    """Return the symbol of this name; the same name and bounds give the same object.
+
+    Args:
+        name: Any text, unique for what it stands for.
+        low: Largest value it can never be below; 0 for a dimension, None for a value of any sign.
+        high: Smallest value it can never exceed, None where unknown.
+    """
+    atom = _atom("symbol", name, (), low, high)
+    made = _from_terms({((atom, 1),): 1})
+    assert isinstance(made, Expr)
+    return made
+
+
+def add(a: Dim, b: Dim) -> Dim:
+    """Return ``a + b``."""
+    if isinstance(a, int):
+        if isinstance(b, int):
+            return a + b
+        a, b = b, a
+    if isinstance(b, int) and b == 0:
+        return a
+    key = ("+", a, b)
+    known = _memo.get(key)
+    if known is None:
+        terms = dict(a.terms)
+        for mono, coefficient in (((), b),) if isinstance(b, int) else b.terms:
+            terms[mono] = terms.get(mono, 0) + coefficient
+        known = _remember(key, _from_terms(terms))
+    return known
+
+
+def mul(a: Dim, b: Dim) -> Dim:
+    """Return ``a * b``."""
+    if isinstance(a, int):
+        if isinstance(b, int):
+            return a * b
+        a, b = b, a
+    if isinstance(b, int):
+        if b == 1:
+            return a
+        if b == 0:
+            return 0
+    key = ("*", a, b)
+    known = _memo.get(key)
+    if known is None:
+        known = _remember(key, _multiply(a, b))
+    return known
+
+
+def floordiv(a: Dim, b: Dim) -> Dim:
+    """Return ``a // b`` rounded towards minus infinity.
+
+    A symbolic divisor that evaluates to 0 is an error at run time, so ``(x * n) // n`` is ``x``.
+
+    Raises:
+        ZeroDivisionError: The divisor is the constant 0.
+    """
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b
+    if isinstance(b, int) and b in {0, 1}:
+        if b == 0:
+            msg = "division of a symbolic dimension by 0"
+            raise ZeroDivisionError(msg)
+        return a
+    key = ("/", a, b)
+    known = _memo.get(key)
+    if known is None:
+        known = _remember(key, _floor_divide(a, b))
+    return known
+
+
+def mod(a: Dim, b: Dim) -> Dim:
+    """Return ``a % b`` with the sign of ``b``, as in Python.
+
+    Raises:
+        ZeroDivisionError: The divisor is the constant 0.
+    """
+    if isinstance(a, int) and isinstance(b, int):
+        return a % b
+    if isinstance(b, int):
+        if b == 0:
+            msg = "remainder of a symbolic dimension by 0"
+            raise ZeroDivisionError(msg)
+        if b in {1, -1}:
+            return 0
+    key = ("%", a, b)
+    known = _memo.get(key)
+    if known is None:
+        known = _remember(key, _remainder(a, b))
+    return known
+
+
+def ceildiv(a: Dim, b: Dim) -> Dim:
+    """Return ``a / b`` rounded towards plus infinity."""
+    return mul(-1, floordiv(mul(-1, a), b))
+
+
+def minimum(a: Dim, b: Dim) -> Dim:
+    """Return the smaller of two dimensions."""
+    return _extreme("min", a, b)
+
+
+def maximum(a: Dim, b: Dim) -> Dim:
+    """Return the larger of two dimensions."""
+    return _extreme("max", a, b)
+
+
+def exact_div(a: Dim, b: Dim) -> Dim | None:
+    """Return ``a / b`` where the polynomial ``b`` divides ``a`` without a rest, else None."""
+    if isinstance(b, int):
+        if b == 0:
+            return None
+        if isinstance(a, int):
+            return a // b if a % b == 0 else None
+        if any(coefficient % b for _, coefficient in a.terms):
+            return None
+        return _from_terms({mono: coefficient // b for mono, coefficient in a.terms})
+    if isinstance(a, int):
+        return 0 if a == 0 else None
+    if a is b:
+        return 1
+    return _divide_polynomials(a, b)
+
+
+def product(dims: tuple[Dim, ...] | list[Dim]) -> Dim:
+    """Return the product of the dimensions; 1 for none."""
+    constant = 1
+    symbolic: Dim = 1
+    for dim in dims:
+        if isinstance(dim, int):
+            constant *= dim
+        else:
+            symbolic = mul(symbolic, dim)
+    return mul(symbolic, constant)
+
+
+# ----------------------------------------------------------------------------------------------------------- questions
+
+
+def lower(dim: Dim) -> int | None:
+    """Return a lower bound that always holds, or None."""
+    return dim if isinstance(dim, int) else _bounds(dim)[0]
+
+
+def upper(dim: Dim) -> int | None:
+    """Return an upper bound that always holds, or None."""
+    return dim if isinstance(dim, int) else _bounds(dim)[1]
+
+
+def compare(a: Dim, b: Dim) -> int | None:
+    """Return -1, 0 or 1 where ``a < b``, ``a == b`` or ``a > b`` holds for every value of the symbols, else None."""
+    if a is b or a == b:
+        return 0
+    difference = add(a, mul(-1, b))
+    low, high = lower(difference), upper(difference)
+    if low is not None and low > 0:
+        return 1
+    if high is not None and high < 0:
+        return -1
+    return None
+
+
+def at_least(a: Dim, b: Dim) -> bool:
+    """Return whether ``a >= b`` is proved."""
+    low = lower(add(a, mul(-1, b)))
+    return low is not None and low >= 0
+
+
+def differ(a: Dim, b: Dim) -> bool:
+    """Return whether ``a != b`` is proved."""
+    return compare(a, b) in {-1, 1}
+
+
+# ------------------------------------------------------------------------------------------------------------ internals
+
+
+def _atom(kind: str, text: str, args: tuple[Dim, ...], low: int | None, high: int | None) -> Atom:
+    key = (kind, text, low, high) if kind == "symbol" else (kind, *args)
+    known = _atoms.get(key)
+    if known is None:
+        known = Atom(kind, text, args, low, high)
+        _atoms[key] = known
+    return known
+
+
+def _from_terms(terms: dict[Monomial, int]) -> Dim:
+    kept = {mono: coefficient for mono, coefficient in terms.items() if coefficient}
+    if not kept:
+        return 0
+    if len(kept) == 1 and () in kept:
+        return kept[()]
+    key = frozenset(kept.items())
+    known = _exprs.get(key)
+    if known is not None:
+        return known
+    size = sum(1 + sum(atom.size * power for atom, power in mono) for mono in kept)
+    made = Expr(tuple(kept.items()), size)
+    if size > SIZE_CAP:
+        return _opaque(str(made), *_bounds(made))
+    _exprs[key] = made
+    return made
+
+
+def _opaque(text: str, low: int | None, high: int | None) -> Expr:
+    return symbol("~" + blake2b(text.encode(), digest_size=8).hexdigest(), low=low, high=high)
+
+
+def _remember(key: tuple[str, Dim, Dim], value: Dim) -> Dim:
+    if len(_memo) >= _MEMO_LIMIT:
+        _memo.clear()
+    _memo[key] = value
+    return value
+
+
+def _call(kind: str, args: tuple[Dim, ...], low: int | None, high: int | None) -> Dim:
+    text = f"{kind}({', '.join(map(str, args))})"
+    if 2 + sum(1 if isinstance(arg, int) else arg.size for arg in args) > SIZE_CAP:
+        return _opaque(text, low, high)
+    return _from_terms({((_atom(kind, text, args, low, high), 1),): 1})
+
+
+def _multiply(a: Expr, b: Dim) -> Dim:
+    if isinstance(b, int):
+        return _from_terms({mono: coefficient * b for mono, coefficient in a.terms})
+    if len(a.terms) * len(b.terms) > SIZE_CAP:
+        first, second = sorted((str(a), str(b)))
+        low = 0 if at_least(a, 0) and at_least(b, 0) else None
+        return _opaque(f"({first}) * ({second})", low, None)
+    terms: dict[Monomial, int] = {}
+    for mono_a, coefficient_a in a.terms:
+        for mono_b, coefficient_b in b.terms:
+            mono = _join(mono_a, mono_b)
+            terms[mono] = terms.get(mono, 0) + coefficient_a * coefficient_b
+    return _from_terms(terms)
+
+
+def _join(a: Monomial, b: Monomial) -> Monomial:
+    if not a or not b:
+        return a or b
+    powers = dict(a)
+    for atom, power in b:
+        powers[atom] = powers.get(atom, 0) + power
+    return tuple(sorted(powers.items(), key=lambda item: _atom_order(item[0])))
+
+
+def _atom_order(atom: Atom) -> tuple[str, int, int]:
+    low = -(1 << 62) if atom.low is None else atom.low
+    high = 1 << 62 if atom.high is None else atom.high
+    return atom.text, low, high
+
+
+def _floor_divide(a: Dim, b: Dim) -> Dim:
+    exact = exact_div(a, b)
+    if exact is not None:
+        return exact
+    if isinstance(b, int):
+        if b < 0:
+            return floordiv(mul(-1, a), -b)
+        assert isinstance(a, Expr)
+        # floor((b*q + r) / b) = q + floor(r / b) for every integer q.
+        whole = _from_terms({mono: coefficient // b for mono, coefficient in a.terms})
+        rest = _from_terms({mono: coefficient % b for mono, coefficient in a.terms})
+        if whole != 0:
+            return add(whole, floordiv(rest, b))
+        nested = _nested_division(a, b)
+        if nested is not None:
+            return nested
+    elif isinstance(a, Expr) and len(b.terms) == 1:
+        whole, rest = _split_by(a, b)
+        if whole != 0:
+            return add(whole, floordiv(rest, b))
+    low, high = _quotient_bounds(a, b)
+    if low is not None and low == high:
+        return low
+    return _call("floordiv", (a, b), low, high)
+
+
+def _nested_division(a: Expr, b: int) -> Dim | None:
+    """Return ``((x // n) + k) // b`` as ``(x + n*k) // (n*b)`` for positive ``n``, else None."""
+    constant = 0
+    inner: Atom | None = None
+    for mono, coefficient in a.terms:
+        if not mono:
+            constant = coefficient
+        elif (
+            inner is None and coefficient == 1 and len(mono) == 1 and mono[0][1] == 1 and mono[0][0].kind == "floordiv"
+        ):
+            inner = mono[0][0]
+        else:
+            return None
+    if inner is None:
+        return None
+    top, n = inner.args
+    if not isinstance(n, int) or n <= 0:
+        return None
+    return floordiv(add(top, n * constant), n * b)
+
+
+def _split_by(a: Expr, b: Expr) -> tuple[Dim, Dim]:
+    """Split ``a`` into ``whole * b + rest`` where every term of ``whole * b`` is a term of ``a``."""
+    whole: dict[Monomial, int] = {}
+    rest: dict[Monomial, int] = {}
+    mono_b, coefficient_b = b.terms[0]
+    for mono, coefficient in a.terms:
+        quotient = _divide_monomial(mono, mono_b)
+        if quotient is None or coefficient % coefficient_b:
+            rest[mono] = coefficient
+        else:
+            whole[quotient] = coefficient // coefficient_b
+    return _from_terms(whole), _from_terms(rest)
+
+
+def _quotient_bounds(a: Dim, b: Dim) -> tuple[int | None, int | None]:
+    low_a, high_a, low_b, high_b = lower(a), upper(a), lower(b), upper(b)
+    if low_a is None or low_a < 0 or low_b is None or low_b < 0:
+        return None, None
+    low = low_a // high_b if high_b else 0
+    high = None if high_a is None else high_a // max(low_b, 1)
+    return low, high
+
+
+def _remainder(a: Dim, b: Dim) -> Dim:
+    if exact_div(a, b) is not None:
+        return 0
+    if isinstance(b, int) and b > 0:
+        assert isinstance(a, Expr)
+        reduced = _from_terms({mono: coefficient % b for mono, coefficient in a.terms})
+        low, high = lower(reduced), upper(reduced)
+        if low is not None and high is not None and low >= 0 and high < b:
+            return reduced
+        if isinstance(reduced, int):
+            return reduced
+        return _call("mod", (reduced, b), 0, b - 1)
+    low = 0 if isinstance(b, Expr) and at_least(b, 0) else None
+    return _call("mod", (a, b), low, None)
+
+
+def _extreme(kind: str, a: Dim, b: Dim) -> Dim:
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b) if kind == "min" else max(a, b)
+    key = (kind, a, b)
+    known = _memo.get(key)
+    if known is not None:
+        return known
+    kept: list[Dim] = []
+    for candidate in (*_operands(kind, a), *_operands(kind, b)):
+        if any(_dominates(kind, other, candidate) for other in kept):
+            continue
+        kept = [other for other in kept if not _dominates(kind, candidate, other)]
+        kept.append(candidate)
+    if len(kept) == 1:
+        return _remember(key, kept[0])
+    kept.sort(key=str)
+    low, high = _extreme_bounds(kind, [lower(dim) for dim in kept], [upper(dim) for dim in kept])
+    return _remember(key, _call(kind, tuple(kept), low, high))
+
+
+def _operands(kind: str, dim: Dim) -> tuple[Dim, ...]:
+    if isinstance(dim, Expr) and len(dim.terms) == 1:
+        mono, coefficient = dim.terms[0]
+        if coefficient == 1 and len(mono) == 1 and mono[0][1] == 1 and mono[0][0].kind == kind:
+            return mono[0][0].args
+    return (dim,)
+
+
+def _dominates(kind: str, winner: Dim, loser: Dim) -> bool:
+    return at_least(loser, winner) if kind == "min" else at_least(winner, loser)
+
+
+def _extreme_bounds(kind: str, lows: list[int | None], highs: list[int | None]) -> tuple[int | None, int | None]:
+    known_lows, known_highs = [low for low in lows if low is not None], [high for high in highs if high is not None]
+    if kind == "min":
+        return min(known_lows) if len(known_lows) == len(lows) else None, min(known_highs, default=None)
+    return max(known_lows, default=None), max(known_highs) if len(known_highs) == len(highs) else None
+
+
+def _divide_monomial(a: Monomial, b: Monomial) -> Monomial | None:
+    powers = dict(a)
+    for atom, power in b:
+        left = powers.get(atom, 0) - power
+        if left < 0:
+            return None
+        if left:
+            powers[atom] = left
+        else:
+            del powers[atom]
+    return tuple((atom, powers[atom]) for atom, _ in a if atom in powers)
+
+
+def _divide_polynomials(a: Expr, b: Expr) -> Dim | None:
+    """Divide by leading terms under one monomial order; a rest at any step means ``b`` does not divide ``a``."""
+    lead_b = max(b.terms, key=lambda term: _mono_order(term[0]))
+    rest: Dim = a
+    quotient: Dim = 0
+    for _ in range(SIZE_CAP):
+        if isinstance(rest, int):
+            return quotient if rest == 0 else None
+        lead = max(rest.terms, key=lambda term: _mono_order(term[0]))
+        mono = _divide_monomial(lead[0], lead_b[0])
+        if mono is None or lead[1] % lead_b[1]:
+            return None
+        step = _from_terms({mono: lead[1] // lead_b[1]})
+        quotient = add(quotient, step)
+        rest = add(rest, mul(-1, mul(step, b)))
+    return None
+
+
+def _mono_order(mono: Monomial) -> tuple[object, ...]:
+    # Graded lexicographic over atoms sorted by name: a total order that multiplication respects needs all exponents,
+    # and spelling each power out as repeated names gives the same comparison without knowing every atom in advance.
+    spelled = [_atom_order(atom) for atom, power in mono for _ in range(power)]
+    return (len(spelled), *([_Reversed(entry) for entry in spelled]))
+
+
+class _Reversed:
+    """Orders the earlier name as the larger one, as lexicographic order of exponents does."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, entry: tuple[str, int, int]) -> None:
+        self.entry = entry
+
+    def __lt__(self, other: _Reversed) -> bool:
+        return self.entry > other.entry
+
+    def __gt__(self, other: _Reversed) -> bool:
+        return self.entry < other.entry
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Reversed) and self.entry == other.entry
+
+    def __hash__(self) -> int:
+        return hash(self.entry)
+
+
+def _bounds(expr: Expr) -> tuple[int | None, int | None]:
+    if expr._bounds is None:
+        low: int | None = 0
+        high: int | None = 0
+        for mono, coefficient in expr.terms:
+            mono_low, mono_high = _monomial_bounds(mono)
+            if coefficient < 0:
+                mono_low, mono_high = mono_high, mono_low
+            low = None if low is None or mono_low is None else low + coefficient * mono_low
+            high = None if high is None or mono_high is None else high + coefficient * mono_high
+        expr._bounds = low, high
+    return expr._bounds
+
+
+def _monomial_bounds(mono: Monomial) -> tuple[int | None, int | None]:
+    if len(mono) == 1 and mono[0][1] == 1:
+        return mono[0][0].low, mono[0][0].high
+    low, high = 1, 1
+    bounded = True
+    for atom, power in mono:
+        if atom.low is None or atom.low < 0:
+            return None, None
+        low *= atom.low**power
+        if atom.high is None:
+            bounded = False
+        else:
+            high *= atom.high**power
+    return low, high if bounded else None
+
+
+def _degree(mono: Monomial) -> int:
+    return sum(power for _, power in mono)
+
+
+def _mono_text(mono: Monomial) -> str:
+    return "*".join(atom.text if power == 1 else f"{atom.text}^{power}" for atom, power in mono)
+
+
+def _term_text(mono: Monomial, coefficient: int) -> str:
+    if not mono:
+        return str(coefficient)
+    if coefficient == 1:
+        return _mono_text(mono)
+    return f"-{_mono_text(mono)}" if coefficient == -1 else f"{coefficient}*{_mono_text(mono)}"
+
+
+Packed: TypeAlias = "tuple[str, str, tuple[Dim, ...], int | None, int | None, int]"
+
+
+def _pack(atom: Atom, power: int) -> Packed:
+    return atom.kind, atom.text, atom.args, atom.low, atom.high, power
+
+
+def _rebuild(terms: tuple[tuple[tuple[Packed, ...], int], ...]) -> Dim:
+    return _from_terms(
+        {
+            tuple(
+                (_atom(kind, text, args, low, high), power) for kind, text, args, low, high, power in mono
+            ): coefficient
+            for mono, coefficient in terms
+        }
+    )
