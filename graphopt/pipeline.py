@@ -1,0 +1,355 @@
+"""The main job, read top to bottom: an ONNX file in, a verified, smaller and faster model out.
+
+    file -> read -> graph -> analyses -> passes (patches, verified) -> target -> audit -> emit (onnx + kernels) -> report
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from graphopt.analysis import Facts
+from graphopt.emit import Bundle, refuse_unsafe_target, write_bundle
+from graphopt.errors import BudgetError, OutputExistsError, UsageError
+from graphopt.graph import Model, read_model
+from graphopt.report import Report, render_html
+from graphopt.report.build import Measured, build_report
+from graphopt.rewrite import Outcome, Pass, PassManager, Recipe, load_recipe, recipe_of
+from graphopt.rewrite.guard import Guard, Limit
+from graphopt.rewrite.manager import Level, PassRecord
+from graphopt.rewrite.patch import Contract
+from graphopt.runtime import Feeds, input_specs, latency, random_feeds
+from graphopt.verify.quality import Judge, Metric, Quality, open_session
+
+RANDOM_SAMPLES = 16
+"""Seeded random feeds that stand in where the user gave no data."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a compilation.
+
+    Attributes:
+        model: The result.
+        fallback: The same on standard operators only, where the result uses custom operators; else None.
+        report: Everything that was measured, done and left alone.
+        recipe: What ran, complete: running it again without a guard gives the same model.
+        met: False when the result loses more than the budget.
+    """
+
+    model: Model
+    fallback: Model | None
+    report: Report
+    recipe: Recipe
+    met: bool
+
+    def save(self, directory: str | Path, *, force: bool = False, keep: bool = False) -> None:
+        """Write the bundle folder, whole or not at all.
+
+        Args:
+            directory: The folder to write.
+            force: Replace an earlier bundle.
+            keep: Write it although the budget was not met.
+
+        Raises:
+            BudgetError: The budget was not met and ``keep`` is not set.
+            OutputExistsError: The folder exists.
+            WriteError: It cannot be written.
+        """
+        self._refuse_unmet(keep)
+        bundle = Bundle(
+            model=self.model,
+            fallback=self.fallback,
+            recipe=self.recipe.to_yaml(),
+            report_json=self.report.to_json(),
+            report_html=render_html(self.report),
+            version=self.report.tool.version,
+            runtime_version=onnxruntime.__version__,
+        )
+        write_bundle(Path(directory), bundle, force=force)
+
+    def save_model(self, path: str | Path, *, force: bool = False, keep: bool = False) -> None:
+        """Write the model alone, as one ONNX file (with external data where it is large).
+
+        Raises:
+            BudgetError: The budget was not met and ``keep`` is not set.
+            OutputExistsError: The file exists and ``force`` is not set.
+            WriteError: It cannot be written.
+        """
+        self._refuse_unmet(keep)
+        refuse_existing_file(Path(path), force=force)
+        self.model.save(path)
+
+    def _refuse_unmet(self, keep: bool) -> None:
+        if self.met or keep:
+            return
+        quality = self.report.quality
+        assert quality is not None
+        raise BudgetError(
+            f"the result loses {quality.drop:.3g} where {quality.budget:.3g} are allowed",
+            must="The budget has to be met before anything is written",
+            do="Allow more with --max-drop, choose a gentler recipe, or write it all the same with --keep",
+        )
+
+
+def refuse_existing_file(path: Path, *, force: bool) -> None:
+    """Raise OutputExistsError when a file would be overwritten without ``force``, or a folder at all."""
+    if path.is_dir():
+        raise OutputExistsError("the output is a folder", where=str(path), must="This verb writes one ONNX file")
+    if path.exists() and not force:
+        raise OutputExistsError(
+            "the output exists already",
+            where=str(path),
+            must="An existing output is kept",
+            do="Choose another name with -o, or give --force to replace it",
+        )
+
+
+def compile(
+    model: Model | str | Path,
+    *,
+    recipe: Recipe | str | Path | Mapping[str, Any] = "default",
+    data: object = None,
+    target: str = "ort-cpu",
+    max_drop: float | None = None,
+    metric: Metric | str | None = None,
+    options: Mapping[str, Any] | None = None,
+    skip: Iterable[str] = (),
+    verify: Level = "fast",
+    seed: int = 0,
+    stop_after: int | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Result:
+    """Compile a model.
+
+    Args:
+        model: An ONNX file or a loaded model; it is not changed.
+        recipe: Name of a preset, a recipe file, a document, or a recipe.
+        data: Feeds: an .npz, a folder of them, ``module:function``, a dict or an iterable of dicts. A fifth is held back
+            for judging and never calibrates anything.
+        target: Name of the target whose rules decide placement.
+        max_drop: Largest loss allowed: with a metric in its units; else percentage points of top-1 agreement, or dB of
+            SQNR below 40. None takes the recipe's budget.
+        metric: ``module:function`` or a function of (run, feeds) that returns a number, larger is better.
+        options: Changes to the recipe, ``{"pass-name.option": value}``.
+        skip: Names of passes to leave out.
+        verify: ``off``, ``fast`` or ``full``.
+        seed: Seeds whatever is random.
+        stop_after: Stop after this many patches over the whole run, without the guard.
+        threads: Intra-op threads of every measurement.
+        progress: Told what is going on.
+
+    Returns:
+        The result with its report. A budget that is not met is ``met=False``; saving then raises unless asked to keep.
+
+    Raises:
+        GraphoptError: The model, the data or the recipe cannot be used; the message says what to do.
+    """
+    tell = progress or _silent
+    tell("reading", 0, 1)
+    original = model if isinstance(model, Model) else read_model(model)
+    plan = _plan(recipe, options, skip)
+    calibration, held_back, notes = _split_data(original, data, seed)
+    judge = Judge(original, held_back, metric=_load_metric(metric), threads=threads)
+    limit = _limit(plan, max_drop, given=data is not None or metric is not None)
+
+    run = _Run(original.copy(), calibration, judge, limit, target, verify, seed, stop_after, tell)
+    run.passes(plan.create())
+
+    tell("measuring", 0, 1)
+    changed = run.model.versions != original.versions or bool(run.patches)
+    quality = judge.measure(run.model) if changed or metric is not None else judge.measure(original)
+    met = limit is None or stop_after is not None or limit.allows(quality)
+    timed = _time(original, run.model, run.fallback, next(iter(held_back)), threads)
+    measured = Measured(
+        quality=quality,
+        held_back=data is not None,
+        max_drop=limit.max_drop if limit else None,
+        met=met,
+        latency=timed,
+        threads=threads,
+    )
+    report = build_report(
+        original,
+        run.model,
+        measured,
+        records=run.records,
+        target=target,
+        recipe=plan.name,
+        notes=(*notes, *run.notes),
+        seed=seed,
+    )
+    ran = recipe_of(run.ran, name=plan.name, description=plan.description, max_drop=plan.budget.max_drop)
+    return Result(run.model, run.fallback, report, ran, met)
+
+
+@dataclass(slots=True)
+class _Run:
+    """The passes of one compilation under way."""
+
+    model: Model
+    calibration: Feeds | None
+    judge: Judge
+    limit: Limit | None
+    target: str
+    verify: Level
+    seed: int
+    stop_after: int | None
+    tell: Progress
+    fallback: Model | None = None
+    records: list[PassRecord] = field(default_factory=list)
+    ran: list[Pass] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: Facts | None = None
+
+    @property
+    def patches(self) -> int:
+        """Patches applied so far."""
+        return sum(record.patches for record in self.records)
+
+    def passes(self, steps: Sequence[Pass]) -> None:
+        """Run all passes: each lossy one, with the repairs behind it, under the guard."""
+        groups = group_lossy(steps)
+        for index, group in enumerate(groups):
+            self.tell(group[0].name, index, len(groups))
+            guarded = group[0].contract is Contract.LOSSY and self.limit is not None and self.stop_after is None
+            if guarded:
+                self._guarded(group)
+            else:
+                self._plain(group)
+            if self.stop_after is not None and self.patches >= self.stop_after:
+                break
+        self.model.sort()
+
+    def _plain(self, group: Sequence[Pass]) -> None:
+        lowers = any(step.lowers for step in group)
+        before = self.model.copy() if lowers and self.fallback is None else None
+        outcome = self._manage(self.model, group, self._shared_facts(), self._remaining())
+        if before is not None and outcome.patches:
+            self.fallback = before
+        self.records += outcome.records
+        self.ran += group
+
+    def _guarded(self, group: Sequence[Pass]) -> None:
+        assert self.limit is not None
+        facts = self._shared_facts()
+
+        def attempt(candidate: Model, steps: Sequence[Pass]) -> Outcome:
+            return self._manage(candidate, steps, facts.fork(candidate), None)
+
+        verdict = Guard(self.judge, self.limit, attempt).apply(self.model, group)
+        self.model = verdict.model
+        self.facts = facts.fork(self.model)
+        self.records += verdict.outcome.records
+        self.ran += verdict.passes
+        self.notes += verdict.notes
+
+    def _manage(self, model: Model, steps: Sequence[Pass], facts: Facts, stop_after: int | None) -> Outcome:
+        manager = PassManager(
+            list(steps), verify=self.verify, stop_after=stop_after, seed=self.seed, target=self.target
+        )
+        return manager.run(model, self.calibration, facts)
+
+    def _shared_facts(self) -> Facts:
+        if self.facts is None or self.facts.model is not self.model:
+            self.facts = Facts(self.model, feeds=self.calibration, target=self.target, seed=self.seed)
+        return self.facts
+
+    def _remaining(self) -> int | None:
+        return None if self.stop_after is None else self.stop_after - self.patches
+
+
+def group_lossy(steps: Sequence[Pass]) -> list[list[Pass]]:
+    """Return the passes in order, each lossy pass that the guard can weaken joined by the lossy passes that repair it."""
+    groups: list[list[Pass]] = []
+    for step in steps:
+        repairs = step.contract is Contract.LOSSY and step.guard == "none"
+        if repairs and groups and groups[-1][0].contract is Contract.LOSSY:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def _plan(recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str]) -> Recipe:
+    plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)  # type: ignore[arg-type]
+    for name, value in (options or {}).items():
+        plan = plan.set(name, value)
+    left_out = set(skip)
+    unknown = left_out - {step.name for step in plan.passes}
+    if unknown:
+        raise UsageError(
+            f"the recipe runs no pass {sorted(unknown)[0]!r}",
+            where="--skip",
+            must=f"It runs {', '.join(dict.fromkeys(step.name for step in plan.passes))}",
+        )
+    return replace(plan, passes=tuple(step for step in plan.passes if step.name not in left_out))
+
+
+def _split_data(model: Model, data: object, seed: int) -> tuple[Feeds | None, Feeds, list[str]]:
+    """Return calibration feeds, held-back feeds and notes; without data, random feeds are what is judged on."""
+    inputs = input_specs(model)
+    if data is None:
+        note = f"No data was given: outputs were compared on {RANDOM_SAMPLES} seeded random inputs."
+        return None, random_feeds(inputs, count=RANDOM_SAMPLES, seed=seed), [note]
+    feeds = data if isinstance(data, Feeds) else Feeds.open(data, inputs)
+    calibration, held_back = feeds.split()
+    if not len(held_back):
+        return feeds, feeds, ["There is one sample only: it both calibrates and judges."]
+    return calibration, held_back, []
+
+
+def _limit(plan: Recipe, max_drop: float | None, *, given: bool) -> Limit | None:
+    """Return the loss allowed: the user's, strictly; else the recipe's, where there is real data to measure it on."""
+    if max_drop is not None:
+        if max_drop < 0:
+            raise UsageError(f"{max_drop} is negative", where="--max-drop", must="A budget is zero or more")
+        return Limit(max_drop, strict=True)
+    if plan.budget.max_drop is None or not given:
+        return None
+    return Limit(plan.budget.max_drop, strict=False)
+
+
+def _load_metric(metric: Metric | str | None) -> Metric | None:
+    if metric is None or callable(metric):
+        return metric
+    module, colon, name = metric.partition(":")
+    if not colon or not module or not name:
+        raise UsageError(f"{metric!r} is not MODULE:FUNCTION", where="--metric", must="A metric is named package.module:function")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise UsageError(f"{module!r} cannot be imported: {error}", where="--metric", do="Run where Python finds the module") from error
+    except AttributeError as error:
+        raise UsageError(f"{module!r} has no {name!r}", where="--metric") from error
+    if not callable(found):
+        raise UsageError(f"{metric!r} is not a function", where="--metric", must="A metric is called with (run, feeds)")
+    return found  # type: ignore[no-any-return]
+
+
+def _time(original: Model, result: Model, fallback: Model | None, feed: Mapping[str, Any], threads: int) -> list[float]:
+    """Return median milliseconds of the original, the result and, where there is one, the fallback, timed in turn."""
+    models = [original, result, *([fallback] if fallback is not None else [])]
+    sessions = [open_session(each, threads=threads) for each in models]
+    return latency(sessions, feed)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+__all__ = ["Result", "compile", "group_lossy", "refuse_existing_file", "refuse_unsafe_target"]
+

@@ -1,0 +1,280 @@
+"""Makes the report of a run from the two models, the measurements and the records of the passes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+
+import graphopt
+from graphopt.errors import KernelError, ModelTooLargeError
+from graphopt.graph import Constant
+from graphopt.report.report import (
+    Environment,
+    Latency,
+    LayerEntry,
+    ModelInfo,
+    ModelPair,
+    PassEntry,
+    Quality,
+    Report,
+    SkipEntry,
+    Tool,
+    WeightEntry,
+)
+from graphopt.runtime.library import isa
+
+if TYPE_CHECKING:
+    from graphopt.graph import Model, Node
+    from graphopt.rewrite.manager import PassRecord
+    from graphopt.verify.quality import Quality as Measurement
+
+TIMED_RUNS_UNKNOWN = 1
+WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"})
+"""Operators whose constant operand is a layer's weight in the per-layer table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Figures of one run.
+
+    Attributes:
+        quality: The last measurement of the result against the original.
+        held_back: Whether the samples were held back from the user's data (else they are random).
+        max_drop: The budget, or None.
+        met: Whether it was met.
+        latency: Median milliseconds of the original, the result and, where there is one, the fallback; None if untimed.
+        threads: Intra-op threads.
+    """
+
+    quality: Measurement
+    held_back: bool
+    max_drop: float | None
+    met: bool
+    latency: Sequence[float] | None
+    threads: int
+
+
+def build_report(
+    before: Model,
+    after: Model,
+    measured: Measured,
+    *,
+    records: Iterable[PassRecord],
+    target: str,
+    recipe: str,
+    notes: Iterable[str],
+    seed: int,
+) -> Report:
+    """Return the report of one run."""
+    records = list(records)
+    return Report(
+        tool=Tool(version=graphopt.__version__),
+        model=ModelPair(before=model_info(before), after=model_info(after)),
+        quality=_quality(measured),
+        latency_ms=_latency(measured),
+        passes=tuple(_pass_entry(record) for record in records),
+        layers=tuple(_layer_entries(records)),
+        weights=tuple(weight_entries(before, after)),
+        environment=environment(),
+        target=target,
+        recipe=recipe,
+        notes=tuple(notes),
+        seed=seed,
+    )
+
+
+def model_info(model: Model) -> ModelInfo:
+    """Return size and contents of a model, all scopes counted."""
+    operators: Counter[str] = Counter()
+    for _, node in model.walk():
+        operators[f"{node.domain}::{node.op}" if node.domain else str(node.op)] += 1
+    constants = list(_constants(model))
+    return ModelInfo(
+        path=str(model.path) if model.path else None,
+        sha256=_digest(model),
+        nodes=sum(operators.values()),
+        bytes=_size(model),
+        parameters=sum(_elements(each) for each in constants if _elements(each) > 1 and _is_number(each)),
+        operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+    )
+
+
+def weight_entries(before: Model, after: Model) -> Iterable[WeightEntry]:
+    """Yield one row per weighted layer of the original, matched by name in the result."""
+    later = {name: (node, weight) for name, node, weight in _weighted(after)}
+    for name, node, weight in _weighted(before):
+        match = later.get(name)
+        if match is None:
+            continue
+        _, new = match
+        yield WeightEntry(
+            name=name,
+            op=str(node.op),
+            parameters=_elements(weight),
+            bytes_before=int(weight.nbytes),
+            bytes_after=int(new.nbytes),
+            type_before=_type_name(weight),
+            type_after=_type_name(new),
+            zeros_before=_zeros(weight),
+            zeros_after=_zeros(new),
+        )
+
+
+def environment() -> Environment:
+    """Return where this process measures."""
+    try:
+        chosen = isa()
+    except KernelError:
+        chosen = "none"
+    return Environment(
+        onnxruntime=onnxruntime.__version__,
+        onnx=onnx.__version__,
+        numpy=np.__version__,
+        python=platform.python_version(),
+        cpu=_cpu(),
+        isa=chosen,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 0),
+        system=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def _quality(measured: Measured) -> Quality:
+    found = measured.quality
+    name = {"top-1": "agreement", "nearest": "agreement", "sqnr": "sqnr_db"}.get(found.kind, found.kind)
+    return Quality(
+        samples=found.samples,
+        held_back=measured.held_back,
+        agreement=found.agreement,
+        sqnr_db=found.worst_sqnr_db,
+        standard_error=found.standard_error,
+        metric=name,
+        before=found.metric_reference,
+        after=found.metric,
+        drop=found.drop,
+        budget=measured.max_drop,
+        met=measured.met,
+    )
+
+
+def _latency(measured: Measured) -> Latency | None:
+    if measured.latency is None:
+        return None
+    before, after, *rest = measured.latency
+    return Latency(before=before, after=after, threads=measured.threads, runs=1, fallback=rest[0] if rest else None)
+
+
+def _pass_entry(record: PassRecord) -> PassEntry:
+    return PassEntry(
+        name=record.name,
+        options={name: _plain(value) for name, value in record.options.items()},
+        patches=record.patches,
+        skips=tuple(SkipEntry(node=node, reason=reason) for node, reason in record.skips),
+        seconds=record.seconds,
+        nodes_before=record.nodes_before,
+        nodes_after=record.nodes_after,
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple | list | set | frozenset):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _layer_entries(records: Iterable[PassRecord]) -> Iterable[LayerEntry]:
+    for record in records:
+        for layer in record.layers:
+            yield LayerEntry(
+                name=layer.name,
+                op=layer.op,
+                what=layer.what,
+                kept=layer.kept,
+                reverted=layer.reverted,
+                reason=layer.reason,
+                pass_name=record.name,
+            )
+
+
+def _constants(model: Model) -> Iterable[Constant]:
+    seen: set[int] = set()
+    for _, node in model.walk():
+        for tensor in node.inputs:
+            if isinstance(tensor, Constant) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+        value = node.attrs.get("value") if node.op == "Constant" else None
+        if isinstance(value, Constant) and id(value) not in seen:
+            seen.add(id(value))
+            yield value
+
+
+def _weighted(model: Model) -> Iterable[tuple[str, Node, Constant]]:
+    for _, node in model.walk():
+        if node.op not in WEIGHTED_OPERATORS and node.domain != "ai.graphopt":
+            continue
+        weight = next((found for found in map(_weight_of, node.inputs) if found is not None and _elements(found) > 1), None)
+        if weight is not None and node.name:
+            yield str(node.name), node, weight
+
+
+def _weight_of(tensor: object) -> Constant | None:
+    """Return the stored weight behind an operand: itself, or what a DequantizeLinear of it reads."""
+    if isinstance(tensor, Constant):
+        return tensor
+    made_by = list(getattr(tensor, "inputs", ()))
+    if len(made_by) == 1 and made_by[0].op == "DequantizeLinear" and isinstance(made_by[0].inputs[0], Constant):
+        return made_by[0].inputs[0]
+    return None
+
+
+def _elements(constant: Constant) -> int:
+    return int(np.prod(constant.shape, dtype=np.int64)) if constant.shape else 1
+
+
+def _is_number(constant: Constant) -> bool:
+    return constant.onnx_dtype not in {onnx.TensorProto.STRING, onnx.TensorProto.BOOL}
+
+
+def _type_name(constant: Constant) -> str:
+    return onnx.TensorProto.DataType.Name(constant.onnx_dtype).lower()
+
+
+def _zeros(constant: Constant) -> float:
+    size = _elements(constant)
+    if not size or not _is_number(constant):
+        return 0.0
+    return float(size - np.count_nonzero(constant.array())) / size
+
+
+def _digest(model: Model) -> str:
+    if model.path is not None and Path(model.path).is_file():
+        return hashlib.sha256(Path(model.path).read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(model.to_bytes()).hexdigest()
+    except ModelTooLargeError:
+        return ""
+
+
+def _size(model: Model) -> int:
+    try:
+        return len(model.to_bytes())
+    except ModelTooLargeError:
+        return sum(int(each.nbytes) for each in _constants(model))
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

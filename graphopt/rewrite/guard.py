@@ -1,0 +1,229 @@
+"""The accuracy guard: how strong may a lossy pass be, and which layers must it leave alone.
+
+A lossy pass is tried as its user asked. Where the result loses more than the budget on held-back data, one of two
+searches weakens it:
+
+* ``strength`` (pruning): bisection of the strength, the fraction of what was asked;
+* ``layers`` (quantization): each layer's damage is measured by compressing it alone; the worst layers are reverted, as
+  few as the budget allows, found by bisection over how many.
+
+Whatever was weakened or reverted is recorded with the measured reason. The model that goes in is never edited: each
+trial works on a copy, which shares all weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from graphopt.rewrite.manager import Outcome
+from graphopt.rewrite.patch import LayerRecord
+
+if TYPE_CHECKING:
+    from graphopt.graph import Model
+    from graphopt.rewrite.pass_ import Pass
+    from graphopt.verify.quality import Judge, Quality
+
+STRENGTH_STEPS = 5
+"""Bisection steps: the strength is found to 1/32 of what was asked."""
+
+WEAKEST_STRENGTH = 1 / 16
+"""Below this fraction a pass is left out: what it still changes is not worth its place."""
+
+MEASURED_GROUPS = 48
+"""Layers are measured one by one up to this many, in groups of neighbours beyond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The loss that is allowed.
+
+    Attributes:
+        max_drop: In the units of ``Quality.drop``.
+        strict: The measured drop itself must fit. Otherwise (budgets of presets, which nobody chose for this data) it
+            may exceed the budget by its standard error, so that few held-back samples do not decide by one of them.
+    """
+
+    max_drop: float
+    strict: bool = True
+
+    def allows(self, quality: Quality) -> bool:
+        """Tell whether a measured quality fits."""
+        slack = 0.0 if self.strict else quality.drop_error
+        return quality.drop <= self.max_drop + slack + 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One way to run a group of passes, with what came of it."""
+
+    model: Model
+    outcome: Outcome
+    quality: Quality | None
+    passes: tuple[Pass, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the guard decided.
+
+    Attributes:
+        model: The model to go on with: the input model itself where the group was left out.
+        outcome: Records of the passes as they finally ran, reverted layers marked.
+        quality: The last accepted measurement, or None where nothing was kept.
+        passes: The passes with their final options; empty where the group was left out.
+        notes: Sentences for the report.
+    """
+
+    model: Model
+    outcome: Outcome
+    quality: Quality | None
+    passes: tuple[Pass, ...]
+    notes: tuple[str, ...]
+
+
+Run = Callable[["Model", Sequence["Pass"]], Outcome]
+"""Runs passes on a model in place, with the pipeline's settings."""
+
+
+class Guard:
+    """Runs groups of lossy passes under a budget.
+
+    Args:
+        judge: Measures candidates against the original model on held-back data.
+        limit: The loss that is allowed against the original, over all lossy passes together.
+        run: Runs passes on a model in place.
+    """
+
+    def __init__(self, judge: Judge, limit: Limit, run: Run) -> None:
+        self._judge = judge
+        self._limit = limit
+        self._run = run
+
+    def apply(self, model: Model, group: Sequence[Pass]) -> Verdict:
+        """Run a group (a pass to guard and the lossy passes that repair after it) as strongly as the budget allows."""
+        full = self._try(model, tuple(group))
+        if not full.outcome.patches:
+            return Verdict(model, full.outcome, None, tuple(group), ())
+        if self._allows(full):
+            return self._accept(full, ())
+        if group[0].guard == "strength":
+            return self._weaken(model, tuple(group), full)
+        if group[0].guard == "layers":
+            return self._revert_layers(model, tuple(group), full)
+        return self._leave_out(model, full, "it cannot be weakened")
+
+    def _try(self, model: Model, group: tuple[Pass, ...]) -> Trial:
+        candidate = model.copy()
+        outcome = self._run(candidate, group)
+        quality = self._judge.measure(candidate) if outcome.patches else None
+        return Trial(candidate, outcome, quality, group)
+
+    def _allows(self, trial: Trial) -> bool:
+        return trial.quality is None or self._limit.allows(trial.quality)
+
+    def _accept(self, trial: Trial, notes: tuple[str, ...]) -> Verdict:
+        return Verdict(trial.model, trial.outcome, trial.quality, trial.passes, notes)
+
+    def _leave_out(self, model: Model, full: Trial, why: str) -> Verdict:
+        name = full.passes[0].name
+        assert full.quality is not None
+        reason = f"{self._loss(full.quality)}, and {why}"
+        outcome = revert_all(full.outcome, reason)
+        return Verdict(model, outcome, None, (), (f"{name} was left out: {reason}.",))
+
+    def _loss(self, quality: Quality) -> str:
+        return f"loses {quality.drop:.2f} {quality.unit} where {self._limit.max_drop:g} are allowed"
+
+    def _weaken(self, model: Model, group: tuple[Pass, ...], full: Trial) -> Verdict:
+        low, high, best = 0.0, 1.0, None
+        for _ in range(STRENGTH_STEPS):
+            middle = (low + high) / 2
+            trial = self._try(model, (group[0].with_strength(middle), *group[1:]))
+            if self._allows(trial):
+                low, best = middle, trial
+            else:
+                high = middle
+        if best is None or low < WEAKEST_STRENGTH:
+            return self._leave_out(model, full, "no strength worth its place fits")
+        assert full.quality is not None
+        note = f"{group[0].name} was weakened to {low:.3f} of what was asked: in full it {self._loss(full.quality)}."
+        return self._accept(best, (note,))
+
+    def _revert_layers(self, model: Model, group: tuple[Pass, ...], full: Trial) -> Verdict:
+        names = [layer.name for record in full.outcome.records for layer in record.layers if changed(layer)]
+        names = list(dict.fromkeys(names))
+        if len(names) < 2:
+            return self._leave_out(model, full, "it has no other layer to keep")
+        ranked = self._rank(model, group, names)
+        low, high, best = 0, len(ranked), None
+        while high - low > 1:
+            middle = (low + high) // 2
+            trial = self._try(model, self._keeping(group, [name for name, _ in ranked[:middle]]))
+            if self._allows(trial):
+                high, best = middle, trial
+            else:
+                low = middle
+        if best is None or not best.outcome.patches:
+            return self._leave_out(model, full, "no choice of layers fits")
+        damage = dict(ranked[:high])
+        assert full.quality is not None
+        outcome = mark_reverted(best.outcome, full.outcome, damage, best.quality)
+        note = (
+            f"{group[0].name} left {len(damage)} of {len(names)} layers as they were: "
+            f"with all of them it {self._loss(full.quality)}."
+        )
+        return Verdict(best.model, outcome, best.quality, best.passes, (note,))
+
+    def _rank(self, model: Model, group: tuple[Pass, ...], names: list[str]) -> list[tuple[str, float]]:
+        """Return layers with the loss that compressing them alone causes, worst first (ties: later layers first)."""
+        size = -(-len(names) // MEASURED_GROUPS)
+        chunks = [names[start : start + size] for start in range(0, len(names), size)]
+        damage: list[tuple[float, float, int, str]] = []
+        for chunk in chunks:
+            others = [name for name in names if name not in set(chunk)]
+            trial = self._try(model, self._keeping(group, others))
+            loss = trial.quality.drop if trial.quality else 0.0
+            noise = -trial.quality.worst_sqnr_db if trial.quality else -1e9
+            damage.extend((loss, noise, len(damage) + place, name) for place, name in enumerate(chunk))
+        damage.sort(reverse=True)
+        return [(name, loss) for loss, _, _, name in damage]
+
+    def _keeping(self, group: tuple[Pass, ...], names: Sequence[str]) -> tuple[Pass, ...]:
+        return (replace(group[0], keep=(*group[0].keep, *names)), *group[1:])
+
+
+def changed(layer: LayerRecord) -> bool:
+    """Tell whether a layer's record says that it was changed and stayed so."""
+    return layer.kept and not layer.reverted
+
+
+def mark_reverted(outcome: Outcome, full: Outcome, damage: dict[str, float], quality: Quality | None) -> Outcome:
+    """Return the outcome whose first record also lists the layers that the guard reverted, with their damage."""
+    unit = quality.unit if quality else ""
+    was = {layer.name: layer for record in full.records for layer in record.layers if changed(layer)}
+    reverted = [
+        replace(was[name], kept=False, reverted=True, reason=f"alone it loses {loss:.2f} {unit}".rstrip())
+        for name, loss in damage.items()
+        if name in was
+    ]
+    first = outcome.records[0]
+    kept = [layer for layer in first.layers if layer.name not in damage]
+    skips = [skip for skip in first.skips if skip[0] not in damage]
+    return replace(outcome, records=[replace(first, layers=[*kept, *reverted], skips=skips), *outcome.records[1:]])
+
+
+def revert_all(outcome: Outcome, reason: str) -> Outcome:
+    """Return the outcome with no patches, every layer marked as reverted for one reason."""
+
+    def back(layer: LayerRecord) -> LayerRecord:
+        return replace(layer, kept=False, reverted=True, reason=reason) if changed(layer) else layer
+
+    records = [
+        replace(
+            record, patches=0, layers=tuple(back(layer) for layer in record.layers), nodes_after=record.nodes_before
+        )
+        for record in outcome.records
+    ]
+    return replace(outcome, records=records)

@@ -1,0 +1,289 @@
+"""How well a compressed model still answers, measured against the original on held-back data, without labels.
+
+The first output decides what is counted:
+
+* class scores (rows of logits or of probabilities) and token logits: top-1 agreement, the share of rows whose largest
+  entry is the same in both models;
+* embeddings (rows of length one): the share of rows whose nearest other row is the same in both models;
+* anything else: the signal-to-quantization-noise ratio (SQNR) of the worst output, in dB.
+
+SQNR is recorded for every output in every case. The standard error of an agreement p over n rows is sqrt(p (1 - p) / n).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from graphopt.errors import DataError
+from graphopt.runtime import run, session
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+    from numpy.typing import NDArray
+
+    from graphopt.graph import Model
+    from graphopt.runtime import Feeds
+
+    Outputs = Mapping[str, NDArray[np.generic]]
+    Source = Model | Path | str
+
+SQNR_CEILING_DB = 120.0
+"""Reported for outputs that are equal bit for bit, whose ratio has no finite value."""
+
+SQNR_TARGET_DB = 40.0
+"""Drops of models that are judged by SQNR are counted from here (a drop of 10 means 30 dB)."""
+
+TOKEN_CLASSES = 32
+"""Fewest entries in the last axis of a rank-3 output for it to be taken as token logits."""
+
+CACHE_BYTES = 256 << 20
+"""Reference outputs up to this size are kept between measurements; larger ones are computed again."""
+
+
+class Metric(Protocol):
+    """A user's metric, larger is better: it runs the model on data of its own, or on the held-back feeds."""
+
+    def __call__(self, run: Callable[[Outputs], Outputs], feeds: Iterable[Outputs], /) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """One measurement of a candidate against its reference.
+
+    Attributes:
+        kind: ``top-1``, ``nearest`` or ``sqnr``: what ``drop`` counts; ``metric`` where the user gave one.
+        samples: Complete feeds compared.
+        rows: Rows judged (samples, tokens or embeddings); 0 for ``sqnr``.
+        agreement: Share of rows that agree, 0 to 1, or None for ``sqnr``.
+        standard_error: Of the agreement, as a share, or None.
+        sqnr_db: SQNR of each floating-point output in dB; equal outputs have ``SQNR_CEILING_DB``.
+        metric: The user's metric of the candidate, or None.
+        metric_reference: The same of the reference, or None.
+    """
+
+    kind: str
+    samples: int
+    rows: int
+    agreement: float | None
+    standard_error: float | None
+    sqnr_db: dict[str, float]
+    metric: float | None = None
+    metric_reference: float | None = None
+
+    @property
+    def worst_sqnr_db(self) -> float:
+        """SQNR of the worst output in dB."""
+        return min(self.sqnr_db.values(), default=SQNR_CEILING_DB)
+
+    @property
+    def drop(self) -> float:
+        """What was lost: metric units, percentage points of agreement, or dB below 40; never negative."""
+        if self.metric is not None and self.metric_reference is not None:
+            return max(0.0, self.metric_reference - self.metric)
+        if self.agreement is not None:
+            return 100.0 * (1.0 - self.agreement)
+        return max(0.0, SQNR_TARGET_DB - self.worst_sqnr_db)
+
+    @property
+    def drop_error(self) -> float:
+        """Standard error of ``drop`` in its units; 0 where none is known."""
+        return 100.0 * self.standard_error if self.kind in {"top-1", "nearest"} and self.standard_error else 0.0
+
+    @property
+    def unit(self) -> str:
+        """Unit of ``drop``."""
+        return {"metric": "metric units", "sqnr": "dB of SQNR below 40"}.get(self.kind, "points of agreement")
+
+
+def kind_of(output: NDArray[np.generic]) -> str:
+    """Decide from one reference output how a model is judged: ``top-1``, ``nearest`` or ``sqnr``."""
+    if output.dtype.kind != "f" or output.ndim not in {2, 3} or output.size == 0 or output.shape[-1] < 2:
+        return "sqnr"
+    rows = output.reshape(-1, output.shape[-1]).astype(np.float64)
+    if not np.isfinite(rows).all():
+        return "sqnr"
+    within_unit = bool((rows >= 0).all() and (rows <= 1).all())
+    if output.ndim == 3:
+        return "top-1" if output.shape[-1] >= TOKEN_CLASSES and not within_unit else "sqnr"
+    if within_unit:
+        return "top-1" if np.allclose(rows.sum(axis=1), 1.0, atol=1e-3) else "sqnr"
+    return "nearest" if np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3) else "top-1"
+
+
+def open_session(source: Source, *, threads: int) -> ort.InferenceSession:
+    """Return a session; a model in memory that uses the kernels' operators gets this installation's library."""
+    if isinstance(source, str | Path):
+        return session(source, threads=threads)
+    return session(source, threads=threads, kernels="ai.graphopt" in source.opset_imports)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums over feeds, so that memory does not grow with the data."""
+
+    signal: dict[str, float] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+    agreeing: int = 0
+    rows: int = 0
+    samples: int = 0
+    embeddings: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
+
+    def add(self, kind: str, reference: Outputs, candidate: Outputs) -> None:
+        for position, (name, want) in enumerate(reference.items()):
+            got = candidate[name]
+            if not isinstance(want, np.ndarray) or want.dtype.kind not in "fiub":
+                continue
+            if want.shape != got.shape:
+                self._mismatch(name)
+                continue
+            self._add_energy(name, want, got)
+            if position == 0 and kind == "top-1":
+                classes = want.shape[-1]
+                same = want.reshape(-1, classes).argmax(axis=1) == got.reshape(-1, classes).argmax(axis=1)
+                self.agreeing += int(same.sum())
+                self.rows += len(same)
+            elif position == 0 and kind == "nearest":
+                self.embeddings.append((want.astype(np.float64), got.astype(np.float64)))
+
+    def _mismatch(self, name: str) -> None:
+        # A data-dependent shape that changed: nothing of this output can be credited.
+        self.noise[name] = math.inf
+
+    def _add_energy(self, name: str, want: NDArray[np.generic], got: NDArray[np.generic]) -> None:
+        a, b = want.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+        equal = (a == b) | (np.isnan(a) & np.isnan(b))
+        finite = np.isfinite(a)
+        self.signal[name] = self.signal.get(name, 0.0) + float(np.square(a[finite]).sum())
+        wrong = ~equal
+        with np.errstate(invalid="ignore", over="ignore"):
+            noise = float(np.square(a[wrong] - b[wrong]).sum())
+        self.noise[name] = self.noise.get(name, 0.0) + (noise if math.isfinite(noise) else math.inf)
+
+    def sqnr_db(self) -> dict[str, float]:
+        return {name: _decibel(self.signal.get(name, 0.0), noise) for name, noise in self.noise.items()}
+
+    def judge_embeddings(self) -> None:
+        if not self.embeddings:
+            return
+        want = np.concatenate([a for a, _ in self.embeddings])
+        got = np.concatenate([b for _, b in self.embeddings])
+        if len(want) < 3:
+            return
+        same = _nearest(want) == _nearest(got)
+        self.agreeing, self.rows = int(same.sum()), len(same)
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return SQNR_CEILING_DB
+    if signal == 0.0 or not math.isfinite(noise):
+        return -SQNR_CEILING_DB
+    return min(SQNR_CEILING_DB, 10.0 * math.log10(signal / noise))
+
+
+def _nearest(rows: NDArray[np.float64]) -> NDArray[np.intp]:
+    similarity = rows @ rows.T
+    np.fill_diagonal(similarity, -np.inf)
+    return similarity.argmax(axis=1)
+
+
+class Judge:
+    """Measures candidates against one reference on one set of held-back feeds.
+
+    Args:
+        reference: The original model: a model in memory, a path or a bundle folder.
+        feeds: Held-back data; never used for compression.
+        metric: The user's metric, or None to judge by agreement or SQNR.
+        threads: Intra-op threads of the sessions.
+    """
+
+    def __init__(self, reference: Source, feeds: Feeds, *, metric: Metric | None = None, threads: int = 1) -> None:
+        self._session = open_session(reference, threads=threads)
+        self._feeds = feeds
+        self._threads = threads
+        self._metric = metric
+        self._cache: list[Outputs] | None = None
+        self._metric_reference: float | None = None
+        self._kind: str | None = None
+
+    @property
+    def samples(self) -> int:
+        """Number of held-back feeds."""
+        return len(self._feeds)
+
+    def measure(self, candidate: Source) -> Quality:
+        """Run the candidate on every held-back feed.
+
+        Raises:
+            DataError: The held-back data is empty, or the metric did not return a number.
+        """
+        other = open_session(candidate, threads=self._threads)
+        tally = _Tally()
+        for feed, want in self._reference_outputs():
+            if self._kind is None:
+                self._kind = kind_of(np.asarray(next(iter(want.values()))))
+            tally.add(self._kind, want, run(other, feed))
+            tally.samples += 1
+        if not tally.samples:
+            raise DataError("no feed is left for judging", must="At least one held-back sample is needed")
+        tally.judge_embeddings()
+        kind = self._kind or "sqnr"
+        agreement = tally.agreeing / tally.rows if tally.rows else None
+        error = math.sqrt(agreement * (1 - agreement) / tally.rows) if agreement is not None else None
+        metric, metric_reference = self._measure_metric(other)
+        if metric is not None:
+            kind = "metric"
+        elif agreement is None:
+            kind = "sqnr"
+        return Quality(
+            kind=kind,
+            samples=tally.samples,
+            rows=tally.rows,
+            agreement=agreement,
+            standard_error=error,
+            sqnr_db=tally.sqnr_db(),
+            metric=metric,
+            metric_reference=metric_reference,
+        )
+
+    def _reference_outputs(self) -> Iterator[tuple[Outputs, Outputs]]:
+        if self._cache is not None:
+            yield from zip(self._feeds, self._cache, strict=True)
+            return
+        kept: list[Outputs] | None = []
+        size = 0
+        for feed in self._feeds:
+            want = run(self._session, feed)
+            if kept is not None:
+                size += sum(np.asarray(value).nbytes for value in want.values())
+                kept.append(want)
+                if size > CACHE_BYTES:
+                    kept = None
+            yield feed, want
+        self._cache = kept
+
+    def _measure_metric(self, candidate: ort.InferenceSession) -> tuple[float | None, float | None]:
+        if self._metric is None:
+            return None, None
+        if self._metric_reference is None:
+            self._metric_reference = self._call_metric(self._session)
+        return self._call_metric(candidate), self._metric_reference
+
+    def _call_metric(self, subject: ort.InferenceSession) -> float:
+        assert self._metric is not None
+        value = self._metric(lambda feed: run(subject, feed), self._feeds)
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"the metric returned {value!r}", must="A metric returns one number, larger is better"
+            ) from error
+        if not math.isfinite(number):
+            raise DataError(f"the metric returned {number}", must="A metric returns a finite number, larger is better")
+        return number
