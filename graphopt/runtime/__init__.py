@@ -1,0 +1,22 @@
+"""Running models: sessions, feeds, latency and outputs side by side."""
+
+from graphopt.runtime.compare import output_pairs
+from graphopt.runtime.feeds import Feeds
+from graphopt.runtime.inputs import InputSpec, input_specs, output_names
+from graphopt.runtime.latency import latency, timings
+from graphopt.runtime.random_feeds import random_feeds
+from graphopt.runtime.session import platform_tag, run, session
+
+__all__ = [
+    "Feeds",
+    "InputSpec",
+    "input_specs",
+    "latency",
+    "output_names",
+    "output_pairs",
+    "platform_tag",
+    "random_feeds",
+    "run",
+    "session",
+    "timings",
+]

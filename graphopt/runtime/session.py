@@ -1,0 +1,281 @@
+"""ONNX Runtime sessions: made from a file, a bundle or bytes, quiet, and with errors a user can act on."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from graphopt.errors import (
+    DataError,
+    ExternalDataError,
+    GraphoptError,
+    KernelError,
+    ModelTooLargeError,
+    ReadError,
+    RunError,
+    UnsupportedError,
+)
+from graphopt.runtime.inputs import ort_element, output_names
+
+if TYPE_CHECKING:
+    from graphopt.graph import Model
+
+Feed = Mapping[str, Any]
+"""One complete feed: an array per input name."""
+
+MODEL_FILE = "model.onnx"
+LIBRARY_FILE = "libgraphopt_kernels.so"
+_ORT_ERRORS: Any = tuple(
+    kind
+    for kind in vars(ort_state).values()
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception
+)
+_LEVELS = {
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_FATAL_ONLY = 4
+
+
+def session(
+    source: str | Path | bytes | Model,
+    *,
+    threads: int = 1,
+    optimize: bool | Literal["off", "basic", "extended", "all"] = True,
+    kernels: bool | str | Path | Literal["auto"] = "auto",
+    optimized_path: str | Path | None = None,
+    dimensions: Mapping[str, int] | None = None,
+    config: Mapping[str, str] | None = None,
+) -> ort.InferenceSession:
+    """Make an ONNX Runtime session on the CPU.
+
+    Args:
+        source: A model file, a bundle folder (its ``model.onnx`` is loaded), serialized bytes, or a ``Model``.
+        threads: Threads inside one operator; 0 leaves the choice to ONNX Runtime.
+        optimize: The runtime's own graph optimizations: True is all of them, False none, or a level by name.
+        kernels: The custom-op library. ``"auto"`` registers a library only when ``source`` is a bundle folder that has
+            one for this platform: native code is never loaded because it happens to lie beside a model file. True
+            registers the library of this installation, a path that library, False none.
+        optimized_path: Where the runtime writes the model it optimized.
+        dimensions: Sizes for symbolic dimensions, by their name.
+        config: Further session configuration entries of ONNX Runtime.
+
+    Returns:
+        The session, logging nothing below fatal errors.
+
+    Raises:
+        ReadError: The file is missing or is no ONNX model.
+        UnsupportedError: ONNX Runtime refuses the model; its own words are in the message.
+        KernelError: The custom-op library is missing or does not load.
+    """
+    where = _where(source)
+    model, library = _locate(source, kernels)
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = _LEVELS[
+        {True: "all", False: "off"}.get(optimize, "") if isinstance(optimize, bool) else optimize
+    ]
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    for name, size in (dimensions or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    if library is not None:
+        _register(options, library)
+    return _load(model, options, where)
+
+
+def run(session: ort.InferenceSession, feed: Feed, outputs: list[str] | None = None) -> dict[str, Any]:
+    """Run a session on one feed.
+
+    Args:
+        session: The session.
+        feed: An array per input; entries that are no inputs are ignored.
+        outputs: The outputs wanted; None is all of them.
+
+    Returns:
+        The outputs by name, in the session's order. A tensor is an array of its ONNX element type (bfloat16 as
+        ml_dtypes has it), a sequence a list.
+
+    Raises:
+        DataError: The feed does not fit the model.
+        RunError: The runtime failed inside the model.
+    """
+    names = output_names(session) if outputs is None else outputs
+    known = {str(each.name): str(each.type) for each in session.get_inputs()}
+    known |= {str(each.name): str(each.type) for each in session.get_overridable_initializers()}
+    given = {name: _as_ort(value, known[name]) for name, value in feed.items() if name in known}
+    try:
+        if any(isinstance(each, ort.OrtValue) for each in given.values()) or _needs_ort_values(session, names):
+            values = {
+                k: v if isinstance(v, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(v) for k, v in given.items()
+            }
+            return dict(zip(names, (_as_numpy(v) for v in session.run_with_ort_values(names, values)), strict=True))
+        return dict(zip(names, session.run(names, given), strict=True))
+    except (*_ORT_ERRORS, ValueError, TypeError, RuntimeError) as error:
+        raise _run_error(error, session, given) from error
+
+
+def platform_tag() -> str:
+    """Return the folder name of this platform's libraries in a bundle, for example ``linux-x86_64``."""
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    return f"{platform.system().lower()}-{machine}"
+
+
+def _where(source: object) -> str:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "the serialized model"
+    if isinstance(source, str | Path):
+        return str(source)
+    return str(getattr(source, "path", None) or "the model")
+
+
+def _locate(source: str | Path | bytes | Model, kernels: bool | str | Path) -> tuple[Path | bytes | Model, Path | None]:
+    library: Path | None = None
+    model: Path | bytes | Model
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.exists():
+            raise ReadError("there is no such file or folder", where=str(path), do="Check the path.")
+        if path.is_dir():
+            bundled = path / "lib" / platform_tag() / LIBRARY_FILE
+            library = bundled if kernels == "auto" and bundled.is_file() else None
+            path = path / MODEL_FILE
+            if not path.is_file():
+                raise ReadError(
+                    f"the folder has no {MODEL_FILE}",
+                    where=str(source),
+                    must="A folder must be a bundle that graphopt wrote.",
+                )
+        model = path
+    else:
+        model = source
+    if kernels is True:
+        from graphopt.runtime.library import kernel_library
+
+        library = kernel_library()
+    elif kernels is not False and kernels != "auto":
+        library = Path(kernels)
+    return model, library
+
+
+def _register(options: ort.SessionOptions, library: Path) -> None:
+    if not library.is_file():
+        raise KernelError("there is no such custom-op library", where=str(library), do="Check the path.")
+    try:
+        options.register_custom_ops_library(str(library.resolve()))
+    except (*_ORT_ERRORS, RuntimeError) as error:
+        raise KernelError(
+            f"the custom-op library does not load: {_text(error)}",
+            where=str(library),
+            do="Use a library built for this platform; the sources in the bundle's src folder build one.",
+        ) from error
+
+
+def _load(model: Path | bytes | Model, options: ort.SessionOptions, where: str) -> ort.InferenceSession:
+    if isinstance(model, Path | bytes | bytearray | memoryview):
+        return _make(str(model) if isinstance(model, Path) else bytes(model), options, where)
+    try:
+        data = model.to_bytes()
+    except ModelTooLargeError:
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            path = Path(folder) / MODEL_FILE
+            model.save(path)
+            return _make(str(path), options, where)
+    return _make(data, options, where)
+
+
+def _make(model: str | bytes, options: ort.SessionOptions, where: str) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except (*_ORT_ERRORS, RuntimeError, ValueError, TypeError) as error:
+        raise _load_error(error, where) from error
+
+
+def _load_error(error: Exception, where: str) -> GraphoptError:
+    text = _text(error)
+    if isinstance(error, ort_state.NoSuchFile | ort_state.InvalidProtobuf | ort_state.NoModel):
+        return ReadError(
+            f"ONNX Runtime cannot read the model: {text}", where=where, do="Fetch or export the file again."
+        )
+    if "external" in text.lower() and ("data" in text.lower() or "initializer" in text.lower()):
+        return ExternalDataError(
+            f"ONNX Runtime cannot load the weights: {text}", where=where, do="Keep the data file beside the model."
+        )
+    return UnsupportedError(
+        f"ONNX Runtime {ort.__version__} does not load the model: {text}",
+        where=where,
+        do="If it names an operator of another domain, pass its library; if an opset, use a newer onnxruntime.",
+    )
+
+
+def _run_error(error: Exception, session: ort.InferenceSession, feed: Mapping[str, Any]) -> GraphoptError:
+    text = _text(error)
+    missing = [each.name for each in session.get_inputs() if each.name not in feed]
+    if missing:
+        return DataError(
+            f"the feed lacks the inputs {', '.join(missing)}", must="A feed must hold an array for every input."
+        )
+    if isinstance(error, ort_state.InvalidArgument) and "input" in text.lower() and "Non-zero status code" not in text:
+        return DataError(f"the feed does not fit the model: {text}")
+    return RunError(
+        f"ONNX Runtime failed while running the model: {text}", do="Check that the feed is one the model can work on."
+    )
+
+
+def _text(error: Exception) -> str:
+    """Return the runtime's own words without its error prefix and on one line."""
+    text = " ".join(str(error).split())
+    marker = text.find(" : ", text.find("[ONNXRuntimeError]") + 1) if "[ONNXRuntimeError]" in text else -1
+    if marker < 0:
+        return text
+    parts = text.split(" : ", 3)
+    return parts[-1] if len(parts) == 4 else text
+
+
+_SMALL_TYPES = ("tensor(bfloat16)", "tensor(float8", "tensor(int4)", "tensor(uint4)")
+
+
+def _as_ort(value: Any, kind: str) -> Any:
+    """Return what the runtime takes for a value: types that numpy lacks travel as OrtValue."""
+    if isinstance(value, ort.OrtValue) or not kind.startswith("tensor("):
+        return value
+    array = np.asarray(value)
+    if array.dtype == ml_dtypes.bfloat16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array).view(np.uint16), 16)
+    return array
+
+
+def _needs_ort_values(session: ort.InferenceSession, names: list[str]) -> bool:
+    return any(each.name in names and each.type.startswith(_SMALL_TYPES) for each in session.get_outputs())
+
+
+def _as_numpy(value: ort.OrtValue) -> Any:
+    kind = str(value.data_type())
+    if not kind.startswith(_SMALL_TYPES):
+        return value.numpy()
+    dtype = ort_element(kind)
+    if dtype is None:
+        raise UnsupportedError(f"an output of type {kind} cannot be read")
+    stored = np.frombuffer(ctypes.string_at(value._ortvalue.data_ptr(), value.tensor_size_in_bytes()), np.uint8)
+    shape = value.shape()
+    if dtype.name in ("int4", "uint4"):  # two to a byte, the first in the low half
+        count = int(np.prod(shape))
+        halves = np.stack([stored & 15, stored >> 4], axis=-1).ravel()[:count].astype(np.int8)
+        signed = np.where(halves > 7, halves - 16, halves) if dtype.name == "int4" else halves
+        return signed.astype(dtype).reshape(shape)
+    return stored.view(dtype).reshape(shape)
