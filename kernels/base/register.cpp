@@ -1,0 +1,66 @@
+// The one entry point that ONNX Runtime looks for, and the list of operators.
+#include <cstdio>
+
+#include "base/isa.h"
+#include "base/ort_abi.h"
+#include "sparse_matmul/op.h"
+
+#define GRAPHOPT_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace graphopt {
+namespace {
+
+ort::Status register_domain(const ort::Api& api, OrtSessionOptions* options) {
+  // Sessions keep pointers to the domain and its operators, so both live as long as the process.
+  struct Domain {
+    OrtCustomOpDomain* domain = nullptr;
+    ort::Status error = nullptr;
+  };
+  static const Domain once = [](const ort::Api& first) {
+    Domain made;
+    made.error = first.create_domain("ai.graphopt", &made.domain);
+    if (made.error == nullptr) made.error = first.domain_add(made.domain, sparse_matmul::custom_op(first));
+    return made;
+  }(api);
+  if (once.error != nullptr) return api.create_status(ort::error_fail, "the domain ai.graphopt could not be created");
+  return api.add_domain(options, once.domain);
+}
+
+}  // namespace
+}  // namespace graphopt
+
+GRAPHOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace graphopt;
+  const OrtApi* table = base->GetApi(ort::api_version);
+  if (table == nullptr) {
+    const OrtApi* old = base->GetApi(1);
+    if (old == nullptr) return nullptr;
+    char message[200];
+    std::snprintf(message, sizeof message,
+                  "the graphopt kernels need ONNX Runtime %s or newer, and this is %.40s. Update onnxruntime, or use the "
+                  "fallback model of the bundle, which has standard operators only.",
+                  ort::oldest_runtime, base->GetVersionString());
+    return ort::Api(old).create_status(ort::error_not_implemented, message);
+  }
+  const ort::Api api(table);
+  if (isa_choice().error != nullptr) return api.create_status(ort::error_invalid_argument, isa_choice().error);
+  return register_domain(api, options);
+}
+
+// One line for people and programs: "<chosen> <forced|detected> <supported,...>", or "error: ...".
+GRAPHOPT_EXPORT const char* graphopt_isa_report() {
+  using namespace graphopt;
+  static char report[400];
+  const IsaChoice& choice = isa_choice();
+  if (choice.error != nullptr) {
+    std::snprintf(report, sizeof report, "error: %s", choice.error);
+    return report;
+  }
+  int used = std::snprintf(report, sizeof report, "%s %s ", isa_name(choice.isa), choice.forced ? "forced" : "detected");
+  for (int i = 0; i < isa_count; ++i) {
+    if (!isa_supported(static_cast<Isa>(i))) continue;
+    used += std::snprintf(report + used, sizeof report - static_cast<size_t>(used), "%s%s", i ? "," : "",
+                          isa_name(static_cast<Isa>(i)));
+  }
+  return report;
+}

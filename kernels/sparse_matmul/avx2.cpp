@@ -1,0 +1,66 @@
+// SparseMatMul for AVX2 with FMA.
+#include <immintrin.h>
+
+#include "sparse_matmul/contract.h"
+
+namespace graphopt::sparse_matmul {
+namespace {
+
+struct Lane {
+  using Vec = __m256;
+  static constexpr unsigned lanes = 8;
+  static Vec zero() { return _mm256_setzero_ps(); }
+  static Vec set1(float a) { return _mm256_set1_ps(a); }
+  static Vec load(const float* at) { return _mm256_loadu_ps(at); }
+  static void store(float* at, Vec a) { _mm256_storeu_ps(at, a); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  // The second operand is returned if either is NaN: NaN passes.
+  static Vec relu(Vec a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
+
+  template <bool with_relu>
+  static void transpose(const float* src, size_t ld_src, unsigned rows, float* dst, size_t ld_dst) {
+    __m256 r[8], t[8];
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < 8; ++i) r[i] = i < rows ? load(src + i * ld_src) : zero();
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; ++i) {
+      t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+      t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (unsigned i = 0; i < 2; ++i) {
+      r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+      r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+      r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+      r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; ++i) {
+      const __m256 low = _mm256_permute2f128_ps(r[i], r[4 + i], 0x20);
+      const __m256 high = _mm256_permute2f128_ps(r[i], r[4 + i], 0x31);
+      store(dst + i * ld_dst, with_relu ? relu(low) : low);
+      store(dst + (4 + i) * ld_dst, with_relu ? relu(high) : high);
+    }
+  }
+
+  static void dot_group(const float* x, const unsigned char* indices, const unsigned char* values, size_t end, float* sums) {
+    __m256 sum = zero();
+    for (size_t at = 0; at < end; at += group_rows) {
+      const unsigned char* i = indices + at;
+      const __m256 gathered = _mm256_setr_ps(x[i[0]], x[i[1]], x[i[2]], x[i[3]], x[i[4]], x[i[5]], x[i[6]], x[i[7]]);
+      sum = fma(_mm256_loadu_ps(reinterpret_cast<const float*>(values) + at), gathered, sum);
+    }
+    store(sums, sum);
+  }
+};
+
+#include "sparse_matmul/tile.h"
+
+}  // namespace
+
+const Kernels& avx2_kernels() {
+  static constexpr Kernels kernels = {Lane::lanes, 4 * Lane::lanes, pack, panel, vector};
+  return kernels;
+}
+
+}  // namespace graphopt::sparse_matmul

@@ -1,0 +1,46 @@
+// The kernels without ONNX Runtime: for tests, fuzzing and hosts that have a pool of their own.
+#include <cstdio>
+#include <cstring>
+
+#include "base/isa.h"
+#include "sparse_matmul/packed.h"
+#include "sparse_matmul/run.h"
+
+#define GRAPHOPT_EXPORT extern "C" __attribute__((visibility("default")))
+
+// 0, or 1 with a message if `size` bytes at `packed` are not a valid packed matrix. `shape` gets {K, N, entries}.
+GRAPHOPT_EXPORT int graphopt_sparse_matmul_check(const unsigned char* packed, size_t size, uint64_t* shape, char* message,
+                                                 size_t message_size) {
+  graphopt::sparse_matmul::PackedMatrix w{};
+  if (!graphopt::sparse_matmul::parse(packed, size, &w, message, message_size)) return 1;
+  shape[0] = w.k;
+  shape[1] = w.n;
+  shape[2] = w.entries;
+  return 0;
+}
+
+// y[m, N] = act(x[m, K] * w + bias) on the calling thread; `isa` names the instruction set, nullptr is the chosen one.
+// 0, or 1 with a message. activation: 0 none, 1 relu. bias may be nullptr.
+GRAPHOPT_EXPORT int graphopt_sparse_matmul_f32(const unsigned char* packed, size_t size, const char* isa, const float* x,
+                                               size_t m, const float* bias, int activation, float* y, char* message,
+                                               size_t message_size) {
+  using namespace graphopt;
+  using namespace graphopt::sparse_matmul;
+  Isa chosen = isa_choice().isa;
+  if (isa != nullptr && (!isa_from_name(isa, &chosen) || !isa_supported(chosen))) {
+    std::snprintf(message, message_size, "instruction set '%.40s' is unknown or not supported", isa);
+    return 1;
+  }
+  PackedMatrix w{};
+  if (!parse(packed, size, &w, message, message_size)) return 1;
+  if (m == 0) return 0;
+  const Call call{&w, x, y, bias, m, activation == 1 ? Activation::relu : Activation::none};
+  const Work work(call, kernels_for(chosen));
+  for (size_t task = 0; task < work.tasks(); ++task) {
+    if (!work.run(task)) {
+      std::snprintf(message, message_size, "out of memory");
+      return 1;
+    }
+  }
+  return 0;
+}

@@ -1,0 +1,88 @@
+#include "sparse_matmul/run.h"
+
+#include <atomic>
+#include <cstdlib>
+
+namespace graphopt::sparse_matmul {
+namespace {
+
+size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
+
+// Scratch of one thread, kept between calls. Tasks of one tile mostly follow each other on a thread, which then
+// transposes the tile once.
+class Scratch {
+ public:
+  ~Scratch() { std::free(memory_); }
+
+  // Room for `floats` floats at an address that is a multiple of 64, or nullptr.
+  float* reserve(size_t floats) {
+    if (floats > capacity_) {
+      std::free(memory_);
+      const size_t bytes = round_up(floats * sizeof(float), 4096);
+      memory_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+      capacity_ = memory_ ? bytes / sizeof(float) : 0;
+      serial = 0;
+    }
+    return memory_;
+  }
+
+  unsigned long long serial = 0;  // the call and tile the memory holds transposed; 0 is none
+  size_t tile = 0;
+
+ private:
+  float* memory_ = nullptr;
+  size_t capacity_ = 0;
+};
+
+thread_local Scratch scratch;
+
+unsigned long long next_serial() {
+  static std::atomic<unsigned long long> last{0};
+  return ++last;
+}
+
+}  // namespace
+
+const Kernels& kernels_for(Isa isa) {
+#if defined(GRAPHOPT_X86)
+  if (isa == Isa::avx512) return avx512_kernels();
+  if (isa == Isa::avx2) return avx2_kernels();
+#endif
+  (void)isa;
+  return scalar_kernels();
+}
+
+Work::Work(const Call& call, const Kernels& kernels)
+    : call_(call),
+      kernels_(kernels),
+      tiles_((call.m + kernels.max_width - 1) / kernels.max_width),
+      panels_(call.w->panels),
+      serial_(next_serial()) {}
+
+bool Work::run(size_t task) const {
+  const size_t tile = task / panels_, panel = task % panels_;
+  if (call_.m == 1) {
+    kernels_.vector(call_, panel);
+    return true;
+  }
+  // Whole groups of lanes are shared out evenly: 13 of them over 4 tiles go as 4, 3, 3, 3.
+  const size_t groups = (call_.m + kernels_.lanes - 1) / kernels_.lanes;
+  const size_t m0 = (tile * groups + tiles_ - 1) / tiles_ * kernels_.lanes;
+  const size_t next = ((tile + 1) * groups + tiles_ - 1) / tiles_ * kernels_.lanes;
+  const unsigned rows = static_cast<unsigned>((next < call_.m ? next : call_.m) - m0);
+  const size_t width = round_up(rows, kernels_.lanes);
+
+  const size_t packed = width * round_up(call_.w->k, kernels_.lanes);
+  const size_t sums = width * round_up(call_.w->panel_rows, kernels_.lanes);
+  float* memory = scratch.reserve(packed + sums);
+  if (memory == nullptr) return false;
+  if (scratch.serial != serial_ || scratch.tile != tile) {
+    kernels_.pack(call_, m0, rows, memory);
+    scratch.serial = serial_;
+    scratch.tile = tile;
+  }
+  kernels_.panel(call_, m0, rows, panel, memory, memory + packed);
+  return true;
+}
+
+}  // namespace graphopt::sparse_matmul

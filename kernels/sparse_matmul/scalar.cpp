@@ -1,0 +1,61 @@
+// SparseMatMul for the baseline of the platform: no vector types, the compiler vectorizes what it may.
+#include "sparse_matmul/contract.h"
+
+namespace graphopt::sparse_matmul {
+namespace {
+
+struct Lane {
+  static constexpr unsigned lanes = 8;
+  struct Vec {
+    float v[lanes];
+  };
+  static Vec zero() { return set1(0.0f); }
+  static Vec set1(float a) {
+    Vec r;
+    for (unsigned i = 0; i < lanes; ++i) r.v[i] = a;
+    return r;
+  }
+  static Vec load(const float* at) {
+    Vec r;
+    for (unsigned i = 0; i < lanes; ++i) r.v[i] = at[i];
+    return r;
+  }
+  static void store(float* at, const Vec& a) {
+    for (unsigned i = 0; i < lanes; ++i) at[i] = a.v[i];
+  }
+  static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    Vec r;
+    for (unsigned i = 0; i < lanes; ++i) r.v[i] = a.v[i] * b.v[i] + c.v[i];
+    return r;
+  }
+  template <bool relu>
+  static void transpose(const float* src, size_t ld_src, unsigned rows, float* dst, size_t ld_dst) {
+    for (unsigned c = 0; c < lanes; ++c) {
+      for (unsigned r = 0; r < lanes; ++r) {
+        const float a = r < rows ? src[r * ld_src + c] : 0.0f;
+        dst[c * ld_dst + r] = relu && a < 0.0f ? 0.0f : a;
+      }
+    }
+  }
+  static void dot_group(const float* x, const unsigned char* indices, const unsigned char* values, size_t end, float* sums) {
+    for (unsigned r = 0; r < group_rows; ++r) sums[r] = 0.0f;
+    for (size_t at = 0; at < end; at += group_rows) {
+      for (unsigned r = 0; r < group_rows; ++r) {
+        float value;
+        __builtin_memcpy(&value, values + (at + r) * sizeof value, sizeof value);
+        sums[r] += value * x[indices[at + r]];
+      }
+    }
+  }
+};
+
+#include "sparse_matmul/tile.h"
+
+}  // namespace
+
+const Kernels& scalar_kernels() {
+  static constexpr Kernels kernels = {Lane::lanes, 4 * Lane::lanes, pack, panel, vector};
+  return kernels;
+}
+
+}  // namespace graphopt::sparse_matmul
