@@ -35,7 +35,7 @@ check: kernels
 	$(BIN)/lint-imports
 
 bench: kernels
-	$(BIN)/python benchmarks/run_all.py
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache
