@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted: nothing was left half-written", 130, debug=False)
     except MemoryError:
         return _fail("error: not enough memory. Close other programs, or give fewer samples.", 1, debug=debug)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a defect becomes a message and a status
+    except Exception as error:  # the last line of defence: a defect becomes a message and a status
         return _fail(_internal(error, arguments, debug=debug), 1, debug=debug)
 
 

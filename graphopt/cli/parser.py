@@ -1,4 +1,4 @@
-"""Argument parsing that all verbs share: the common options, value types, and errors that name the nearest valid word."""
+"""Argument parsing that all verbs share: common options, value types, errors that name the nearest valid word."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Parser(argparse.ArgumentParser):
             help="off, fast (legality of what changed) or full (checker and a run after each pass); default fast",
         )
         common.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-        common.add_argument("--seed", type=whole(0), default=0, metavar="N", help="seed of everything random; default 0")
+        common.add_argument(
+            "--seed", type=whole(0), default=0, metavar="N", help="seed of everything random; default 0"
+        )
         common.add_argument("--force", action="store_true", help="overwrite an existing output")
         common.add_argument("--quiet", "-q", action="store_true", help="no log and no progress bar on stderr")
         common.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -10,8 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from graphopt.report.describe import environment, model_info, weight_entries
-    from graphopt.report.html import render
+    from graphopt.report.html import render as render_html
     from graphopt.report.report import (
         EQUAL_DB,
         SCHEMA_VERSION,
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
         WeightEntry,
     )
 
-_MODULES = {"environment": "describe", "model_info": "describe", "weight_entries": "describe", "render": "html"}
-
 __all__ = [
     "EQUAL_DB",
     "SCHEMA_VERSION",
@@ -44,10 +41,7 @@ __all__ = [
     "SkipEntry",
     "Tool",
     "WeightEntry",
-    "environment",
-    "model_info",
-    "render",
-    "weight_entries",
+    "render_html",
 ]
 
 
@@ -55,5 +49,6 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         message = f"module 'graphopt.report' has no attribute {name!r}"
         raise AttributeError(message)
-    module = importlib.import_module(f"graphopt.report.{_MODULES.get(name, 'report')}")
-    return getattr(module, name)
+    if name == "render_html":
+        return importlib.import_module("graphopt.report.html").render
+    return getattr(importlib.import_module("graphopt.report.report"), name)

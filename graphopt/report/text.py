@@ -43,8 +43,8 @@ def size(count: float) -> str:
 
 
 def count(value: int) -> str:
-    """Return a whole number with thin spaces between thousands: 12345 is "12 345"."""
-    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    """Return a whole number with commas between thousands: 12345 is "12,345"."""
+    return f"{value:,}"
 
 
 def short_count(value: float) -> str:
@@ -78,13 +78,13 @@ def ratio(before: float, after: float, *, smaller: str, larger: str) -> str:
         larger: Word for a quantity that rose.
     """
     if before <= 0.0 or after <= 0.0:
-        return "same" if before == after else "–"
+        return "same" if before == after else "n/a"
     factor = before / after
     word = smaller if factor >= 1.0 else larger
     factor = max(factor, 1.0 / factor)
     if factor < 1.005:
         return "same"
-    return f"{factor:.2f}× {word}" if factor < 9.995 else f"{factor:.1f}× {word}"
+    return f"{factor:.2f}x {word}" if factor < 9.995 else f"{factor:.1f}x {word}"
 
 
 def percent(value: float, digits: int = 1) -> str:

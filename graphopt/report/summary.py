@@ -1,0 +1,252 @@
+"""What a report says first: headline figures, skips grouped by reason, one row per layer. No markup here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from graphopt.report import text
+
+if TYPE_CHECKING:
+    from graphopt.report.report import LayerEntry, Quality, Report, WeightEntry
+
+Tone = Literal["good", "bad", "neutral"]
+
+NOISE_SHARE = 0.02
+"""Latencies that differ by less than this are called the same: medians on a desktop machine repeat no better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One quantity of the model before and after.
+
+    Attributes:
+        label: Its name.
+        before: The old value, in words; empty where there is none.
+        after: The new value, in words.
+        change: The change, in words; may be empty.
+        tone: Whether the change is an improvement.
+        before_value: The old value, for a bar; None where a bar says nothing.
+        after_value: The new value, for a bar.
+        detail: How it was measured; may be empty.
+    """
+
+    label: str
+    before: str
+    after: str
+    change: str
+    tone: Tone
+    before_value: float | None = None
+    after_value: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SkipGroup:
+    """Places that one pass left alone for one kind of reason.
+
+    Attributes:
+        pass_name: The pass.
+        reason: The reason; names and numbers in which the members differ are written as an ellipsis.
+        members: Node and its own complete reason.
+    """
+
+    pass_name: str
+    reason: str
+    members: tuple[tuple[str, str], ...]
+
+    @property
+    def uniform(self) -> bool:
+        """True when all members have the same reason word for word."""
+        return len({reason for _, reason in self.members}) == 1
+
+
+@dataclass(slots=True)
+class LayerRow:
+    """Everything that is known about one layer.
+
+    Attributes:
+        name: Name of the node.
+        op: Its operator.
+        entries: What passes did, in order.
+        weight: Its weight before and after, where known.
+    """
+
+    name: str
+    op: str
+    entries: list[LayerEntry] = field(default_factory=list)
+    weight: WeightEntry | None = None
+
+    @property
+    def status(self) -> Literal["changed", "kept", "reverted", "untouched"]:
+        """What became of the layer: changed by some pass, else reverted, else kept by decision, else not looked at."""
+        if any(not entry.kept and not entry.reverted for entry in self.entries):
+            return "changed"
+        if any(entry.reverted for entry in self.entries):
+            return "reverted"
+        return "kept" if self.entries else "untouched"
+
+
+def figures(report: Report) -> list[Figure]:
+    """Return the headline figures: size, latency, quality, parameters that are not zero, nodes."""
+    before, after = report.model.before, report.model.after
+    found = [
+        Figure(
+            "Size",
+            text.size(before.bytes),
+            text.size(after.bytes),
+            text.ratio(before.bytes, after.bytes, smaller="smaller", larger="larger"),
+            _tone(before.bytes, after.bytes),
+            before.bytes,
+            after.bytes,
+            "on disk, weights included",
+        )
+    ]
+    if report.latency_ms is not None:
+        time = report.latency_ms
+        same = abs(time.before - time.after) <= NOISE_SHARE * max(time.before, time.after)
+        found.append(
+            Figure(
+                "Latency",
+                text.milliseconds(time.before),
+                text.milliseconds(time.after),
+                "same" if same else text.ratio(time.before, time.after, smaller="faster", larger="slower"),
+                "neutral" if same else _tone(time.before, time.after),
+                time.before,
+                time.after,
+                f"median of {time.runs} runs each in turn, {_threads(time.threads)}"
+                + (f"; fallback {text.milliseconds(time.fallback)}" if time.fallback is not None else ""),
+            )
+        )
+    if report.quality is not None:
+        found.extend(quality_figures(report.quality))
+    found.append(
+        Figure(
+            "Nodes",
+            text.count(before.nodes),
+            text.count(after.nodes),
+            _difference(before.nodes, after.nodes),
+            _tone(before.nodes, after.nodes),
+            before.nodes,
+            after.nodes,
+            "all scopes",
+        )
+    )
+    found.append(
+        Figure(
+            "Parameters",
+            text.short_count(before.parameters),
+            text.short_count(after.parameters),
+            _difference(before.parameters, after.parameters),
+            "neutral",
+            before.parameters,
+            after.parameters,
+            "elements of constant weights",
+        )
+    )
+    return found
+
+
+def quality_figures(quality: Quality) -> list[Figure]:
+    """Return the figures of quality, the one that was judged first."""
+    tone: Tone = "good" if quality.met else "bad"
+    detail = judged_on(quality)
+    found = []
+    own_metric = quality.after is not None
+    if quality.after is not None:
+        error = f" ± {quality.standard_error:.2g}" if quality.standard_error else ""
+        found.append(
+            Figure(
+                quality.metric or "Metric",
+                f"{quality.before:.4g}" if quality.before is not None else "",
+                f"{quality.after:.4g}{error}",
+                f"{quality.after - quality.before:+.3g}" if quality.before is not None else "",
+                tone,
+                detail=detail,
+            )
+        )
+    if quality.agreement is not None:
+        error = "" if own_metric or quality.standard_error is None else f" ± {100.0 * quality.standard_error:.1f}"
+        label = "Agreement, nearest neighbour" if quality.metric == "nearest" else "Agreement"
+        found.append(Figure(label, "", text.percent(quality.agreement) + error, "", tone, detail=detail))
+    if quality.sqnr_db is not None:
+        judged = not own_metric and quality.agreement is None
+        found.append(
+            Figure("Signal to noise", "", decibels(quality.sqnr_db), "", tone if judged else "neutral", detail=detail)
+        )
+    return found
+
+
+def judged_on(quality: Quality) -> str:
+    """Return on how many samples of what kind the quality was measured."""
+    kind = "held-back sample" if quality.held_back else "sample"
+    return f"{text.count(quality.samples)} {kind}{'' if quality.samples == 1 else 's'}"
+
+
+def budget_line(quality: Quality) -> str:
+    """Return one sentence on the budget."""
+    if quality.budget is None:
+        return "No budget was set."
+    loss = "" if quality.drop is None else f" The loss is {quality.drop:.3g}."
+    verdict = "met" if quality.met else "NOT met"
+    return f"The budget of {quality.budget:.3g} {_budget_unit(quality)} is {verdict}.{loss}"
+
+
+def decibels(value: float) -> str:
+    """Return a ratio in decibels; ratios of 120 dB and more mean equal outputs."""
+    return "equal outputs" if value >= 120.0 else f"{value:.1f} dB"
+
+
+def skip_groups(report: Report) -> list[SkipGroup]:
+    """Return the skips of all passes grouped by pass and kind of reason, passes in order, the largest group first."""
+    found: list[SkipGroup] = []
+    for entry in report.passes:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for skip in entry.skips:
+            groups.setdefault(_kind(skip.reason), []).append((skip.node, skip.reason))
+        ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+        for kind, members in ordered:
+            same = len({reason for _, reason in members}) == 1
+            found.append(SkipGroup(entry.name, members[0][1] if same else kind, tuple(members)))
+    return found
+
+
+def layer_rows(report: Report) -> list[LayerRow]:
+    """Return one row per layer: those with weights in model order, then the others that passes spoke of."""
+    rows: dict[str, LayerRow] = {}
+    for weight in report.weights:
+        row = rows.setdefault(weight.name, LayerRow(weight.name, weight.op))
+        row.weight = weight
+    for entry in report.layers:
+        rows.setdefault(entry.name, LayerRow(entry.name, entry.op)).entries.append(entry)
+    return list(rows.values())
+
+
+def _kind(reason: str) -> str:
+    return re.sub(r"(?<![\w.])-?\d+(\.\d+)?(e-?\d+)?(?![\w])", "…", re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason))
+
+
+def _tone(before: float, after: float) -> Tone:
+    if before == after:
+        return "neutral"
+    return "good" if after < before else "bad"
+
+
+def _difference(before: int, after: int) -> str:
+    if before == after:
+        return "same"
+    share = f" ({100.0 * (after - before) / before:+.0f} %)" if before else ""
+    return f"{'+' if after > before else '-'}{text.count(abs(after - before))}{share}"
+
+
+def _threads(count: int) -> str:
+    if count == 0:
+        return "threads chosen by ONNX Runtime"
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
+def _budget_unit(quality: Quality) -> str:
+    if quality.after is not None:
+        return "metric units"
+    return "points of agreement" if quality.agreement is not None else "dB of SQNR below 40"
