@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.errors import DataError
+from graphopt.errors import DataError, GraphoptError
 from graphopt.runtime.arrays import StoredArray, open_npz
 from graphopt.runtime.fit import Array, cast, cast_refusal, check_names, feed_shapes, rank_error
 from graphopt.runtime.inputs import InputSpec, input_specs
@@ -381,7 +381,7 @@ class _Called:
     def _guarded(call: Callable[[], Any]) -> Any:
         try:
             return call()
-        except DataError:
+        except GraphoptError:
             raise
         except Exception as error:
             raise DataError(

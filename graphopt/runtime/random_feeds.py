@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime as ort
 
-from graphopt.errors import UnsupportedError
+from graphopt.errors import DataError, RunError, UnsupportedError
 from graphopt.runtime.feeds import Feeds
 from graphopt.runtime.fit import is_float
 from graphopt.runtime.inputs import InputSpec, input_specs
+from graphopt.runtime.session import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _FREE = 16
+_LARGER = (16, 64, 256, 1024)
 _FREE_IMAGE = 64
 _SMALL_INTEGERS = 8
 
@@ -22,9 +25,10 @@ _SMALL_INTEGERS = 8
 def random_feeds(inputs: object, *, count: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Feeds:
     """Return feeds of random values.
 
-    A free first axis is 1; other free axes are 16 (64 for the two image axes of a four-axis input), and one symbolic
-    name has one size. Floats are standard normal, wide integers 0 to 7 (so that they are legal indices), bytes cover
-    their range, masks are ones and zeros that start with a one.
+    A free first axis is 1, as is a free second axis behind a fixed first one (the layout of recurrent states). Other
+    free axes are 16 (at least 64 for the two image axes of a four-axis input), and one symbolic name has one size.
+    Given a session, free sizes grow up to 1024 until it runs. Floats are standard normal, wide integers 0 to 7 (so
+    that they are legal indices), bytes cover their range, masks are ones and zeros that start with a one.
 
     Args:
         inputs: The model, a session of it, or its input specifications.
@@ -36,21 +40,35 @@ def random_feeds(inputs: object, *, count: int, seed: int = 0, sizes: Mapping[st
         UnsupportedError: An input is no tensor.
     """
     specs = tuple(spec for spec in input_specs(inputs) if spec.required)
-    shapes = _shapes(specs, dict(sizes or {}))
+    shapes = _runnable_shapes(inputs, specs, dict(sizes or {}), seed)
 
     def generate() -> Iterator[dict[str, Any]]:
         for number in range(count):
-            generator = np.random.default_rng([seed, number])
             # one axis more than the input, so that the values are one complete feed
-            yield {spec.name: _values(spec, shapes[spec.name], generator)[None] for spec in specs}
+            yield {name: value[None] for name, value in _feed(specs, shapes, seed, number).items()}
 
-    feeds = Feeds.open(generate, specs) if specs else Feeds.open([{}] * count, specs)
-    feeds.__dict__["size"] = count
-    return feeds
+    return Feeds.open(generate, specs)
 
 
-def _shapes(specs: tuple[InputSpec, ...], sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    firsts = {spec.shape[0] for spec in specs if spec.shape}
+def _runnable_shapes(
+    inputs: object, specs: tuple[InputSpec, ...], sizes: dict[str, int], seed: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each input; where a session is at hand, the first shapes that it runs on."""
+    smallest = _shapes(specs, dict(sizes), _FREE)
+    if not isinstance(inputs, ort.InferenceSession):
+        return smallest
+    for free in _LARGER:
+        shapes = _shapes(specs, dict(sizes), free)
+        try:
+            run(inputs, _feed(specs, shapes, seed, 0))
+        except (RunError, DataError):
+            continue
+        return shapes
+    return smallest
+
+
+def _shapes(specs: tuple[InputSpec, ...], sizes: dict[str, int], free: int) -> dict[str, tuple[int, ...]]:
+    batch_names = {spec.shape[0] for spec in specs if spec.shape} - {None}
     shapes = {}
     for spec in specs:
         declared = spec.shape if spec.shape is not None else (1,)
@@ -59,16 +77,22 @@ def _shapes(specs: tuple[InputSpec, ...], sizes: dict[str, int]) -> dict[str, tu
             if isinstance(size, int):
                 found.append(size)
                 continue
-            free = (
-                1
-                if axis == 0 or size in firsts - {None}
-                else _FREE_IMAGE
-                if len(declared) == 4 and axis >= 2
-                else _FREE
-            )
-            found.append(free if size is None else sizes.setdefault(size, free))
+            behind_fixed = axis == 1 and isinstance(declared[0], int) and declared[0] > 1
+            is_image = len(declared) == 4 and axis >= 2
+            if axis == 0 or size in batch_names or behind_fixed:
+                chosen = 1
+            else:
+                chosen = max(_FREE_IMAGE, free) if is_image else free
+            found.append(chosen if size is None else sizes.setdefault(size, chosen))
         shapes[spec.name] = tuple(found)
     return shapes
+
+
+def _feed(
+    specs: tuple[InputSpec, ...], shapes: dict[str, tuple[int, ...]], seed: int, number: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    generator = np.random.default_rng([seed, number])
+    return {spec.name: _values(spec, shapes[spec.name], generator) for spec in specs}
 
 
 def _values(spec: InputSpec, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray[Any, Any]:
