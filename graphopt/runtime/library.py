@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ import graphopt
 from graphopt.errors import KernelError
 
 _NAMES = {"win32": "graphopt_kernels.dll", "darwin": "libgraphopt_kernels.dylib"}
-_MACHINES = {"amd64": "x86_64", "x64": "x86_64", "aarch64": "arm64"}
 _REBUILD = "Run `make kernels` in a checkout, or reinstall graphopt."
 
 
@@ -59,13 +57,6 @@ def kernel_sources() -> Path:
 def library_name() -> str:
     """Return the file name of the library on this platform."""
     return _NAMES.get(sys.platform, "libgraphopt_kernels.so")
-
-
-def platform_tag() -> str:
-    """Return ``<os>-<arch>`` as bundles name their library folders, for example ``linux-x86_64``."""
-    system = {"win32": "windows", "darwin": "macos"}.get(sys.platform, sys.platform)
-    machine = platform.machine().lower()
-    return f"{system}-{_MACHINES.get(machine, machine)}"
 
 
 def isa_report(library: Path | None = None) -> IsaReport:
