@@ -25,7 +25,7 @@ from graphopt.rewrite import Outcome, Pass, PassManager, Recipe, load_recipe, re
 from graphopt.rewrite.guard import Guard, Limit
 from graphopt.rewrite.manager import Level, PassRecord
 from graphopt.rewrite.patch import Contract
-from graphopt.runtime import Feeds, input_specs, latency, random_feeds
+from graphopt.runtime import Feeds, input_specs, random_feeds, timings
 from graphopt.verify.quality import Judge, Metric, Quality, open_session
 
 RANDOM_SAMPLES = 16
@@ -177,7 +177,7 @@ def compile(
         held_back=data is not None,
         max_drop=limit.max_drop if limit else None,
         met=met,
-        latency=timed,
+        milliseconds=timed,
         threads=threads,
     )
     report = build_report(
@@ -340,11 +340,12 @@ def _load_metric(metric: Metric | str | None) -> Metric | None:
     return found  # type: ignore[no-any-return]
 
 
-def _time(original: Model, result: Model, fallback: Model | None, feed: Mapping[str, Any], threads: int) -> list[float]:
-    """Return median milliseconds of the original, the result and, where there is one, the fallback, timed in turn."""
+def _time(
+    original: Model, result: Model, fallback: Model | None, feed: Mapping[str, Any], threads: int
+) -> list[list[float]]:
+    """Return all timed milliseconds of the original, the result and, where there is one, the fallback, run in turn."""
     models = [original, result, *([fallback] if fallback is not None else [])]
-    sessions = [open_session(each, threads=threads) for each in models]
-    return latency(sessions, feed)
+    return timings([open_session(each, threads=threads) for each in models], feed)
 
 
 def _silent(what: str, done: int, total: int) -> None:

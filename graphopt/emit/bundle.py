@@ -18,7 +18,8 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from graphopt.emit.staging import MANIFEST, staged_directory
-from graphopt.runtime.library import kernel_library, kernel_sources, platform_tag
+from graphopt.runtime import platform_tag
+from graphopt.runtime.library import kernel_library, kernel_sources
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,4 +139,5 @@ def _add_snippets(stage: Path, *, uses_kernels: bool) -> None:
     folder = resources.files("graphopt.emit") / "templates"
     kind = "kernels" if uses_kernels else "standard"
     for name, template in (("load.py", f"load_{kind}.py.txt"), ("load.cpp", f"load_{kind}.cpp.txt")):
-        (stage / name).write_text((folder / template).read_text(encoding="utf-8"), encoding="utf-8")
+        text = (folder / template).read_text(encoding="utf-8").replace("@PLATFORM@", platform_tag())
+        (stage / name).write_text(text, encoding="utf-8")

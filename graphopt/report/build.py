@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from graphopt.rewrite.manager import PassRecord
     from graphopt.verify.quality import Quality as Measurement
 
-TIMED_RUNS_UNKNOWN = 1
 WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"})
 """Operators whose constant operand is a layer's weight in the per-layer table."""
 
@@ -52,7 +52,7 @@ class Measured:
         held_back: Whether the samples were held back from the user's data (else they are random).
         max_drop: The budget, or None.
         met: Whether it was met.
-        latency: Median milliseconds of the original, the result and, where there is one, the fallback; None if untimed.
+        milliseconds: Timed runs of the original, the result and, where there is one, the fallback; None if untimed.
         threads: Intra-op threads.
     """
 
@@ -60,7 +60,7 @@ class Measured:
     held_back: bool
     max_drop: float | None
     met: bool
-    latency: Sequence[float] | None
+    milliseconds: Sequence[Sequence[float]] | None
     threads: int
 
 
@@ -167,10 +167,11 @@ def _quality(measured: Measured) -> Quality:
 
 
 def _latency(measured: Measured) -> Latency | None:
-    if measured.latency is None:
+    if measured.milliseconds is None:
         return None
-    before, after, *rest = measured.latency
-    return Latency(before=before, after=after, threads=measured.threads, runs=1, fallback=rest[0] if rest else None)
+    before, after, *rest = (statistics.median(times) for times in measured.milliseconds)
+    runs = len(measured.milliseconds[0])
+    return Latency(before=before, after=after, threads=measured.threads, runs=runs, fallback=rest[0] if rest else None)
 
 
 def _pass_entry(record: PassRecord) -> PassEntry:
@@ -222,7 +223,9 @@ def _weighted(model: Model) -> Iterable[tuple[str, Node, Constant]]:
     for _, node in model.walk():
         if node.op not in WEIGHTED_OPERATORS and node.domain != "ai.graphopt":
             continue
-        weight = next((found for found in map(_weight_of, node.inputs) if found is not None and _elements(found) > 1), None)
+        weight = next(
+            (found for found in map(_weight_of, node.inputs) if found is not None and _elements(found) > 1), None
+        )
         if weight is not None and node.name:
             yield str(node.name), node, weight
 

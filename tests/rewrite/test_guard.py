@@ -1,0 +1,129 @@
+"""The guard with a judge whose verdicts are known: what it accepts, weakens, reverts and leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from graphopt.rewrite.guard import Guard, Limit
+from graphopt.rewrite.manager import Outcome, PassRecord, PatchRecord
+from graphopt.rewrite.patch import LayerRecord
+from graphopt.verify.quality import Quality
+
+DAMAGE = {"conv1": 0.5, "conv2": 6.0, "conv3": 0.25, "conv4": 3.0}
+
+
+@dataclass
+class FakeModel:
+    """Layers compressed so far and the strength applied."""
+
+    layers: tuple[str, ...] = ()
+    strength: float = 0.0
+
+    def copy(self) -> FakeModel:
+        return replace(self)
+
+
+@dataclass(frozen=True)
+class FakePass:
+    """Compresses every layer that is not kept, at a strength."""
+
+    guard: str
+    name: str = "fake"
+    keep: tuple[str, ...] = ()
+    strength: float = 1.0
+
+    def with_strength(self, fraction: float) -> FakePass:
+        return replace(self, strength=self.strength * fraction)
+
+
+@dataclass
+class FakeJudge:
+    """Loses the sum of the layers' damages, or 10 points times the strength."""
+
+    measured: list[float] = field(default_factory=list)
+
+    def measure(self, model: Any) -> Quality:
+        drop = 10.0 * model.strength if model.strength else sum(DAMAGE[name] for name in model.layers)
+        self.measured.append(drop)
+        return Quality("top-1", 10, 1000, 1 - drop / 100, 0.0, {"y": 30.0 - drop})
+
+
+def run(model: Any, group: Sequence[Any]) -> Outcome:
+    step = group[0]
+    if step.guard == "strength":
+        model.strength = step.strength
+        return Outcome([PassRecord(step.name, {}, log=[PatchRecord(1, "prune", ())])])
+    names = [name for name in DAMAGE if name not in step.keep]
+    model.layers = tuple(names)
+    layers = [LayerRecord(name, "Conv", "int8") for name in names]
+    log = [PatchRecord(number, name, ()) for number, name in enumerate(names)]
+    skips = [(name, "kept by option") for name in step.keep]
+    return Outcome([PassRecord(step.name, {}, log=log, layers=layers, skips=skips)])
+
+
+def guard(limit: float, **options: Any) -> tuple[Guard, FakeJudge]:
+    judge = FakeJudge()
+    return Guard(judge, Limit(limit, **options), run), judge  # type: ignore[arg-type]
+
+
+def test_full_strength_within_the_limit_is_accepted_after_one_measurement() -> None:
+    subject, judge = guard(10.0)
+    verdict = subject.apply(FakeModel(), [FakePass("strength")])  # type: ignore[arg-type, list-item]
+    assert verdict.model.strength == 1.0
+    assert judge.measured == [10.0]
+    assert verdict.notes == ()
+
+
+@pytest.mark.parametrize("limit", [1.0, 2.5, 5.0, 7.77, 9.9])
+def test_strength_is_the_largest_that_fits_to_one_thirty_second(limit: float) -> None:
+    subject, _ = guard(limit)
+    verdict = subject.apply(FakeModel(), [FakePass("strength")])  # type: ignore[arg-type, list-item]
+    assert limit / 10 - 1 / 32 < verdict.model.strength <= limit / 10
+    assert "weakened to" in verdict.notes[0]
+
+
+def test_a_strength_too_weak_leaves_the_pass_out_and_the_model_untouched() -> None:
+    model = FakeModel()
+    verdict = guard(0.1)[0].apply(model, [FakePass("strength")])  # type: ignore[arg-type, list-item]
+    assert verdict.model is model
+    assert verdict.passes == ()
+    assert "left out" in verdict.notes[0]
+    assert verdict.outcome.patches == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "reverted"),
+    [(9.75, set()), (4.0, {"conv2"}), (0.8, {"conv2", "conv4"}), (0.3, {"conv1", "conv2", "conv4"})],
+)
+def test_fewest_of_the_worst_layers_are_reverted(limit: float, reverted: set[str]) -> None:
+    verdict = guard(limit)[0].apply(FakeModel(), [FakePass("layers")])  # type: ignore[arg-type, list-item]
+    assert set(verdict.model.layers) == set(DAMAGE) - reverted
+    rows = verdict.outcome.records[0].layers
+    assert {row.name for row in rows if row.reverted} == reverted
+    assert all("alone it loses" in row.reason for row in rows if row.reverted)
+    assert len(rows) == len(DAMAGE)
+    assert not {name for name, _ in verdict.outcome.records[0].skips} & reverted
+
+
+def test_no_layer_fits_leaves_the_pass_out_with_every_layer_reverted() -> None:
+    verdict = guard(0.1)[0].apply(FakeModel(), [FakePass("layers")])  # type: ignore[arg-type, list-item]
+    assert verdict.passes == ()
+    assert all(row.reverted and not row.kept for row in verdict.outcome.records[0].layers)
+
+
+def test_a_pass_that_did_nothing_is_not_measured() -> None:
+    subject, judge = guard(0.0)
+    everything = FakePass("layers", keep=tuple(DAMAGE))
+    verdict = subject.apply(FakeModel(), [everything])  # type: ignore[arg-type, list-item]
+    assert judge.measured == []
+    assert verdict.outcome.patches == 0
+
+
+def test_limit_of_a_preset_allows_one_standard_error_and_of_a_user_none() -> None:
+    quality = Quality("top-1", 16, 16, 15 / 16, 0.0605, {"y": 30.0})
+    assert Limit(1.0, strict=False).allows(quality)
+    assert not Limit(1.0, strict=True).allows(quality)

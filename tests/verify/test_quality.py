@@ -1,0 +1,122 @@
+"""What is judged, and how: agreement, nearest neighbours, SQNR, the user's metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx.parser
+import pytest
+
+from graphopt.errors import DataError
+from graphopt.graph import Model, read_model
+from graphopt.runtime import Feeds, input_specs
+from graphopt.verify.quality import SQNR_CEILING_DB, Judge, Quality, kind_of
+
+RNG = np.random.default_rng(5)
+
+
+def model(body: str, outputs: str = "float[N,4] y") -> Model:
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => ({outputs}) {{ {body} }}'
+    return read_model(onnx.parser.parse_model(text))
+
+
+def feeds(count: int = 40) -> Feeds:
+    rows = RNG.standard_normal((count, 4)).astype(np.float32)
+    return Feeds.open({"x": rows}, input_specs(model("y = Identity(x)")))
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        (RNG.standard_normal((8, 10)), "top-1"),
+        (np.full((8, 10), 0.1), "top-1"),
+        (RNG.uniform(0, 1, (8, 10)), "sqnr"),
+        (np.eye(8)[:, :4] + 0.0, "sqnr"),
+        (np.array([[0.6, -0.8], [-0.8, 0.6]]), "nearest"),
+        (RNG.standard_normal((2, 5, 64)), "top-1"),
+        (RNG.standard_normal((2, 5, 3)), "sqnr"),
+        (RNG.uniform(0, 1, (2, 5, 64)), "sqnr"),
+        (RNG.standard_normal((2, 1)), "sqnr"),
+        (RNG.standard_normal((2, 3, 8, 8)), "sqnr"),
+        (np.arange(8).reshape(2, 4), "sqnr"),
+        (np.full((2, 4), np.nan), "sqnr"),
+    ],
+)
+def test_kind_follows_from_the_reference_output(output: np.ndarray[Any, Any], kind: str) -> None:
+    assert kind_of(output) == kind
+
+
+def test_equal_models_agree_fully_and_reach_the_ceiling() -> None:
+    quality = Judge(model("y = Identity(x)"), feeds()).measure(model("y = Identity(x)"))
+    assert quality.agreement == 1.0
+    assert quality.worst_sqnr_db == SQNR_CEILING_DB
+    assert quality.drop == 0.0
+    assert quality.samples == 40
+
+
+def test_agreement_and_sqnr_are_those_of_the_definition() -> None:
+    data = feeds(200)
+    noisy = model("c = Constant<value = float[4] {0.5, 0.0, 0.0, 0.0}>() y = Add(x, c)")
+    quality = Judge(model("y = Identity(x)"), data).measure(noisy)
+    x = np.concatenate([feed["x"] for feed in data])
+    same = (x.argmax(1) == (x + np.array([0.5, 0, 0, 0], np.float32)).argmax(1)).mean()
+    assert quality.agreement == pytest.approx(same)
+    assert quality.standard_error == pytest.approx(math.sqrt(same * (1 - same) / 200))
+    assert quality.sqnr_db["y"] == pytest.approx(10 * math.log10(float((x**2).sum()) / (200 * 0.25)), abs=1e-3)
+    assert quality.drop == pytest.approx(100 * (1 - same))
+
+
+def test_embeddings_are_judged_by_their_nearest_neighbour() -> None:
+    unit = "n = ReduceL2<axes = [1]>(x) y = Div(x, n)"
+    scrambled = "n = ReduceL2<axes = [1]>(x) u = Div(x, n) y = Abs(u)"
+    judge = Judge(model(unit), feeds())
+    assert judge.measure(model(unit)).kind == "nearest"
+    assert judge.measure(model(unit)).agreement == 1.0
+    assert (judge.measure(model(scrambled)).agreement or 0.0) < 0.9
+
+
+def test_maps_are_judged_by_the_worst_output() -> None:
+    reference = "y = Sigmoid(x) z = Identity(x)"
+    close = "c = Constant<value = float {0.001}>() z = Add(x, c) y = Sigmoid(x)"
+    judge = Judge(model(reference, "float[N,4] y, float[N,4] z"), feeds())
+    quality = judge.measure(model(close, "float[N,4] y, float[N,4] z"))
+    assert quality.kind == "sqnr"
+    assert quality.sqnr_db["y"] == SQNR_CEILING_DB
+    assert quality.worst_sqnr_db == quality.sqnr_db["z"]
+    assert quality.drop == 0.0
+
+
+def test_not_a_number_where_the_reference_has_a_number_counts_as_total_loss() -> None:
+    broken = "c = Constant<value = float {-1.0}>() s = Sqrt(c) y = Mul(x, s)"
+    quality = Judge(model("y = Identity(x)"), feeds()).measure(model(broken))
+    assert quality.worst_sqnr_db == -SQNR_CEILING_DB
+
+
+def test_a_metric_decides_in_its_own_units() -> None:
+    def mean(run: Callable[[Any], Any], samples: Iterable[Any]) -> float:
+        return float(np.mean([run(feed)["y"].mean() for feed in samples]))
+
+    data = Feeds.open({"x": np.ones((20, 4), np.float32)}, input_specs(model("y = Identity(x)")))
+    half = model("c = Constant<value = float {0.5}>() y = Mul(x, c)")
+    quality = Judge(model("y = Identity(x)"), data, metric=mean).measure(half)
+    assert (quality.metric_reference, quality.metric, quality.drop) == (1.0, 0.5, 0.5)
+    assert quality.unit == "metric units"
+
+
+def test_a_metric_that_is_no_number_is_refused() -> None:
+    with pytest.raises(DataError, match="finite number"):
+        Judge(model("y = Identity(x)"), feeds(), metric=lambda run, samples: math.nan).measure(model("y = Identity(x)"))
+
+
+def test_a_gain_is_no_drop() -> None:
+    assert Quality("metric", 1, 1, 1.0, 0.0, {}, metric=2.0, metric_reference=1.0).drop == 0.0
+
+
+def test_a_bundle_folder_or_file_is_judged_like_the_model_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    model("y = Identity(x)").save(path)
+    assert Judge(path, feeds()).measure(path).agreement == 1.0
