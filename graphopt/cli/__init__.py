@@ -118,7 +118,7 @@ def _fail(message: str, status: int, *, debug: bool) -> int:
     try:
         print(printable(message, keep="\n"), file=sys.stderr, flush=True)  # noqa: T201 - the log goes to stderr
     except OSError:  # the reader of stderr is gone; the exit status still tells
-        sys.stderr = None  # type: ignore[assignment]
+        sys.stderr = None
     return status
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import sys
 from contextlib import contextmanager
@@ -41,6 +43,18 @@ def write(text: str) -> None:
         raise WriteError(f"stdout cannot be written: {error.strerror}", do="Check where the output goes") from error
 
 
+def write_json(value: object) -> None:
+    """Write one JSON object to stdout.
+
+    Args:
+        value: Anything `json` can write; figures that are not finite become null.
+
+    Raises:
+        WriteError: stdout cannot take it.
+    """
+    write(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
 def log(message: str, *, quiet: bool) -> None:
     """Write one line of the log to stderr."""
     if quiet or sys.stderr is None:
@@ -75,6 +89,16 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress | None]:
             bar.update(task, description=escape(printable(stage, limit=36)).ljust(36), completed=done, total=total)
 
         yield advance
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
 
 
 def _silence_stdout() -> None:

@@ -4,6 +4,7 @@ for (const table of document.querySelectorAll("table[data-sort]")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
+    if (head.textContent === "") return;
     const button = document.createElement("button");
     button.textContent = head.textContent;
     head.replaceChildren(button);

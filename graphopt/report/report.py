@@ -69,7 +69,7 @@ class Quality(Entry):
     samples: Count
     """Samples judged."""
     held_back: bool = True
-    """True when the samples were kept apart from calibration; false when there were too few, or they are random."""
+    """True when the samples were kept apart from calibration; false for random inputs, or too few samples to split."""
     agreement: Share | None = None
     """Share of samples whose first output has the same largest class; null for outputs that are not class scores."""
     sqnr_db: Decibels | None = None

@@ -30,6 +30,7 @@ class Figure:
         before_value: The old value, for a bar; None where a bar says nothing.
         after_value: The new value, for a bar.
         detail: How it was measured; may be empty.
+        major: Whether people ask for it first.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Figure:
     before_value: float | None = None
     after_value: float | None = None
     detail: str = ""
+    major: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ def figures(report: Report) -> list[Figure]:
             before.nodes,
             after.nodes,
             "all scopes",
+            major=False,
         )
     )
     found.append(
@@ -143,6 +146,7 @@ def figures(report: Report) -> list[Figure]:
             before.parameters,
             after.parameters,
             "elements of constant weights",
+            major=False,
         )
     )
     return found
@@ -173,24 +177,34 @@ def quality_figures(quality: Quality) -> list[Figure]:
     if quality.sqnr_db is not None:
         judged = not own_metric and quality.agreement is None
         found.append(
-            Figure("Signal to noise", "", decibels(quality.sqnr_db), "", tone if judged else "neutral", detail=detail)
+            Figure(
+                "Signal to noise",
+                "",
+                decibels(quality.sqnr_db),
+                "",
+                tone if judged else "neutral",
+                detail=f"worst output, {detail}",
+                major=judged,
+            )
         )
     return found
 
 
 def judged_on(quality: Quality) -> str:
     """Return on how many samples of what kind the quality was measured."""
-    kind = "held-back sample" if quality.held_back else "sample"
-    return f"{text.count(quality.samples)} {kind}{'' if quality.samples == 1 else 's'}"
+    plural = "" if quality.samples == 1 else "s"
+    if quality.held_back:
+        return f"{text.count(quality.samples)} held-back sample{plural}"
+    return f"{text.count(quality.samples)} sample{plural}, not held back"
 
 
 def budget_line(quality: Quality) -> str:
     """Return one sentence on the budget."""
     if quality.budget is None:
         return "No budget was set."
-    loss = "" if quality.drop is None else f" The loss is {quality.drop:.3g}."
-    verdict = "met" if quality.met else "NOT met"
-    return f"The budget of {quality.budget:.3g} {_budget_unit(quality)} is {verdict}.{loss}"
+    verdict = "is within" if quality.met else "exceeds"
+    loss = "" if quality.drop is None else f" of {quality.drop:.3g}"
+    return f"The loss{loss} {verdict} the budget of {quality.budget:.3g} {_budget_unit(quality)}."
 
 
 def decibels(value: float) -> str:

@@ -1,0 +1,169 @@
+"""What compile, simplify, prune and quantize share: their options, the run, and how its result is shown and written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from graphopt.cli.parser import drop, whole
+from graphopt.cli.terminal import log, progress_bar, write
+from graphopt.errors import BudgetError, WriteError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Mapping
+
+    from graphopt.cli.parser import Parser
+    from graphopt.pipeline import Result
+    from graphopt.rewrite.recipe import Recipe
+
+FEEDS_HELP = "feeds: an .npz with one array per input, a folder of such files, or module:function; a fifth is held back"
+
+
+def add_model(parser: Parser, *, output: str, metavar: str) -> None:
+    """Add the model and the output.
+
+    Args:
+        parser: The verb's parser.
+        output: Help of ``-o``.
+        metavar: What ``-o`` takes: DIR or OUT.onnx.
+    """
+    parser.add_argument("model", metavar="MODEL", help="the ONNX file")
+    parser.add_argument("-o", "--output", required=True, metavar=metavar, help=output)
+
+
+def add_judging(parser: Parser) -> None:
+    """Add the options that say on what and how strictly the result is judged."""
+    group = parser.add_argument_group("judging")
+    group.add_argument("--data", metavar="FEEDS", help=FEEDS_HELP)
+    group.add_argument(
+        "--max-drop",
+        type=drop,
+        metavar="X",
+        help="largest loss: in the metric's units with --metric, else points of top-1 agreement, or dB of SQNR "
+        "below 40",
+    )
+    group.add_argument("--metric", metavar="MODULE:FUNCTION", help="judge by this function; larger is better")
+    group.add_argument(
+        "--keep", action="store_true", help="write the output even when the budget is not met (status 4)"
+    )
+    group.add_argument(
+        "--threads", type=whole(0), default=1, metavar="N", help="threads of every measurement; default 1"
+    )
+
+
+def add_target(parser: Parser) -> None:
+    """Add the option that names the target."""
+    parser.add_argument("--target", default="ort-cpu", metavar="T", help="where the model will run; default ort-cpu")
+
+
+def run_job(
+    arguments: argparse.Namespace,
+    recipe: str | Recipe | Mapping[str, object],
+    *,
+    kind: Literal["bundle", "file"],
+    options: Mapping[str, object] | None = None,
+    skip: Iterable[str] = (),
+    stop_after: int | None = None,
+) -> int:
+    """Compile the model of the arguments, print its report, and write the output.
+
+    Args:
+        arguments: The parsed arguments of a verb built with the functions of this module.
+        recipe: What to run.
+        kind: Whether ``-o`` names a bundle folder or one ONNX file.
+        options: Changes to the recipe, by ``pass.option``.
+        skip: Passes to leave out.
+        stop_after: Stop after this many patches.
+
+    Returns:
+        The exit status: 0, or 4 when the budget was not met.
+
+    Raises:
+        GraphoptError: The run failed; nothing was written.
+    """
+    from graphopt import pipeline
+
+    output = Path(arguments.output)
+    _refuse(output, kind=kind, force=arguments.force)
+    with progress_bar(quiet=arguments.quiet) as progress:
+        result = pipeline.compile(
+            arguments.model,
+            recipe=recipe,
+            data=getattr(arguments, "data", None),
+            target=getattr(arguments, "target", "ort-cpu"),
+            max_drop=getattr(arguments, "max_drop", None),
+            metric=getattr(arguments, "metric", None),
+            options=dict(options or {}),
+            skip=tuple(skip),
+            verify=arguments.verify,
+            seed=arguments.seed,
+            stop_after=stop_after,
+            threads=getattr(arguments, "threads", 1),
+            progress=progress,
+        )
+    keep = getattr(arguments, "keep", False)
+    written = result.met or keep
+    if written and kind == "bundle":
+        result.save(output, force=arguments.force, keep=keep)
+    elif written:
+        result.save_model(output, force=arguments.force, keep=keep)
+    _show(result, arguments)
+    if written:
+        log(_written(output, kind), quiet=arguments.quiet)
+    if not result.met:
+        log(f"error: {_unmet(result, written=written)}", quiet=False)
+    return 0 if result.met else BudgetError.exit_code
+
+
+def _refuse(output: Path, *, kind: Literal["bundle", "file"], force: bool) -> None:
+    """Refuse an output that cannot be written before the work starts, not after it."""
+    from graphopt.pipeline import refuse_existing_file, refuse_unsafe_target
+
+    if kind == "bundle":
+        refuse_unsafe_target(output, force=force)
+    else:
+        refuse_existing_file(output, force=force)
+    folder = output.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise WriteError(f"'{folder}' is a file", where=str(output), must="The output goes into a folder")
+    try:
+        handle, probe = tempfile.mkstemp(prefix=".graphopt.", suffix=".partial", dir=folder)
+    except OSError as error:
+        raise WriteError(
+            f"the folder '{folder}' cannot be written ({error.strerror})",
+            where=str(output),
+            do="Choose a folder that may be written, or free space",
+        ) from error
+    os.close(handle)
+    Path(probe).unlink()
+
+
+def _show(result: Result, arguments: argparse.Namespace) -> None:
+    for note in result.report.notes:
+        log(f"note: {note}", quiet=arguments.quiet)
+    if arguments.json:
+        write(result.report.to_json())
+        return
+    from graphopt.report.console import render
+
+    write(render(result.report))
+
+
+def _written(output: Path, kind: Literal["bundle", "file"]) -> str:
+    if kind == "file":
+        return f"wrote {output}"
+    return f"wrote {output}; the report is {output / 'report.html'}"
+
+
+def _unmet(result: Result, *, written: bool) -> str:
+    from graphopt.report.summary import budget_line
+
+    quality = result.report.quality
+    line = budget_line(quality) if quality is not None else "The budget is not met."
+    kept = "" if written else " Nothing was written; --keep writes it all the same."
+    return f"{BudgetError.code} {line}{kept}"

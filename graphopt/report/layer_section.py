@@ -1,0 +1,116 @@
+"""The part of the page on layers: bars of all weights in model order, and a table of what was done to each and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphopt.report import text
+from graphopt.report.markup import SHOWN_ZEROS, bar, esc, plural, section, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from graphopt.report.report import LayerEntry, WeightEntry
+    from graphopt.report.summary import LayerRow
+
+ROWS_SHOWN = 3000
+"""Rows of the table; the rest is in report.json."""
+SEARCH_FROM = 9
+"""Number of rows from which the table has a filter."""
+WIDTH, HEIGHT = 1000.0, 120.0
+"""Of the chart, in its own units; the page stretches it."""
+
+
+def layers(rows: Sequence[LayerRow]) -> str:
+    """Return the section, empty when nothing is known of any layer."""
+    if not rows:
+        return ""
+    weights = [row.weight for row in rows if row.weight]
+    largest = max((weight.bytes_before for weight in weights), default=0)
+    columns = ("Weight", "", "Zeros", "Type") if weights else ()
+    heads = ("Layer", "Operator", *columns, "State", "What was done and why")
+    shown = [_row(row, largest, weighed=bool(weights)) for row in rows[:ROWS_SHOWN]]
+    body = _chart(weights) + table("layers", heads, shown, numeric={2, 4} if weights else set(), sortable=True)
+    if len(rows) > ROWS_SHOWN:
+        body += f'<p class="soft small">{plural(len(rows) - ROWS_SHOWN, "more layer")} in report.json.</p>'
+    find = '<input type="search" placeholder="filter layers" aria-label="filter layers" data-filter="layers" hidden>'
+    return section("Layers", body, _counts(rows), extra=find if len(rows) >= SEARCH_FROM else "")
+
+
+def _counts(rows: Sequence[LayerRow]) -> str:
+    states = [row.status for row in rows]
+    words = ("changed", "kept", "reverted", "untouched")
+    return ", ".join(f"{text.count(states.count(word))} {word}" for word in words if word in states)
+
+
+def _row(row: LayerRow, largest: int, *, weighed: bool) -> str:
+    cells = ""
+    if row.weight is not None:
+        cells = _weight(row.weight, largest)
+    elif weighed:
+        cells = '<td class="n"></td><td class="bars"></td><td class="n"></td><td></td>'
+    return (
+        f'<tr><td class="name">{esc(row.name)}</td><td>{esc(row.op)}</td>{cells}'
+        f'<td><span class="state {row.status}">{row.status}</span></td>'
+        f'<td class="done">{"".join(map(_entry, row.entries))}</td></tr>'
+    )
+
+
+def _weight(weight: WeightEntry, largest: int) -> str:
+    kind = esc(weight.type_after)
+    if weight.type_after != weight.type_before:
+        kind = f'<span class="soft">{esc(weight.type_before)} →</span> {kind}'
+    zeros = text.percent(weight.zeros_after) if weight.zeros_after >= SHOWN_ZEROS else ""
+    before = bar(weight.bytes_before, largest, "old")
+    after = bar(weight.bytes_after, largest, zeros=weight.zeros_after)
+    return (
+        f'<td class="n" data-value="{weight.bytes_after}" title="was {text.size(weight.bytes_before)}">'
+        f'{text.size(weight.bytes_after)}</td><td class="bars">{before}{after}</td>'
+        f'<td class="n" data-value="{weight.zeros_after}">{zeros}</td><td class="kind">{kind}</td>'
+    )
+
+
+def _entry(entry: LayerEntry) -> str:
+    by = f' title="{esc(entry.pass_name)}"' if entry.pass_name else ""
+    what, why = esc(entry.what, 300), esc(entry.reason, 600)
+    if entry.reverted:
+        return f'<div{by}><s>{what}</s> <span class="soft">taken back: {why}</span></div>'
+    if entry.kept:
+        return f'<div{by}><span class="soft">left as it was: {why or what}</span></div>'
+    because = f' <span class="soft">{why}</span>' if why else ""
+    return f"<div{by}>{what}{because}</div>"
+
+
+def _chart(weights: Sequence[WeightEntry]) -> str:
+    """Return bars of all weights: bytes before behind bytes after, of which the zeros are marked."""
+    largest = max((weight.bytes_before for weight in weights), default=0)
+    if len(weights) < 2 or largest == 0:
+        return ""
+    step = WIDTH / len(weights)
+    drawn = "".join(_column(weight, index * step, step, HEIGHT / largest) for index, weight in enumerate(weights))
+    sparse = any(weight.zeros_after >= SHOWN_ZEROS for weight in weights)
+    zeros = '<span class="key zero">of it zeros</span>' if sparse else ""
+    return (
+        f'<figure><svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" preserveAspectRatio="none" role="img" '
+        f'aria-label="bytes of the weight of each layer before and after">{drawn}</svg><figcaption>'
+        '<span class="key old">weight before</span><span class="key">after</span>'
+        f"{zeros}"
+        f"<span>{plural(len(weights), 'layer')} in model order, the largest has {text.size(largest)}</span>"
+        "</figcaption></figure>"
+    )
+
+
+def _column(weight: WeightEntry, left: float, step: float, scale: float) -> str:
+    width = step * (0.72 if step > 4.0 else 0.9)
+    left += (step - width) / 2.0
+    old = weight.bytes_before * scale
+    new = min(weight.bytes_after * scale, HEIGHT)
+    bars = [("o", old, old), ("a", new, new)]
+    if weight.zeros_after >= SHOWN_ZEROS:
+        bars.append(("z", new, new * weight.zeros_after))
+    tip = f"{weight.name}: {text.size(weight.bytes_before)} to {text.size(weight.bytes_after)}"
+    drawn = "".join(
+        f'<rect class="{kind}" x="{left:.2f}" y="{HEIGHT - top:.2f}" width="{width:.2f}" height="{height:.2f}"/>'
+        for kind, top, height in bars
+    )
+    return f"<g><title>{esc(tip, 300)}</title>{drawn}</g>"
