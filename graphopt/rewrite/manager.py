@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from graphopt.analysis import Facts
-from graphopt.errors import GraphoptError, PassError, VerificationError
+from graphopt.errors import GraphError, GraphoptError, PassError, UsageError, VerificationError
 from graphopt.graph import Model, Node, Rewriter
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.rewrite.registry import create
-from graphopt.verify.legality import Interface, check_legal
+from graphopt.rewrite.verification import LEVELS, Level, Verifier
 
 if TYPE_CHECKING:
     from graphopt.rewrite.pass_ import Pass
+    from graphopt.rewrite.recipe import Step
     from graphopt.runtime import Feeds
 
-Level = Literal["off", "fast", "full"]
-Progress = Callable[[int, int, str, int], None]
+Progress: TypeAlias = Callable[[int, int, str, int], None]
 """Called with the index of the pass, the number of passes, the name of the pass and its patches so far."""
 
 
@@ -28,7 +28,7 @@ class PatchRecord:
     """One applied patch.
 
     Attributes:
-        number: Counts from 1 over the whole pipeline; ``--stop-after number`` stops right behind it.
+        number: Counts from 1 over the whole pipeline; ``stop_after=number`` stops right behind it.
         reason: What it did.
         nodes: Names of the nodes it worked on.
     """
@@ -75,10 +75,12 @@ class Outcome:
     Attributes:
         records: One per pass that started, in order.
         stopped: Whether ``stop_after`` ended it early.
+        notes: What full verification could not check, and why.
     """
 
     records: list[PassRecord] = field(default_factory=list)
     stopped: bool = False
+    notes: list[str] = field(default_factory=list)
 
     @property
     def patches(self) -> int:
@@ -90,18 +92,21 @@ class PassManager:
     """A pipeline of passes.
 
     Args:
-        passes: Passes, or names of registered passes that run with their defaults.
-        verify: ``"off"`` checks nothing; ``"fast"`` checks that the touched region is legal after every patch and the
-            whole model after every pass; ``"full"`` also runs the model before against after each pass.
+        passes: Passes, steps of a recipe, or names of registered passes that run with their defaults.
+        verify: ``"off"``, ``"fast"`` or ``"full"``; see `graphopt.rewrite.verification`.
         stop_after: Stop behind this many patches, counted over the whole pipeline; None runs all.
         seed: Seeds whatever a pass draws at random.
         target: Name of the target whose rules the passes follow.
         progress: Told about every pass and patch.
+
+    Raises:
+        UsageError: The level or ``stop_after`` makes no sense.
+        UnknownPassError: A name is no pass.
     """
 
     def __init__(
         self,
-        passes: Sequence[Pass | str],
+        passes: Sequence[Pass | Step | str],
         *,
         verify: Level = "fast",
         stop_after: int | None = None,
@@ -109,108 +114,174 @@ class PassManager:
         target: str = "ort-cpu",
         progress: Progress | None = None,
     ) -> None:
-        self.passes = [create(item) if isinstance(item, str) else item for item in passes]
-        self.verify = verify
+        if verify not in LEVELS:
+            raise UsageError(f"verify is {verify!r}", must=f"It is one of {', '.join(LEVELS)}")
+        if stop_after is not None and stop_after < 0:
+            raise UsageError(f"stop_after is {stop_after}", must="It counts patches from 0")
+        self.passes = [_created(item) for item in passes]
+        self.verify: Level = verify
         self.stop_after = stop_after
         self.seed = seed
         self.target = target
         self.progress = progress
 
-    def run(self, model: Model, data: Feeds | None = None, facts: Facts | None = None) -> Outcome:
+    def run(
+        self,
+        model: Model,
+        data: Feeds | None = None,
+        facts: Facts | None = None,
+        outcome: Outcome | None = None,
+    ) -> Outcome:
         """Run the passes in order and edit the model in place.
 
+        On an error the model is left as it was when the error was found, so that it can be looked at: run on
+        ``model.copy()``, which shares all weights, to keep the original.
+
         Args:
-            model: The model; on an error it is left as it was before the failing pass.
+            model: The model.
             data: Calibration feeds for passes that want them.
             facts: Analyses to go on with; by default they start empty.
+            outcome: An empty account to fill, for callers that want it although a pass fails.
 
         Raises:
+            GraphError: The model is not legal to begin with.
             PassError: A pass raised.
-            VerificationError: A patch left the model illegal or broke its contract.
+            VerificationError: A patch left the model illegal, or a pass broke its contract.
         """
         facts = facts or Facts(model, feeds=data, target=self.target, seed=self.seed)
-        interface = Interface.of(model)
-        outcome = Outcome()
+        verifier = Verifier(model, self.verify, data=data, seed=self.seed)
+        outcome = Outcome() if outcome is None else outcome
+        outcome.notes = verifier.notes
         for index, step in enumerate(self.passes):
             if self.stop_after is not None and outcome.patches >= self.stop_after:
                 outcome.stopped = True
                 break
-            self._run_pass(index, step, model, facts, interface, outcome)
+            start = time.perf_counter()
+            record = PassRecord(step.name, step.options(), nodes_before=count_nodes(model))
+            outcome.records.append(record)
+            run = _Run(step, model, facts, verifier, record)
+            for _ in run.patches(outcome, self.stop_after):
+                self._tell(index, record)
+            self._tell(index, record)
+            record.nodes_after = count_nodes(model)
+            record.seconds = time.perf_counter() - start
         return outcome
 
-    def _run_pass(
-        self, index: int, step: Pass, model: Model, facts: Facts, interface: Interface, outcome: Outcome
-    ) -> None:
-        start = time.perf_counter()
-        record = PassRecord(step.name, step.options(), nodes_before=count_nodes(model))
-        outcome.records.append(record)
-        for analysis in step.requires:
-            facts.get(analysis)
-        steps = step.run(model, facts)
-        touched: frozenset[Node] | None = None
-        while True:
-            if self.progress:
-                self.progress(index, len(self.passes), step.name, record.patches)
-            proposal = self._next(step, steps, touched)
-            if proposal is None:
-                break
+    def _tell(self, index: int, record: PassRecord) -> None:
+        if self.progress is not None:
+            self.progress(index, len(self.passes), record.name, record.patches)
+
+
+class _Run:
+    """One pass on one model."""
+
+    def __init__(self, step: Pass, model: Model, facts: Facts, verifier: Verifier, record: PassRecord) -> None:
+        self.step = step
+        self.model = model
+        self.facts = facts
+        self.verifier = verifier
+        self.record = record
+
+    def patches(self, outcome: Outcome, stop_after: int | None) -> Iterator[None]:
+        """Yield None after every applied patch; stop at the end of the pass or behind the last patch allowed."""
+        for analysis in self.step.requires:
+            self.facts.get(analysis)
+        self.verifier.before_pass(self.model)
+        steps = self.step.run(self.model, self.facts)
+        proposal = self._ask(lambda: next(steps))
+        while proposal is not None:
             if isinstance(proposal, Skip):
-                record.skips.append((node_label(proposal.node), proposal.reason))
-                touched = frozenset()
-                continue
-            if self.stop_after is not None and outcome.patches >= self.stop_after:
+                self.record.skips.append((node_label(proposal.node), proposal.reason))
+                touched: frozenset[Node] = frozenset()
+            elif stop_after is not None and outcome.patches >= stop_after:
                 outcome.stopped = True
                 steps.close()
                 break
-            touched = self._apply(step, proposal, model, facts, interface, outcome, record)
-        record.nodes_after = count_nodes(model)
-        record.seconds = time.perf_counter() - start
+            else:
+                touched = self._apply(proposal, outcome.patches + 1)
+                yield
+            proposal = self._ask(lambda: steps.send(touched))  # noqa: B023 - called at once
+        if self.record.log:
+            self._finish()
 
-    def _next(self, step: Pass, steps: Any, touched: frozenset[Node] | None) -> Patch | Skip | None:
+    def _ask(self, resume: Callable[[], Patch | Skip]) -> Patch | Skip | None:
         try:
-            return next(steps) if touched is None else steps.send(touched)  # type: ignore[no-any-return]
+            return resume()
         except StopIteration:
             return None
-        except GraphoptError:
+        except (GraphoptError, MemoryError):
             raise
         except Exception as error:
-            raise PassError(f"it raised {type(error).__name__}: {error}", where=step.name) from error
-
-    def _apply(
-        self,
-        step: Pass,
-        patch: Patch,
-        model: Model,
-        facts: Facts,
-        interface: Interface,
-        outcome: Outcome,
-        record: PassRecord,
-    ) -> frozenset[Node]:
-        number = outcome.patches + 1
-        names = tuple(node_label(node) for node in patch.nodes)
-        try:
-            with Rewriter(model) as rewriter:
-                patch.apply(rewriter)
-        except GraphoptError:
-            raise
-        except Exception as error:
+            after = f"after patch {self.record.log[-1].number}" if self.record.log else "before its first patch"
             raise PassError(
-                f"patch {number} ({patch.reason}) raised {type(error).__name__}: {error}", where=step.name
+                f"it raised {type(error).__name__} {after}: {error}",
+                where=self.step.name,
+                must="A pass yields a Skip for what it does not support",
+                do="Report it with the model, or take the pass out of the recipe",
+            ) from error
+
+    def _apply(self, patch: Patch, number: int) -> frozenset[Node]:
+        if not isinstance(patch, Patch):
+            raise PassError(f"it yielded {patch!r}", where=self.step.name, must="A pass yields Patch or Skip")
+        names = tuple(node_label(node) for node in patch.nodes)
+        where = f"{self.step.name}, patch {number} ({patch.reason}), {_at(names)}"
+        around = self.verifier.before_patch(patch)
+        try:
+            with Rewriter(self.model) as rewriter:
+                patch.apply(rewriter)
+        except MemoryError:
+            raise
+        except Exception as error:
+            what = error.what if isinstance(error, GraphoptError) else f"{type(error).__name__}: {error}"
+            raise PassError(
+                f"applying it failed: {what}", where=where, must="A patch applies where it matched"
             ) from error
         touched = frozenset(rewriter.touched)
-        facts.invalidate(preserving=step.preserves)
-        if self.verify != "off":
-            try:
-                check_legal(model, touched=touched, interface=interface)
-            except GraphoptError as error:
-                raise VerificationError(
-                    f"patch {number} ({patch.reason}) left the model illegal: {error.what}", where=step.name
-                ) from error
-        record.log.append(PatchRecord(number, patch.reason, names))
-        record.layers.extend(patch.layers)
+        self.facts.invalidate(preserving=self.step.preserves)
+        try:
+            self.verifier.after_patch(self.model, touched, around)
+        except GraphError as error:
+            raise self._broken(error, where, number) from error
+        self.record.log.append(PatchRecord(number, patch.reason, names))
+        self.record.layers.extend(patch.layers)
         return touched
+
+    def _finish(self) -> None:
+        last = self.record.log[-1].number
+        try:
+            self.model.sort()
+            self.verifier.after_pass(self.step, self.model, self.facts)
+        except GraphError as error:
+            raise self._broken(error, f"{self.step.name}, patches up to {last}", last) from error
+        except VerificationError as error:
+            raise VerificationError(error.what, where=error.where, must=error.must, do=self._bisect(last)) from error
+
+    def _broken(self, error: GraphError, where: str, number: int) -> VerificationError:
+        detail = f"{error.where}: {error.what}" if error.where else error.what
+        return VerificationError(
+            f"the model is not legal any more: {detail}", where=where, must=error.must, do=self._bisect(number)
+        )
+
+    def _bisect(self, number: int) -> str:
+        path = self.model.path or "MODEL"
+        return (
+            f"`graphopt bisect {path} --recipe RECIPE` finds the first wrong patch; "
+            f"--stop-after {number - 1} gives the model before patch {number}"
+        )
 
 
 def count_nodes(model: Model) -> int:
     """Return how many nodes the model has in all scopes and functions."""
     return sum(1 for _ in model.walk())
+
+
+def _created(item: Pass | Step | str) -> Pass:
+    if isinstance(item, str):
+        return create(item)
+    return item.create() if hasattr(item, "create") else item
+
+
+def _at(names: Sequence[str]) -> str:
+    return (
+        f"node {names[0]!r}" if len(names) == 1 else f"nodes {', '.join(map(repr, names[:4]))}" if names else "no node"
+    )

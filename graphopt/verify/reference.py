@@ -1,0 +1,69 @@
+"""Runs models for verification: ONNX Runtime without its own optimizations, and onnx.reference as a second voice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx.reference
+
+from graphopt.errors import UnsupportedError
+from graphopt.runtime import run, session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from graphopt.graph import Model
+
+KERNEL_DOMAIN = "ai.graphopt"
+
+
+def evaluate(model: Model | Path | str | bytes, feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Run a model in ONNX Runtime with graph optimizations off, on one thread.
+
+    Args:
+        model: The model; a model in memory that uses the kernels' operators gets this installation's library.
+        feeds: Complete feeds.
+
+    Returns:
+        Outputs by name, one dictionary per feed.
+
+    Raises:
+        UnsupportedError: ONNX Runtime refuses the model.
+        DataError: A feed does not fit.
+        RunError: The model failed inside.
+    """
+    with_kernels = KERNEL_DOMAIN in getattr(model, "opset_imports", {})
+    running = session(model, optimize=False, kernels=True if with_kernels else "auto")
+    return [run(running, feed) for feed in feeds]
+
+
+def interpret(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Run a model in onnx.reference, which shares no code with ONNX Runtime. Slow: for small models.
+
+    Args:
+        model: The serialized model.
+        feeds: Complete feeds.
+
+    Returns:
+        Outputs by name, one dictionary per feed.
+
+    Raises:
+        UnsupportedError: onnx.reference does not implement something in the model.
+    """
+    try:
+        evaluator = onnx.reference.ReferenceEvaluator(onnx.load_from_string(model))
+        names = evaluator.output_names
+        found = [evaluator.run(None, dict(feed)) for feed in feeds]
+    except (NotImplementedError, onnx.reference.op_run.RuntimeImplementationError, RuntimeError, TypeError) as error:
+        raise UnsupportedError(
+            f"onnx.reference cannot run it: {type(error).__name__}: {error}",
+            must="Every operator has a reference implementation",
+        ) from error
+    return [dict(zip(names, map(_array, outputs), strict=True)) for outputs in found]
+
+
+def _array(value: Any) -> Any:
+    return value if isinstance(value, list | dict) or value is None else np.asarray(value)
