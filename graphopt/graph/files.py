@@ -1,0 +1,189 @@
+"""Files: atomic replacement, and weights streamed into an external data file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import TensorProto
+
+from graphopt.errors import OutputExistsError, WriteError
+from graphopt.graph import dtypes
+from graphopt.graph.weights import ExternalWeight
+from graphopt.graph.write import LIMIT_BYTES, adopt_constants, build, serialise, tensor_head, tensor_inline, too_large
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+    from graphopt.graph.model import Model
+    from graphopt.graph.objects import Constant
+
+AUTO_LIMIT_BYTES = 1_500_000_000
+SMALL_BYTES = 1024  # stays in the model
+_ALIGN = 64
+_LARGE_BYTES = 1 << 20
+_LARGE_ALIGN = 4096  # a page: may be mapped into memory as it is
+
+
+def save(model: Model, path: str | Path, *, external: str | None, force: bool) -> None:
+    """Write a model; see graphopt.graph.write.write_model."""
+    target = Path(path)
+    if not force and target.exists():
+        raise OutputExistsError(f"'{target}' exists", do="Choose another name, or force.")
+    adopt_constants(model)
+    constants = [c for g in model.graphs() for c in g.initializers]
+    size = sum(c.nbytes for c in constants)
+    if external == "auto":
+        outside = size > AUTO_LIMIT_BYTES or any(isinstance(c.weight, ExternalWeight) for c in constants)
+        external = f"{target.name}.data" if outside else None
+    if external is None and size > LIMIT_BYTES:
+        raise too_large(size)
+    if external is not None and (Path(external).name != external or external in {"", ".", ".."} or external == target.name):
+        raise WriteError(f"'{external}' cannot be the data file", where=str(target), must="It is a file name beside the model")
+    try:
+        _write(model, target, external)
+    except OSError as error:
+        raise WriteError(
+            f"it cannot be written: {error.strerror or error}",
+            where=str(target),
+            must="Nothing was changed",
+            do="Check the free space and the permissions of the folder.",
+        ) from error
+
+
+def _write(model: Model, target: Path, external: str | None) -> None:
+    with Staging() as staging:
+        if external is None:
+            data = serialise(build(model, tensor_inline))
+        else:
+            with staging.file(target.parent / external) as stream:
+                writer = _DataWriter(stream, external)
+                proto = build(model, writer.tensor)
+                writer.finish()
+            data = serialise(proto)
+        with staging.file(target) as stream:
+            view = memoryview(data)
+            for start in range(0, len(view), 8 << 20):
+                stream.write(view[start : start + (8 << 20)])
+
+
+class Staging:
+    """Several files that appear together: written under other names, renamed when all are complete.
+
+    If anything raises, KeyboardInterrupt included, the folder is as it was before.
+    """
+
+    def __init__(self) -> None:
+        self._staged: list[tuple[Path, Path]] = []
+
+    def __enter__(self) -> Staging:
+        return self
+
+    @contextlib.contextmanager
+    def file(self, target: Path) -> Iterator[BinaryIO]:
+        """Open a file that becomes ``target`` in the end."""
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        self._staged.append((Path(name), target))
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, traceback: object) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            self._publish()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _publish(self) -> None:
+        backups: list[tuple[Path, Path | None]] = []
+        mask = os.umask(0)
+        os.umask(mask)
+        try:
+            for staged, target in self._staged:
+                backup = None
+                if target.exists():
+                    staged.chmod(target.stat().st_mode & 0o7777)
+                    backup = staged.with_suffix(".old")
+                    os.link(target, backup)
+                else:
+                    staged.chmod(0o666 & ~mask)
+                backups.append((target, backup))
+                staged.replace(target)
+        except BaseException:
+            for target, backup in backups:
+                if backup is not None and backup.exists():
+                    backup.replace(target)
+            raise
+        for _, backup in backups:
+            if backup is not None:
+                backup.unlink()
+        for folder in {target.parent for _, target in self._staged}:
+            _sync_folder(folder)
+
+    def _discard(self) -> None:
+        for staged, _ in self._staged:
+            for leftover in (staged, staged.with_suffix(".old")):
+                leftover.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _DataWriter:
+    """Streams weights into the data file and describes them."""
+
+    def __init__(self, stream: BinaryIO, location: str) -> None:
+        self.stream = stream
+        self.location = location
+        self.position = 0
+        self.hash: Any = None
+        self.checked: list[onnx.TensorProto] = []
+        self.large: list[tuple[onnx.StringStringEntryProto, Any]] = []
+
+    def tensor(self, constant: Constant) -> onnx.TensorProto | onnx.SparseTensorProto:
+        weight = constant.weight
+        if weight.onnx_dtype == dtypes.STRING or weight.nbytes < SMALL_BYTES or hasattr(weight, "sparse"):
+            return tensor_inline(constant)
+        align = _LARGE_ALIGN if weight.nbytes >= _LARGE_BYTES else _ALIGN
+        self._write(bytes(-self.position % align))
+        offset = self.position
+        for chunk in weight.chunks():
+            self._write(chunk)
+        proto = tensor_head(constant)
+        proto.data_location = TensorProto.EXTERNAL
+        entries = {"location": self.location, "offset": str(offset), "length": str(self.position - offset)}
+        for key, value in entries.items():
+            proto.external_data.add(key=key, value=value)
+        return proto
+
+    def _write(self, data: Any) -> None:
+        self.stream.write(data)
+        self.position += len(data)
+
+    def finish(self) -> None:
+        """Nothing more will come."""
+
+
+def sha1_of(path: Path) -> str:
+    """Return the SHA-1 of a file, as external data descriptions have it."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    with path.open("rb") as stream:
+        while chunk := stream.read(8 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

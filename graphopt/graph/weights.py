@@ -1,0 +1,495 @@
+"""Where the values of a constant live: outside the objects, decoded only when they are read.
+
+Every storage is a ``gs.LazyValues``, so that code written for graphsurgeon reads ``constant.values`` as it always did.
+Sizes are compared with dimensions before anything is allocated: files are untrusted.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import sys
+import weakref
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from graphopt.errors import ExternalDataError, ExternalDataEscapeError, GraphError, ReadError
+from graphopt.graph import dtypes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+Array = np.ndarray[Any, Any]
+
+CHUNK_BYTES = 8 << 20
+DENSE_LIMIT_BYTES = 4 << 30  # a sparse tensor of a few bytes may claim any dense size
+_CACHED_BYTES = 1 << 16
+_MAX_RANK = 64  # of numpy
+
+
+class Weight(LazyValues):  # type: ignore[misc]
+    """Values of a constant: element type, shape and a way to load them.
+
+    Attributes:
+        onnx_dtype: ONNX element type.
+        shape: Dimensions.
+    """
+
+    __slots__ = ("_cached", "onnx_dtype", "shape")
+
+    def __init__(self, onnx_dtype: int, shape: Sequence[int]) -> None:
+        self.onnx_dtype = int(onnx_dtype)
+        self.shape = tuple(int(d) for d in shape)
+        self._cached: Any = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy type of ``load()``."""
+        found = dtypes.numpy_dtype(self.onnx_dtype)
+        if found is None:
+            raise GraphError(
+                f"element type {self.onnx_dtype} has no numpy type in the installed onnx {onnx.__version__}",
+                do="Install a newer onnx.",
+            )
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed values (strings: of a pointer each)."""
+        return dtypes.packed_size_bytes(self.onnx_dtype, self.shape)
+
+    def load(self) -> Array:
+        """Return the values, read-only, one element per array element."""
+        held = self._cached
+        if held is not None:
+            array = held() if isinstance(held, weakref.ref) else held
+            if array is not None:
+                return array  # type: ignore[no-any-return]
+        array = self._decode()
+        array.flags.writeable = False
+        self._cached = array if array.nbytes <= _CACHED_BYTES else weakref.ref(array)
+        return array
+
+    def _decode(self) -> Array:
+        raise NotImplementedError
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield the packed little-endian bytes in pieces of at most ``CHUNK_BYTES``."""
+        yield from array_chunks(self.load(), self.onnx_dtype)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} (shape={self.shape}, dtype={self.onnx_dtype})"
+
+
+def array_chunks(array: Array, onnx_dtype: int) -> Iterator[bytes | memoryview]:
+    """Yield the packed little-endian bytes of an array in pieces of at most ``CHUNK_BYTES``."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    step = max(1, CHUNK_BYTES // max(1, flat.itemsize)) // 8 * 8 or 8  # whole bytes of every packed type
+    for start in range(0, flat.size, step):
+        piece = flat[start : start + step]
+        if dtypes.is_sub_byte(onnx_dtype):
+            yield dtypes.pack(piece, onnx_dtype).tobytes()
+        elif sys.byteorder == "big":
+            yield piece.byteswap().tobytes()
+        else:
+            yield piece.view(np.uint8).data
+
+
+def check_dims(dims: Sequence[int], name: str) -> tuple[int, ...]:
+    """Return the dimensions of a stored tensor.
+
+    Raises:
+        ReadError: A dimension is negative, there are too many, or their product does not fit 63 bits.
+    """
+    shape = tuple(dims)
+    where = f"tensor '{name}'"
+    if len(shape) > _MAX_RANK:
+        raise ReadError(f"it has {len(shape)} dimensions", where=where, must=f"At most {_MAX_RANK} are supported")
+    product = 1
+    for dim in shape:
+        if dim < 0:
+            raise ReadError(f"dimension {dim} of {list(shape)} is negative", where=where, must="Sizes are not negative")
+        product *= dim or 1
+    if product >= 1 << 60:
+        raise ReadError(f"the product of dimensions {list(shape)} is absurd", where=where, must="It must fit memory")
+    return shape
+
+
+def _from_buffer(buffer: Any, onnx_dtype: int, shape: tuple[int, ...]) -> Array:
+    if dtypes.is_sub_byte(onnx_dtype):
+        return dtypes.unpack(np.frombuffer(buffer, np.uint8), onnx_dtype, shape)
+    dtype = dtypes.numpy_dtype(onnx_dtype)
+    assert dtype is not None
+    if sys.byteorder == "big":
+        return np.frombuffer(buffer, dtype).byteswap().reshape(shape)
+    return np.frombuffer(buffer, dtype).reshape(shape)
+
+
+# ------------------------------------------------------------------------------------------------------- in protobuf
+
+
+class ProtoWeight(Weight):
+    """A TensorProto whose data are in the message; written back verbatim while nobody changes it."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: TensorProto) -> None:
+        super().__init__(tensor.data_type, check_dims(tensor.dims, tensor.name))
+        self.tensor = tensor
+        self._check()
+
+    def _check(self) -> None:
+        tensor, kind = self.tensor, self.onnx_dtype
+        where = f"tensor '{tensor.name}'"
+        if kind == TensorProto.UNDEFINED:
+            raise ReadError("its element type is undefined", where=where, must="Every stored tensor has a type")
+        if tensor.HasField("segment"):
+            raise ReadError("it is one segment of a larger tensor", where=where, must="Segments are not supported")
+        width = dtypes.bits(kind)
+        if kind != dtypes.STRING and width == 0:
+            return  # a newer ONNX type: carried, never read
+        count = 1
+        for dim in self.shape:
+            count *= dim
+        if tensor.HasField("raw_data"):
+            found, needed, unit = len(tensor.raw_data), (count * width + 7) // 8, "bytes of raw_data"
+            if kind == dtypes.STRING:
+                raise ReadError("it keeps strings in raw_data", where=where, must="Strings belong in string_data")
+        else:
+            found, needed, unit = self._typed_counts(count)
+        if found != needed:
+            raise ReadError(
+                f"dimensions {list(self.shape)} need {needed} {unit}, there are {found}",
+                where=where,
+                must="Dimensions and data must agree",
+                do="Export the model again.",
+            )
+
+    def _typed_counts(self, count: int) -> tuple[int, int, str]:
+        field = onnx.helper.tensor_dtype_to_field(self.onnx_dtype)
+        needed = count
+        if self.onnx_dtype in {TensorProto.COMPLEX64, TensorProto.COMPLEX128}:
+            needed = 2 * count
+        width = dtypes.bits(self.onnx_dtype)
+        if width in {2, 4}:
+            needed = (count * width + 7) // 8
+        return len(getattr(self.tensor, field)), needed, f"entries of {field}"
+
+    def _decode(self) -> Array:
+        tensor = self.tensor
+        if self.onnx_dtype == dtypes.STRING:
+            return _strings(tensor.string_data, self.shape)
+        if tensor.HasField("raw_data"):
+            return _from_buffer(tensor.raw_data, self.onnx_dtype, self.shape)
+        return _typed(tensor, self.onnx_dtype, self.shape, self.dtype)
+
+
+def _strings(items: Sequence[bytes], shape: tuple[int, ...]) -> Array:
+    """Strings as str; bytes where one of them is not UTF-8, since ONNX allows any bytes in a tensor."""
+    out = np.empty(len(items), object)
+    for position, item in enumerate(items):
+        try:
+            out[position] = item.decode("utf-8")
+        except UnicodeDecodeError:
+            out[position] = item
+    return out.reshape(shape)
+
+
+def _typed(tensor: TensorProto, onnx_dtype: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Decode float_data, int32_data and so on."""
+    field = onnx.helper.tensor_dtype_to_field(onnx_dtype)
+    data = getattr(tensor, field)
+    if onnx_dtype in {TensorProto.COMPLEX64, TensorProto.COMPLEX128}:
+        part = np.float32 if onnx_dtype == TensorProto.COMPLEX64 else np.float64
+        return np.array(data, part).view(dtype).reshape(shape)
+    if field == "int32_data" and onnx_dtype not in {TensorProto.INT32}:
+        words = np.array(data, np.int32).view(np.uint32)
+        width = dtypes.bits(onnx_dtype)
+        if width in {2, 4}:
+            return dtypes.unpack(words.astype(np.uint8), onnx_dtype, shape)
+        if width == 6:
+            return (words.astype(np.uint8) & 0x3F).view(dtype).reshape(shape)
+        if onnx_dtype == TensorProto.BOOL:
+            return (words != 0).reshape(shape)
+        return words.astype(np.uint8 if width == 8 else np.uint16).view(dtype).reshape(shape)
+    return np.array(data, dtype).reshape(shape)
+
+
+class SparseWeight(Weight):
+    """A SparseTensorProto; ``load()`` gives the dense tensor."""
+
+    __slots__ = ("sparse", "values_weight")
+
+    def __init__(self, sparse: onnx.SparseTensorProto) -> None:
+        name = sparse.values.name
+        super().__init__(sparse.values.data_type, check_dims(sparse.dims, name))
+        self.sparse = sparse
+        self.values_weight = ProtoWeight(sparse.values)
+
+    def _decode(self) -> Array:
+        where = f"sparse tensor '{self.sparse.values.name}'"
+        values = self.values_weight.load().reshape(-1)
+        if self.nbytes > DENSE_LIMIT_BYTES:
+            raise ReadError(
+                f"dense, dimensions {list(self.shape)} take {self.nbytes} bytes",
+                where=where,
+                must=f"At most {DENSE_LIMIT_BYTES} bytes are made dense",
+            )
+        if self.sparse.indices.data_type != TensorProto.INT64:
+            raise ReadError("its indices are not int64", where=where, must="ONNX asks for int64 indices")
+        indices = ProtoWeight(self.sparse.indices).load()
+        out = np.zeros(self.shape, self.dtype)
+        if self.onnx_dtype == dtypes.STRING:
+            out[...] = ""
+        try:
+            if indices.ndim == 2:
+                linear = np.ravel_multi_index(tuple(indices.T), self.shape) if len(indices) else indices[:, :0].sum(1)
+            else:
+                linear = indices
+            if linear.size and (linear.min() < 0 or linear.size != values.size):
+                raise ValueError("negative index or another number of indices than values")
+            out.reshape(-1)[linear.astype(np.int64)] = values
+        except (ValueError, IndexError) as error:
+            raise ReadError(f"its indices do not fit: {error}", where=where, must="Every index lies inside") from error
+        return out
+
+
+# --------------------------------------------------------------------------------------------------- in another file
+
+
+class DataFile:
+    """One open external data file.
+
+    It stays open as long as a weight needs it: a model that is saved over its own files keeps reading the old ones.
+    """
+
+    def __init__(self, path: Path, where: str) -> None:
+        self.path = path
+        try:
+            # O_NONBLOCK: opening a pipe must not hang.
+            self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError as error:
+            raise ExternalDataError(
+                f"external data file '{path.name}' does not exist",
+                where=where,
+                must=f"It must be in '{path.parent}'",
+                do="Copy it beside the model.",
+            ) from error
+        except OSError as error:
+            raise ExternalDataError(f"external data file '{path}' cannot be read: {error.strerror}", where=where) from error
+        weakref.finalize(self, os.close, self.fd)
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            raise ExternalDataError(f"'{path.name}' is not a regular file", where=where, must="Data must be in a file")
+
+    @property
+    def size_bytes(self) -> int:
+        """Present size of the file."""
+        return os.fstat(self.fd).st_size
+
+
+class ExternalWeight(Weight):
+    """Values in an external data file; mapped into memory while they are read, streamed when they are written."""
+
+    __slots__ = ("file", "length", "offset", "proto")
+
+    def __init__(self, proto: TensorProto, file: DataFile, offset: int, length: int) -> None:
+        super().__init__(proto.data_type, proto.dims)
+        self.proto = proto
+        self.file = file
+        self.offset = offset
+        self.length = length
+
+    def _check_size(self) -> None:
+        if self.offset + self.length > self.file.size_bytes:
+            raise ExternalDataError(
+                f"external data file '{self.file.path}' became shorter than {self.offset + self.length} bytes",
+                where=f"tensor '{self.proto.name}'",
+                must="The file must not change while the model is open",
+            )
+
+    def _decode(self) -> Array:
+        if self.length == 0:
+            return np.zeros(self.shape, self.dtype)
+        self._check_size()
+        start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        lead = self.offset - start
+        mapped = mmap.mmap(self.file.fd, self.length + lead, offset=start, access=mmap.ACCESS_READ)
+        return _from_buffer(memoryview(mapped)[lead : lead + self.length], self.onnx_dtype, self.shape)
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes of the file, without mapping it."""
+        self._check_size()
+        position, end = self.offset, self.offset + self.length
+        while position < end:
+            piece = os.pread(self.file.fd, min(CHUNK_BYTES, end - position), position)
+            if not piece:
+                self._check_size()
+                raise ExternalDataError(f"external data file '{self.file.path}' cannot be read to its end")
+            position += len(piece)
+            yield piece
+
+
+class DataFolder:
+    """The folder of a model and the data files opened in it. Nothing outside the folder is ever opened."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._files: dict[Path, DataFile] = {}
+
+    def weight(self, proto: TensorProto) -> ExternalWeight:
+        """Return the weight that an external TensorProto describes.
+
+        Raises:
+            ExternalDataError: The file is missing or too short, or offset or length make no sense.
+            ExternalDataEscapeError: The file lies outside the folder.
+        """
+        where = f"tensor '{proto.name}'"
+        entries = {entry.key: entry.value for entry in proto.external_data}
+        location = entries.get("location", "")
+        shape = check_dims(proto.dims, proto.name)
+        needed = dtypes.packed_size_bytes(proto.data_type, shape)
+        if dtypes.bits(proto.data_type) == 0:
+            raise ExternalDataError(
+                f"element type {proto.data_type} cannot be stored outside the model", where=where, must="Keep it inside"
+            )
+        file = self._open(location, where)
+        offset = _whole_number(entries, "offset", 0, where)
+        length = _whole_number(entries, "length", needed, where)
+        if length != needed:
+            raise ExternalDataError(
+                f"length {length} does not fit dimensions {list(shape)}", where=where, must=f"They need {needed} bytes"
+            )
+        if offset + length > file.size_bytes:
+            raise ExternalDataError(
+                f"external data file '{location}' has {file.size_bytes} bytes, the tensor ends at {offset + length}",
+                where=where,
+                must="The file must hold the whole tensor",
+                do="Copy the file again.",
+            )
+        return ExternalWeight(proto, file, offset, length)
+
+    def _open(self, location: str, where: str) -> DataFile:
+        if not location:
+            raise ExternalDataError("its external data has no location", where=where, must="It must name a file")
+        if self.folder is None:
+            raise ExternalDataError(
+                f"it keeps its data in '{location}', but the model was not read from a file",
+                where=where,
+                must="External data is found relative to the model's file",
+                do="Pass the path of the model, or base=FOLDER.",
+            )
+        path = self._inside(location, where)
+        if path not in self._files:
+            self._files[path] = DataFile(path, where)
+        return self._files[path]
+
+    def _inside(self, location: str, where: str) -> Path:
+        escape = ExternalDataEscapeError(
+            f"it keeps its data in '{location}', outside the model's folder",
+            where=where,
+            must="External data must stay inside the folder of the model",
+            do="Move the file beside the model and correct its location.",
+        )
+        if "\0" in location:
+            raise ExternalDataError(f"location {location!r} is not a file name", where=where)
+        for flavour in (PurePosixPath(location), PureWindowsPath(location)):
+            if flavour.is_absolute() or flavour.drive or ".." in flavour.parts or location.startswith(("/", "\\")):
+                raise escape
+        assert self.folder is not None
+        base = self.folder.resolve()
+        path = (base / location).resolve()
+        if not path.is_relative_to(base):
+            raise escape
+        return path
+
+
+def _whole_number(entries: dict[str, str], key: str, default: int, where: str) -> int:
+    text = entries.get(key)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise ExternalDataError(f"external data {key} '{text}' is not a size", where=where, must="It counts bytes")
+    return int(text)
+
+
+# ----------------------------------------------------------------------------------------------------- made by us
+
+
+class ArrayWeight(Weight):
+    """Values in memory, as an array that nobody may write to."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: Array, onnx_dtype: int | None = None) -> None:
+        kind = dtypes.onnx_dtype_of(array.dtype) if onnx_dtype is None else int(onnx_dtype)
+        wanted = dtypes.numpy_dtype(kind)
+        if kind != dtypes.STRING and wanted is not None and array.dtype != wanted:
+            if array.dtype.itemsize == wanted.itemsize and array.dtype.kind in "ui" and wanted.kind not in "uifb":
+                array = array.view(wanted)  # the bytes of an ml_dtypes type
+            elif array.dtype.newbyteorder("=") == wanted:
+                array = array.astype(wanted)
+            else:
+                raise GraphError(f"an array of {array.dtype} cannot hold ONNX element type {kind} ({wanted})")
+        super().__init__(kind, array.shape)
+        self._array = array
+
+    def _decode(self) -> Array:
+        return self._array.view()
+
+    def load(self) -> Array:
+        """Return the array, read-only."""
+        view = self._array.view()
+        view.flags.writeable = False
+        return view
+
+
+class PackedWeight(Weight):
+    """Values of a sub-byte type kept packed, as ONNX stores them; an eighth to a half of the memory of an array."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes | Array, onnx_dtype: int, shape: Sequence[int]) -> None:
+        super().__init__(onnx_dtype, shape)
+        self._data = bytes(data) if isinstance(data, bytes | bytearray) else np.ascontiguousarray(data).tobytes()
+        if len(self._data) != self.nbytes:
+            raise GraphError(f"shape {self.shape} needs {self.nbytes} packed bytes, there are {len(self._data)}")
+
+    def _decode(self) -> Array:
+        return _from_buffer(self._data, self.onnx_dtype, self.shape)
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield the packed bytes."""
+        view = memoryview(self._data)
+        for start in range(0, len(view), CHUNK_BYTES):
+            yield view[start : start + CHUNK_BYTES]
+
+
+class LazyWeight(Weight):
+    """Values computed from others when they are needed, and not kept: a quantized copy of a large weight.
+
+    Args:
+        compute: Returns the array; called each time the values are read, it must always return the same.
+        onnx_dtype: ONNX element type of the array.
+        shape: Its dimensions.
+    """
+
+    __slots__ = ("_compute",)
+
+    def __init__(self, compute: Callable[[], Array], onnx_dtype: int, shape: Sequence[int]) -> None:
+        super().__init__(onnx_dtype, shape)
+        self._compute = compute
+
+    def _decode(self) -> Array:
+        array = np.asarray(self._compute())
+        if array.shape != self.shape or dtypes.onnx_dtype_of(array.dtype) != self.onnx_dtype:
+            raise GraphError(
+                f"a lazy weight gave {array.dtype}{list(array.shape)}",
+                must=f"It was declared as ONNX type {self.onnx_dtype}{list(self.shape)}",
+            )
+        return array.view()

@@ -1,0 +1,590 @@
+"""From objects to protobuf: what did not change is written verbatim, the rest on top of the message it came from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import EncodeError
+from onnx import AttributeProto, TensorProto
+
+from graphopt.errors import GraphError, ModelTooLargeError
+from graphopt.graph import attributes, dtypes
+from graphopt.graph.objects import Constant, Function, Graph, Node, Tensor, Variable, decode_type, node_subgraphs
+from graphopt.graph.order import is_used
+from graphopt.graph.read import MAX_DEPTH
+from graphopt.graph.scopes import enclosing, walk_graphs
+from graphopt.graph.weights import ExternalWeight, ProtoWeight, SparseWeight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from graphopt.graph.model import Model
+
+LIMIT_BYTES = (1 << 31) - 1
+
+TensorWriter = "Callable[[Constant], onnx.TensorProto | onnx.SparseTensorProto]"
+
+
+def model_proto(model: Model, *, inline: bool = True) -> onnx.ModelProto:
+    """Return the model as a new ModelProto; see Model.to_proto."""
+    size = sum(c.nbytes for g in model.graphs() for c in g.initializers if inline or not _stays_outside(c))
+    if size > LIMIT_BYTES:
+        raise too_large(size)
+    return build(model, tensor_inline if inline else tensor_as_is)
+
+
+def model_bytes(model: Model, *, inline: bool = True) -> bytes:
+    """Return the serialised model; see Model.to_bytes."""
+    return serialise(model_proto(model, inline=inline))
+
+
+def serialise(proto: onnx.ModelProto) -> bytes:
+    """Return the bytes of a message, the same in every run.
+
+    Raises:
+        ModelTooLargeError: It is larger than 2 GiB.
+    """
+    try:
+        data = proto.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise too_large(None) from error
+    if len(data) > LIMIT_BYTES:
+        raise too_large(len(data))
+    return data
+
+
+def too_large(size: int | None) -> ModelTooLargeError:
+    """Return the error for a message that is too large."""
+    return ModelTooLargeError(
+        f"the model takes {size} bytes" if size else "the model is too large",
+        must="One protobuf message holds at most 2 GiB",
+        do="Save it to a path with external data.",
+    )
+
+
+def write_model(
+    model: Model, path: str | Path, *, external: str | Literal["auto"] | None = "auto", force: bool = True
+) -> None:
+    """Write a model to a file, atomically: temporary files, fsync, rename; nothing is left behind on failure.
+
+    Args:
+        model: The model.
+        path: The .onnx file.
+        external: Name of the data file beside it; None keeps all weights in the file; "auto" puts them outside if they
+            were outside before or take more than 1.5 GB together.
+        force: Replace an existing file.
+
+    Raises:
+        OutputExistsError: The file exists and ``force`` is off.
+        WriteError: The file system refuses.
+        ModelTooLargeError: ``external`` is None and the model does not fit 2 GiB.
+    """
+    from graphopt.graph.files import save
+
+    save(model, path, external=external, force=force)
+
+
+# --------------------------------------------------------------------------------------------------------- tensors
+
+
+def _stays_outside(constant: Constant) -> bool:
+    return isinstance(constant.weight, ExternalWeight)
+
+
+def tensor_as_is(constant: Constant) -> onnx.TensorProto | onnx.SparseTensorProto:
+    """Return the message of an initializer; external data stays where it is."""
+    weight = constant.weight
+    if isinstance(weight, ExternalWeight):
+        return _named(weight.proto, constant.name)
+    return tensor_inline(constant)
+
+
+def tensor_inline(constant: Constant) -> onnx.TensorProto | onnx.SparseTensorProto:
+    """Return the message of an initializer with its data."""
+    weight = constant.weight
+    if isinstance(weight, ProtoWeight):
+        return _named(weight.tensor, constant.name)
+    if isinstance(weight, SparseWeight):
+        if weight.sparse.values.name == constant.name:
+            return weight.sparse
+        sparse = onnx.SparseTensorProto()
+        sparse.CopyFrom(weight.sparse)
+        sparse.values.name = constant.name
+        return sparse
+    proto = tensor_head(constant)
+    if weight.onnx_dtype == dtypes.STRING:
+        items = weight.load().reshape(-1)
+        proto.string_data.extend([item if isinstance(item, bytes) else str(item).encode() for item in items])
+    else:
+        if dtypes.bits(weight.onnx_dtype) == 0:
+            raise GraphError(
+                f"element type {weight.onnx_dtype} is unknown to onnx {onnx.__version__}", where=f"tensor '{constant.name}'"
+            )
+        proto.raw_data = b"".join(weight.chunks())
+    return proto
+
+
+def tensor_head(constant: Constant) -> onnx.TensorProto:
+    """Return a TensorProto with everything but the data."""
+    proto = TensorProto()
+    weight = constant.weight
+    residual = constant.residual
+    if isinstance(weight, ExternalWeight | ProtoWeight):
+        source = weight.proto if isinstance(weight, ExternalWeight) else weight.tensor
+        proto.doc_string = source.doc_string
+        proto.metadata_props.extend(source.metadata_props)
+        if not source.HasField("doc_string"):
+            proto.ClearField("doc_string")
+    elif residual is not None:
+        proto.CopyFrom(residual)
+    proto.name = constant.name
+    proto.data_type = weight.onnx_dtype
+    proto.dims.extend(weight.shape)
+    return proto
+
+
+def _named(proto: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    if proto.name == name:
+        return proto
+    renamed = TensorProto()
+    renamed.CopyFrom(proto)
+    renamed.name = name
+    return renamed
+
+
+# ---------------------------------------------------------------------------------------------------------- values
+
+
+def type_changed(tensor: Tensor) -> bool:
+    """Tell whether the type of a tensor differs from that of its message."""
+    carried = tensor.carried
+    if carried is None:
+        return True
+    if isinstance(tensor, Variable) and not tensor.type_read:
+        return False
+    dtype, shape, kind = decode_type(carried)
+    if isinstance(tensor, Constant):
+        return dtypes.onnx_dtype_of(dtype) not in {0, tensor.onnx_dtype} or (
+            shape is not None and (len(shape) != len(tensor.shape) or any(isinstance(d, int) and d != n for d, n in zip(shape, tensor.shape, strict=True)))
+        )
+    return dtypes.onnx_dtype_of(dtype) != tensor.onnx_dtype or shape != tensor.shape or kind != tensor.type
+
+
+def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
+    """Return the ValueInfoProto of a tensor."""
+    carried = tensor.carried
+    if carried is not None and not type_changed(tensor):
+        if carried.name == tensor.name:
+            return carried
+        info = onnx.ValueInfoProto()
+        info.CopyFrom(carried)
+        info.name = tensor.name
+        return info
+    info = onnx.ValueInfoProto()
+    if carried is not None:
+        info.CopyFrom(carried)
+    info.name = tensor.name
+    kind = "tensor_type" if isinstance(tensor, Constant) else tensor.type
+    if kind != "tensor_type":
+        if info.type.WhichOneof("value") != kind:
+            info.type.ClearField(info.type.WhichOneof("value") or kind)
+            getattr(info.type, kind).SetInParent()
+        return info
+    if tensor.onnx_dtype == 0 and tensor.shape is None:
+        info.ClearField("type")
+        return info
+    _set_tensor_type(info.type, tensor.onnx_dtype, tensor.shape, tensor.name)
+    return info
+
+
+def _set_tensor_type(proto: onnx.TypeProto, dtype: int, shape: Iterable[Any] | None, name: str) -> None:
+    tensor = proto.tensor_type
+    tensor.elem_type = dtype
+    if shape is None:
+        tensor.ClearField("shape")
+        return
+    dims = list(shape)
+    denotations = [dim.denotation for dim in tensor.shape.dim] if len(tensor.shape.dim) == len(dims) else [""] * len(dims)
+    tensor.shape.ClearField("dim")
+    tensor.shape.SetInParent()
+    for value, denotation in zip(dims, denotations, strict=True):
+        dim = tensor.shape.dim.add()
+        if isinstance(value, int | np.integer):
+            dim.dim_value = int(value)
+        elif isinstance(value, str):
+            if value:
+                dim.dim_param = value
+        elif value is not None:
+            raise GraphError(
+                f"dimension {value!r} is a {type(value).__name__}",
+                where=f"tensor '{name}'",
+                must="A dimension is a number, a symbol or None",
+            )
+        if denotation:
+            dim.denotation = denotation
+
+
+# ----------------------------------------------------------------------------------------------------------- nodes
+
+
+class _Builder:
+    def __init__(self, tensor: Callable[[Constant], Any]) -> None:
+        self.tensor = tensor
+
+    def node(self, node: Any, depth: int, target: Any) -> None:
+        """Append the message of a node to ``target``."""
+        carried = getattr(node, "carried", None)
+        ins = [t.name for t in node.inputs]
+        outs = [t.name for t in node.outputs]
+        if carried is not None and not node.attrs_read and node._metadata is None:
+            same = (
+                carried.op_type == node.op
+                and carried.name == node.name
+                and list(carried.input) == ins
+                and list(carried.output) == outs
+                and (carried.domain == (node.domain or ""))
+                and carried.HasField("domain") == (node.domain is not None)
+            )
+            if same:
+                target.append(carried)
+                return
+        proto = target.add()
+        if carried is not None:
+            proto.CopyFrom(carried)
+            if node.attrs_read:
+                proto.ClearField("attribute")
+            if len(carried.device_configurations):
+                _rename_shards(proto, carried, ins, outs)
+            proto.ClearField("input")
+            proto.ClearField("output")
+        proto.input.extend(ins)
+        proto.output.extend(outs)
+        proto.op_type = node.op
+        if node.name or proto.name:
+            proto.name = node.name
+        if node.domain is not None:
+            proto.domain = node.domain
+        elif proto.HasField("domain"):
+            proto.ClearField("domain")
+        metadata = getattr(node, "_metadata", None)
+        if metadata is not None and metadata != {e.key: e.value for e in proto.metadata_props}:
+            proto.ClearField("metadata_props")
+            for key, value in metadata.items():
+                proto.metadata_props.add(key=key, value=value)
+        if carried is None or node.attrs_read:
+            self.attributes(node, proto, carried, depth)
+
+    def attributes(self, node: Any, proto: onnx.NodeProto, carried: onnx.NodeProto | None, depth: int) -> None:
+        before = {a.name: a for a in carried.attribute} if carried is not None else {}
+        where = f"node '{node.name}' ({node.op})"
+        for key, value in node.attrs.items():
+            source = before.get(key)
+            if isinstance(value, attributes.RawAttribute):
+                proto.attribute.append(value.proto)
+                proto.attribute[-1].name = key
+                continue
+            if source is not None and not isinstance(value, gs.Graph) and _unchanged(source, value):
+                proto.attribute.append(source)
+                continue
+            target = proto.attribute.add()
+            if source is not None:
+                target.CopyFrom(source)
+                for field in attributes.FIELD.values():
+                    target.ClearField(field)
+                target.ClearField("ref_attr_name")
+            target.name = key
+            if isinstance(value, gs.Graph):
+                if source is None or source.type:
+                    target.type = AttributeProto.GRAPH
+                self.graph(value, target.g, depth + 1)
+            elif isinstance(value, gs.Constant):
+                target.type = AttributeProto.TENSOR
+                made = tensor_inline(value)
+                if isinstance(made, onnx.SparseTensorProto):
+                    target.type = AttributeProto.SPARSE_TENSOR
+                    target.sparse_tensor.CopyFrom(made)
+                else:
+                    target.t.CopyFrom(made)
+            elif value is not None:
+                attributes.encode_plain(target, value, where)
+            else:
+                raise GraphError(f"attribute '{key}' is None", where=where, must="An attribute has a value", do="Remove it.")
+
+    # ---------------------------------------------------------------------------------------------------- graphs
+
+    def graph(self, graph: Graph, proto: onnx.GraphProto, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise GraphError(
+                f"graph '{graph.name}' is nested {depth} levels deep", must=f"Protobuf reads at most {MAX_DEPTH} levels back"
+            )
+        carried = graph.carried
+        if carried is not None:
+            _copy_rest(carried, proto, ("node", "name", "initializer", "sparse_initializer", "input", "output", "value_info", "quantization_annotation", "doc_string"))
+        if carried is None or carried.HasField("name") or graph.name != "graph":
+            proto.name = graph.name
+        if graph.doc_string or (carried is not None and carried.HasField("doc_string")):
+            proto.doc_string = graph.doc_string
+        for node in graph.nodes:
+            self.node(node, depth, proto.node)
+        for constant in graph.initializers:
+            if not _is_written(graph, constant):
+                continue
+            message = self.tensor(constant)
+            (proto.sparse_initializer if isinstance(message, onnx.SparseTensorProto) else proto.initializer).append(message)
+        self._interface(graph, proto)
+        _value_infos(graph, proto)
+        _annotations(graph, proto)
+
+    def _interface(self, graph: Graph, proto: onnx.GraphProto) -> None:
+        for tensor in inputs_in_order(graph):
+            info = graph.initializer_inputs.get(tensor) if isinstance(tensor, Constant) else None
+            proto.input.append(_verbatim(tensor, info) if info is not None else value_info(tensor))
+        before: dict[Tensor, list[onnx.ValueInfoProto]] = {}
+        if graph.record is not None:
+            for tensor, info in graph.record.outputs:
+                before.setdefault(tensor, []).append(info)
+        for tensor in graph.outputs:
+            known = before.get(tensor)
+            proto.output.append(_verbatim(tensor, known.pop(0)) if known else value_info(tensor))
+
+    def function(self, function: Function, proto: onnx.FunctionProto) -> None:
+        carried = function.carried
+        if carried is not None:
+            _copy_rest(carried, proto, ("name", "input", "output", "attribute", "attribute_proto", "node", "opset_import", "domain", "overload", "value_info", "doc_string"))
+        proto.name = function.name
+        if carried is None or carried.HasField("domain") or function.domain:
+            proto.domain = function.domain
+        if function.overload or (carried is not None and carried.HasField("overload")):
+            proto.overload = function.overload
+        if function.doc_string or (carried is not None and carried.HasField("doc_string")):
+            proto.doc_string = function.doc_string
+        proto.input.extend([t.name for t in function.inputs])
+        proto.output.extend([t.name for t in function.outputs])
+        if function.initializers:
+            names = sorted(c.name for c in function.initializers)
+            raise GraphError(
+                f"function '{function.domain}::{function.name}' has initializers {names}",
+                must="Functions have none in ONNX",
+                do="Use Constant nodes in functions.",
+            )
+        before = {a.name: a for a in carried.attribute_proto} if carried is not None else {}
+        for key, value in function.attributes.items():
+            if value is None:
+                proto.attribute.append(key)
+            elif key in before and _unchanged(before[key], value):
+                proto.attribute_proto.append(before[key])
+            elif isinstance(value, attributes.RawAttribute):
+                proto.attribute_proto.append(value.proto)
+            else:
+                proto.attribute_proto.append(onnx.helper.make_attribute(key, tensor_inline(value) if isinstance(value, Constant) else value))
+        for node in function.nodes:
+            self.node(node, 0, proto.node)
+        write_imports(function.imports, carried, proto)
+        _value_infos(function, proto)
+
+
+def _copy_rest(source: Any, target: Any, owned: tuple[str, ...]) -> None:
+    """Copy what the graph layer does not model, without copying what it does: weights would be copied twice."""
+    for field, value in source.ListFields():
+        if field.name in owned:
+            continue
+        if field.is_repeated:
+            getattr(target, field.name).extend(value)
+        elif field.message_type is not None:
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _unchanged(source: AttributeProto, value: Any) -> bool:
+    if isinstance(value, gs.Constant):
+        weight = value._values
+        if isinstance(weight, ProtoWeight):
+            return source.HasField("t") and weight.tensor is source.t and value.name == source.t.name
+        return False
+    decoded = attributes.decode(source, lambda tensor: tensor)
+    if type(decoded) is attributes.TypedList:
+        return isinstance(value, list) and list.__eq__(decoded, value) and _same_types(decoded, value)
+    if isinstance(decoded, float) and isinstance(value, float):
+        return decoded == value or (decoded != decoded and value != value)
+    return type(decoded) is type(value) and bool(decoded == value)
+
+
+def _same_types(left: list[Any], right: list[Any]) -> bool:
+    return all(type(a) is type(b) for a, b in zip(left, right, strict=True))
+
+
+def _rename_shards(proto: onnx.NodeProto, carried: onnx.NodeProto, ins: list[str], outs: list[str]) -> None:
+    """Let sharding follow renamed tensors; drop that of tensors which the node no longer has."""
+    renamed = dict(zip(carried.input, ins, strict=False)) | dict(zip(carried.output, outs, strict=False))
+    for configuration in proto.device_configurations:
+        kept = [spec for spec in configuration.sharding_spec if renamed.get(spec.tensor_name)]
+        if all(renamed[spec.tensor_name] == spec.tensor_name for spec in kept) and len(kept) == len(configuration.sharding_spec):
+            continue
+        copies = []
+        for spec in kept:
+            copy = type(spec)()
+            copy.CopyFrom(spec)
+            copy.tensor_name = renamed[spec.tensor_name]
+            copies.append(copy)
+        configuration.ClearField("sharding_spec")
+        configuration.sharding_spec.extend(copies)
+
+
+def _is_written(graph: Graph, constant: Constant) -> bool:
+    if constant in graph.initializer_inputs or is_used(constant):
+        return True
+    return graph.record is not None and constant in graph.record.idle
+
+
+def inputs_in_order(graph: Graph) -> list[Tensor]:
+    """Return the inputs of a graph, initializers that are inputs among them, as they are written."""
+    stored: list[Tensor] = [c for c in graph.initializer_inputs if c in graph.initializers]
+    if graph.parent is None and not isinstance(graph, Function) and (graph.ir_version or 4) < 4:
+        stored += [c for c in graph.initializers if c not in graph.initializer_inputs and _is_written(graph, c)]
+    variables: list[Tensor] = list(graph.inputs)
+    if graph.record is None:
+        return variables + stored
+    alive = set(variables) | set(stored)
+    ordered = [t for t in graph.record.inputs if t in alive]
+    if [t for t in ordered if t not in set(stored)] != [t for t in variables if t in set(ordered)]:
+        return variables + stored
+    known = set(ordered)
+    return ordered + [t for t in (*variables, *stored) if t not in known]
+
+
+def _verbatim(tensor: Tensor, info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """Return ``info``, unless the tensor was changed since it was read with it."""
+    if tensor.carried is not None and not type_changed(tensor) and info.name == tensor.name:
+        return info
+    if tensor.carried is None and isinstance(tensor, Constant) and info.name == tensor.name:
+        return info
+    return value_info(tensor)
+
+
+def _value_infos(graph: Graph, proto: Any) -> None:
+    """Write value_info as it was read, without what is gone, then that of new variables with a type."""
+    io = {*graph.inputs, *graph.outputs}
+    done: set[Tensor] = set()
+    if graph.record is not None:
+        names = None
+        for tensor, info in graph.record.value_infos:
+            if tensor is None:
+                if names is None:
+                    names = {t.name for node in graph.nodes for t in node.outputs}
+                if info.name not in names:
+                    proto.value_info.append(info)
+                continue
+            if tensor in done or _is_here(graph, tensor):
+                done.add(tensor)
+                proto.value_info.append(value_info(tensor) if tensor.carried is info else _verbatim(tensor, info))
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if tensor in done or tensor in io or not tensor.name:
+                continue
+            if isinstance(tensor, Variable) and (not tensor.type_read or tensor.dtype is not None or tensor.type != "tensor_type"):
+                proto.value_info.append(value_info(tensor))
+                done.add(tensor)
+
+
+def _is_here(graph: Graph, tensor: Tensor) -> bool:
+    made = tensor.inputs
+    if made:
+        return getattr(made[0], "graph", None) is graph
+    if isinstance(tensor, Constant) and tensor.home is graph and tensor in graph.initializers:
+        return _is_written(graph, tensor)
+    return any(owner is graph for _, owner in tensor.roles)
+
+
+def _annotations(graph: Graph, proto: onnx.GraphProto) -> None:
+    if graph.record is None:
+        return
+    for tensor, parameters, annotation in graph.record.annotations:
+        if tensor is not None and not _is_here(graph, tensor):
+            continue
+        entries = annotation.quant_parameter_tensor_names
+        names = [entry.value if p is None else p.name for p, entry in zip(parameters, entries, strict=True)]
+        gone = any(p is not None and not _is_here(graph, p) for p in parameters)
+        if gone:
+            continue
+        target = proto.quantization_annotation.add()
+        target.CopyFrom(annotation)
+        if tensor is not None and target.tensor_name != tensor.name:
+            target.tensor_name = tensor.name
+        for entry, name in zip(target.quant_parameter_tensor_names, names, strict=True):
+            if entry.value != name:
+                entry.value = name
+
+
+def write_imports(imports: dict[str, int], carried: Any, proto: Any) -> None:
+    """Write opset imports: as they were read, without removed domains, then new ones."""
+    done = set()
+    for entry in () if carried is None else carried.opset_import:
+        version = imports.get(entry.domain)
+        if version is None:
+            continue
+        done.add(entry.domain)
+        proto.opset_import.append(entry)
+        if entry.version != version:
+            proto.opset_import[-1].version = version
+    for domain, version in imports.items():
+        if domain not in done:
+            proto.opset_import.add(domain=domain, version=version)
+
+
+# ------------------------------------------------------------------------------------------------------ whole model
+
+
+def adopt_constants(model: Model) -> None:
+    """Give every new constant a graph that owns it: the innermost one around all its users."""
+    for root in model.roots():
+        for graph, node in walk_graphs([root]):
+            for _, body in node_subgraphs(node):
+                body.__dict__.update(parent=graph, parent_node=node)
+                for tensor in body.outputs:
+                    if isinstance(tensor, Constant) and tensor.home is None:
+                        _adopt(tensor, body)
+            for tensor in node.inputs:
+                if isinstance(tensor, Constant) and (tensor.home is None or tensor not in tensor.home.initializers):
+                    _adopt(tensor, graph)
+        for tensor in (*root.outputs, *root.inputs):
+            if isinstance(tensor, Constant) and tensor.home is None:
+                _adopt(tensor, root)
+
+
+def _adopt(constant: Constant, graph: Graph) -> None:
+    common = list(enclosing(graph))
+    for node in constant.outputs:
+        if getattr(node, "graph", None) is not None:
+            around = set(enclosing(node.graph))
+            common = [g for g in common if g in around]
+    home = common[0] if common else graph
+    constant.home = home
+    home.initializers[constant] = None
+
+
+def build(model: Model, tensor: Callable[[Constant], Any]) -> onnx.ModelProto:
+    """Return the ModelProto, with the messages of initializers made by ``tensor``."""
+    adopt_constants(model)
+    proto = onnx.ModelProto()
+    carried = model.carried
+    if carried is not None:
+        _copy_rest(carried, proto, ("graph", "opset_import", "functions", "ir_version"))
+    else:
+        proto.producer_name = model.graph.producer_name
+        proto.producer_version = model.graph.producer_version
+    if model.graph.ir_version is not None or carried is None:
+        proto.ir_version = model.ir_version
+    builder = _Builder(tensor)
+    builder.graph(model.graph, proto.graph, 0)
+    write_imports(model.opset_imports, carried, proto)
+    for function in model.functions:
+        builder.function(function, proto.functions.add())
+    return proto
+
+
+__all__ = ["Node", "build", "model_bytes", "model_proto", "serialise", "write_model"]
