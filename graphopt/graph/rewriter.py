@@ -393,6 +393,35 @@ class Rewriter:
             self._touched.pop(node, None)
             self._structure = True
 
+    def drop_output(self, node: Node, index: int) -> None:
+        """Omit an optional output; trailing omitted outputs are removed.
+
+        Raises:
+            GraphError: Something still uses the output.
+        """
+        self._graph_of(node)
+        tensor = node.outputs[index]
+        if tensor.outputs or tensor.roles:
+            raise GraphError(
+                f"output '{tensor.name}' of node '{node.name}' ({node.op}) is still used", must="Replace its uses first"
+            )
+        node.outputs[index] = Variable("")
+        while len(node.outputs) > 1 and not node.outputs[-1].name:
+            node.outputs.pop()
+        self._structure = True
+        self._touched[node] = None
+
+    def drop_initializer(self, constant: Constant) -> None:
+        """Remove an initializer that nobody reads and nobody may feed; any other stays."""
+        if constant.home is not None and not is_used(constant) and constant not in constant.home.initializer_inputs:
+            self._loose[constant] = None
+            self._structure = True
+
+    def drop_function(self, function: Function) -> None:
+        """Remove a function that no node calls."""
+        self.model.functions.remove(function)
+        self._structure = True
+
     # ------------------------------------------------------------------------------------------------ the end of it
 
     def _graph_of(self, node: Node) -> Graph:
