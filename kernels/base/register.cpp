@@ -33,8 +33,7 @@ GRAPHOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const O
   using namespace graphopt;
   const OrtApi* table = base->GetApi(ort::api_version);
   if (table == nullptr) {
-    const OrtApi* old = base->GetApi(1);
-    if (old == nullptr) return nullptr;
+    const OrtApi* old = base->GetApi(1);  // every runtime has the first version
     char message[200];
     std::snprintf(message, sizeof message,
                   "the graphopt kernels need ONNX Runtime %s or newer, and this is %.40s. Update onnxruntime, or use the "
@@ -47,20 +46,27 @@ GRAPHOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const O
   return register_domain(api, options);
 }
 
-// One line for people and programs: "<chosen> <forced|detected> <supported,...>", or "error: ...".
+// One line: "<chosen> <forced|detected> <supported,...>", or "error: " and why GRAPHOPT_ISA cannot be followed.
 GRAPHOPT_EXPORT const char* graphopt_isa_report() {
   using namespace graphopt;
-  static char report[400];
-  const IsaChoice& choice = isa_choice();
-  if (choice.error != nullptr) {
-    std::snprintf(report, sizeof report, "error: %s", choice.error);
-    return report;
-  }
-  int used = std::snprintf(report, sizeof report, "%s %s ", isa_name(choice.isa), choice.forced ? "forced" : "detected");
-  for (int i = 0; i < isa_count; ++i) {
-    if (!isa_supported(static_cast<Isa>(i))) continue;
-    used += std::snprintf(report + used, sizeof report - static_cast<size_t>(used), "%s%s", i ? "," : "",
-                          isa_name(static_cast<Isa>(i)));
-  }
-  return report;
+  struct Report {
+    char text[400];
+  };
+  static const Report report = [] {
+    Report made{};
+    const IsaChoice& choice = isa_choice();
+    if (choice.error != nullptr) {
+      std::snprintf(made.text, sizeof made.text, "error: %s", choice.error);
+      return made;
+    }
+    int used = std::snprintf(made.text, sizeof made.text, "%s %s ", isa_name(choice.isa),
+                             choice.forced ? "forced" : "detected");
+    for (int i = 0; i < isa_count; ++i) {
+      if (!isa_supported(static_cast<Isa>(i))) continue;
+      used += std::snprintf(made.text + used, sizeof made.text - static_cast<size_t>(used), "%s%s", i ? "," : "",
+                            isa_name(static_cast<Isa>(i)));
+    }
+    return made;
+  }();
+  return report.text;
 }

@@ -57,7 +57,7 @@ struct Lane {
     for (size_t at = 0; at < end; at += group_rows) {
       const unsigned char* i = indices + at;
       const __m256 gathered = _mm256_setr_ps(x[i[0]], x[i[1]], x[i[2]], x[i[3]], x[i[4]], x[i[5]], x[i[6]], x[i[7]]);
-      sum = _mm256_fmadd_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(values) + at), gathered, sum);
+      sum = _mm256_fmadd_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(values + at * sizeof(float))), gathered, sum);
     }
     _mm256_storeu_ps(sums, sum);
   }

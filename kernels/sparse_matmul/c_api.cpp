@@ -1,9 +1,11 @@
 // The kernels without ONNX Runtime: for tests, fuzzing and hosts that have a pool of their own.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "base/isa.h"
 #include "sparse_matmul/packed.h"
+#include "sparse_matmul/reference.h"
 #include "sparse_matmul/run.h"
 
 #define GRAPHOPT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -19,7 +21,8 @@ GRAPHOPT_EXPORT int graphopt_sparse_matmul_check(const unsigned char* packed, si
   return 0;
 }
 
-// y[m, N] = act(x[m, K] * w + bias) on the calling thread; `isa` names the instruction set, nullptr is the chosen one.
+// y[m, N] = act(x[m, K] * w + bias) on the calling thread. `isa` names the instruction set; nullptr is the chosen one,
+// "reference" the specification.
 // 0, or 1 with a message. activation: 0 none, 1 relu. bias may be nullptr.
 GRAPHOPT_EXPORT int graphopt_sparse_matmul_f32(const unsigned char* packed, size_t size, const char* isa, const float* x,
                                                size_t m, const float* bias, int activation, float* y, char* message,
@@ -27,7 +30,8 @@ GRAPHOPT_EXPORT int graphopt_sparse_matmul_f32(const unsigned char* packed, size
   using namespace graphopt;
   using namespace graphopt::sparse_matmul;
   Isa chosen = isa_choice().isa;
-  if (isa != nullptr && (!isa_from_name(isa, &chosen) || !isa_supported(chosen))) {
+  const bool specification = isa != nullptr && std::strcmp(isa, "reference") == 0;
+  if (isa != nullptr && !specification && (!isa_from_name(isa, &chosen) || !isa_supported(chosen))) {
     std::snprintf(message, message_size, "instruction set '%.40s' is unknown or not supported", isa);
     return 1;
   }
@@ -35,6 +39,13 @@ GRAPHOPT_EXPORT int graphopt_sparse_matmul_f32(const unsigned char* packed, size
   if (!parse(packed, size, &w, message, message_size)) return 1;
   if (m == 0) return 0;
   const Call call{&w, x, y, bias, m, activation == 1 ? Activation::relu : Activation::none};
+  if (specification) {
+    double* sums = static_cast<double*>(std::malloc(w.n * sizeof(double)));
+    if (sums != nullptr) reference(call, sums);
+    std::free(sums);
+    if (sums == nullptr) std::snprintf(message, message_size, "out of memory");
+    return sums == nullptr;
+  }
   const Work work(call, kernels_for(chosen));
   for (size_t task = 0; task < work.tasks(); ++task) {
     if (!work.run(task)) {

@@ -1,0 +1,55 @@
+// SparseMatMul as plainly as it can be said: the specification that every implementation is tested against.
+#include "sparse_matmul/reference.h"
+
+#include <cstring>
+
+namespace graphopt::sparse_matmul {
+namespace {
+
+template <class T>
+T load(const unsigned char* at) {
+  T value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
+// Calls visit(k, n, value) for each entry, in the order of the bytes.
+template <class Visit>
+void for_each_entry(const PackedMatrix& w, Visit visit) {
+  for (size_t b = 0; b < w.panels * w.k_blocks; ++b) {
+    const unsigned char* here = w.blocks + b * block_bytes;
+    size_t entry = load<uint64_t>(here), row = load<uint32_t>(here + 12);
+    const size_t k0 = b % w.k_blocks * w.k_block, n0 = b / w.k_blocks * w.panel_rows;
+    for (size_t run = load<uint32_t>(here + 8), end = load<uint32_t>(here + block_bytes + 8); run < end; ++run) {
+      const size_t per_row = load<uint16_t>(w.runs + run * run_bytes), rows = load<uint16_t>(w.runs + run * run_bytes + 2);
+      for (size_t first = 0; first < rows; first += group_rows) {
+        const size_t group = rows - first < group_rows ? rows - first : group_rows;
+        for (size_t j = 0; j < per_row; ++j) {
+          for (size_t r = 0; r < group; ++r, ++entry) {
+            const size_t n = n0 + load<uint16_t>(w.rows + (row + first + r) * row_bytes);
+            visit(k0 + w.indices[entry], n, load<float>(w.values + entry * sizeof(float)));
+          }
+        }
+      }
+      row += rows;
+    }
+  }
+}
+
+}  // namespace
+
+void reference(const Call& call, double* sums) {
+  const size_t n_all = call.w->n, k_all = call.w->k;
+  for (size_t m = 0; m < call.m; ++m) {
+    for (size_t n = 0; n < n_all; ++n) sums[n] = call.bias ? static_cast<double>(call.bias[n]) : 0.0;
+    for_each_entry(*call.w, [&](size_t k, size_t n, float value) {
+      sums[n] += static_cast<double>(value) * static_cast<double>(call.x[m * k_all + k]);
+    });
+    for (size_t n = 0; n < n_all; ++n) {
+      const float y = static_cast<float>(sums[n]);
+      call.y[m * n_all + n] = call.activation == Activation::relu && y < 0.0f ? 0.0f : y;
+    }
+  }
+}
+
+}  // namespace graphopt::sparse_matmul
