@@ -119,15 +119,15 @@ def whole(low: int) -> Callable[[str], int]:
 
 
 def share(text: str) -> float:
-    """Convert a share: at least 0 and less than 1.
+    """Convert a share: 0 to 1.
 
     Raises:
         argparse.ArgumentTypeError: The text is no number in that range.
     """
     value = _number(text)
-    if not 0.0 <= value < 1.0:
-        hint = f". Did you mean {value / 100:g}?" if 1.0 < value < 100.0 else ""
-        message = f"'{text}' is not a share from 0 to less than 1{hint}"
+    if not 0.0 <= value <= 1.0:
+        hint = f". Did you mean {value / 100:g}?" if 1.0 < value <= 100.0 else ""
+        message = f"'{text}' is not a share from 0 to 1{hint}"
         raise argparse.ArgumentTypeError(message)
     return value
 

@@ -37,9 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = {"weights": require(arguments.weights, offered(PASS, "weights"), flag="--weights", later=later)}
     if arguments.activations is not None:
         built = offered(PASS, "activations")
-        options["activations"] = require(
-            arguments.activations, built, flag="--activations", later=LATER_ACTIVATIONS
-        )
+        options["activations"] = require(arguments.activations, built, flag="--activations", later=LATER_ACTIVATIONS)
     recipe = {
         "name": "quantize",
         "description": f"Weights in {options['weights']}.",

@@ -32,16 +32,23 @@ def render(report: Report, *, stream: TextIO | None = None) -> str:
         stream: Where the text will go (stdout by default); a terminal gets its width and colours, anything else plain
             text 120 columns wide.
     """
-    parts: list[RenderableType] = [_comparison(report)]
-    if report.quality is not None and report.quality.budget is not None:
-        style = "" if report.quality.met else "bold red"
-        parts.append(Text(summary.budget_line(report.quality), style=style))
+    parts = _short(report)
     if report.passes:
         parts += [Text(), _passes(report)]
     groups = summary.skip_groups(report)
     if groups:
         parts += [Text(), _skips(groups)]
     return to_text(Group(*parts), stream=stream)
+
+
+def render_short(report: Report, *, stream: TextIO | None = None) -> str:
+    """Return only what changed and whether the budget was met, as text.
+
+    Args:
+        report: The report.
+        stream: Where the text will go, as for `render`.
+    """
+    return to_text(Group(*_short(report)), stream=stream)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], *, title: str = "", left: int = 1) -> Table:
@@ -86,6 +93,14 @@ def to_text(renderable: RenderableType, *, stream: TextIO | None = None) -> str:
     console.print(renderable)
     lines = buffer.getvalue().splitlines()
     return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _short(report: Report) -> list[RenderableType]:
+    parts: list[RenderableType] = [_comparison(report)]
+    if report.quality is not None and report.quality.budget is not None:
+        style = "" if report.quality.met else "bold red"
+        parts.append(Text(summary.budget_line(report.quality), style=style))
+    return parts
 
 
 def _comparison(report: Report) -> Table:
