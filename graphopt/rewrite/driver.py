@@ -1,9 +1,9 @@
 """Runs local rules to a fixed point: a work list, never a rescan of the whole graph.
 
 Rules are indexed by the operator types of their roots. One walk over all scopes seeds the work list; after a patch only
-what it touched comes back: the touched nodes, the nodes below them as far as a rule looks up, and the last users of
-their inputs (which a rule may have refused because there were more). Users of a hub, a tensor with very many uses, come
-back once the list has run dry, so that n patches at a hub of n users do not cost n * n.
+what it touched comes back: the touched nodes, which include those that lost a user, and the nodes below them as far as
+a rule looks up. Users of a hub, a tensor with very many uses, come back once the list has run dry, so that n patches at
+a hub of n users do not cost n * n.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphoptError, PassError
-from graphopt.graph import Function, Node, producer, subgraphs
+from graphopt.graph import Function, Node, subgraphs
 from graphopt.rewrite.pass_ import Pass, Steps
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.legality import in_model
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 HUB = 64
 """A tensor with more users than this is a hub: its users come back once, when the work list has run dry."""
-
-FEW = 4
-"""Users of a tensor that come back because another user went; a pattern rarely allows more inside uses."""
 
 PATCHES_PER_NODE = 10
 """The watchdog stops a pass that makes more patches than this many per node (and at least `PATCHES_AT_LEAST`)."""
@@ -109,25 +106,24 @@ def drive(rules: Sequence[Rule], model: Model, *, name: str) -> Steps:
     recent: deque[str] = deque(maxlen=4)
     skips: dict[Node, Skip] = {}
     patches = 0
-    while (node := work.pop()) is not None:
-        proposal = _proposal(work, node, name)
+    while (root := work.pop()) is not None:
+        proposal = _proposal(work, root, name)
         if isinstance(proposal, Skip):
-            skips[node] = proposal
+            skips[root] = proposal
         elif proposal is not None:
             patches += 1
             recent.append(proposal.reason)
             if patches > limit:
                 raise PassError(
                     f"its rules still match after {limit} patches on {count} nodes; the last were {'; '.join(recent)}",
-                    where=f"{name}, node {node_label(node)!r}",
+                    where=f"{name}, node {node_label(root)!r}",
                     must="Each rule lowers a cost, so that none undoes another",
                     do="Make the rules agree on one form",
                 )
-            above = {producer(tensor) for each in (node, *proposal.nodes) for tensor in each.inputs} - {None}
             touched = yield proposal
             for changed in touched:
                 skips.pop(changed, None)
-            work.push_around({*touched, node}, above)
+            work.push_around({*touched, root})
     for node, skip in skips.items():
         if in_model(node):
             yield skip
@@ -190,25 +186,15 @@ class _WorkList:
             refusal = refusal or proposal
         return refusal
 
-    def push_around(self, touched: set[Node], above: set[Node | None]) -> None:
+    def push_around(self, touched: set[Node]) -> None:
         """Queue the nodes whose match may depend on a patch.
 
         Args:
-            touched: Nodes that it created or rewired.
-            above: Nodes that produced what its nodes read: one of their users may be gone.
+            touched: Nodes that it created or rewired, or that lost users.
         """
-        changed = sorted(filter(in_model, touched), key=position)
-        upper = {node for node in above if node is not None and in_model(node)}
-        upper |= {made for node in changed for tensor in node.inputs if (made := producer(tensor)) is not None}
-        freed = sorted(upper.difference(changed), key=position)
-        for node in (*changed, *freed):
-            self.push(node)
-        level = [user for node in changed for user in self._users(node)]
-        level += [
-            user for node in freed for tensor in node.outputs if len(tensor.outputs) <= FEW for user in tensor.outputs
-        ]
-        seen = {*changed, *freed}
-        for _ in range(self.depth):
+        level = sorted(filter(in_model, touched), key=position)
+        seen: set[Node] = set()
+        for _ in range(self.depth + 1):
             level = [node for node in dict.fromkeys(level) if node not in seen]
             seen.update(level)
             for node in level:

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from graphopt.rewrite.manager import Outcome
-from graphopt.rewrite.patch import LayerRecord
 
 if TYPE_CHECKING:
     from graphopt.graph import Model
     from graphopt.rewrite.pass_ import Pass
+    from graphopt.rewrite.patch import LayerRecord
     from graphopt.verify.quality import Judge, Quality
 
 STRENGTH_STEPS = 5
@@ -191,7 +191,7 @@ class Guard:
         return [(name, loss) for loss, _, _, name in damage]
 
     def _keeping(self, group: tuple[Pass, ...], names: Sequence[str]) -> tuple[Pass, ...]:
-        return (replace(group[0], keep=(*group[0].keep, *names)), *group[1:])
+        return (group[0].keeping(names), *group[1:])
 
 
 def changed(layer: LayerRecord) -> bool:
@@ -222,7 +222,7 @@ def revert_all(outcome: Outcome, reason: str) -> Outcome:
 
     records = [
         replace(
-            record, patches=0, layers=tuple(back(layer) for layer in record.layers), nodes_after=record.nodes_before
+            record, log=[], layers=[back(layer) for layer in record.layers], nodes_after=record.nodes_before
         )
         for record in outcome.records
     ]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from graphopt.analysis import Facts
+from graphopt.analysis.manager import Facts
 from graphopt.errors import GraphError, GraphoptError, PassError, UsageError, VerificationError
-from graphopt.graph import Model, Node, Rewriter
+from graphopt.graph import Model, Node, Rewriter, Tensor
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.rewrite.registry import create
 from graphopt.rewrite.verification import LEVELS, Level, Verifier
@@ -227,7 +227,7 @@ class _Run:
         where = f"{self.step.name}, patch {number} ({patch.reason}), {_at(names)}"
         around = self.verifier.before_patch(patch)
         try:
-            with Rewriter(self.model) as rewriter:
+            with PatchRewriter(self.model, patch.nodes) as rewriter:
                 patch.apply(rewriter)
         except MemoryError:
             raise
@@ -268,6 +268,28 @@ class _Run:
             f"`graphopt bisect {path} --recipe RECIPE` finds the first wrong patch; "
             f"--stop-after {number - 1} gives the model before patch {number}"
         )
+
+
+class PatchRewriter(Rewriter):
+    """A rewriter whose new nodes come from the nodes of the patch, where the patch names no origin itself.
+
+    Args:
+        model: The model to edit.
+        nodes: The nodes of the patch.
+    """
+
+    def __init__(self, model: Model, nodes: Sequence[Node]) -> None:
+        Rewriter.__init__(self, model)
+        # a patch over a whole model says nothing about one new node: there the nearest node tells more
+        self._sources = tuple(nodes) if len(nodes) <= MAX_ORIGINS else ()
+
+    def op(self, op_type: str, inputs: Sequence[Tensor | None], *, origin: Sequence[Node] = (), **options: Any) -> Any:
+        """Create a node; see `Rewriter.op`."""
+        return Rewriter.op(self, op_type, inputs, origin=origin or self._sources, **options)
+
+
+MAX_ORIGINS = 16
+"""Patches of more nodes than this do not name them as the origin of each new node."""
 
 
 def count_nodes(model: Model) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from graphopt.errors import PassError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from graphopt.analysis import Analysis, Facts
     from graphopt.graph import Model, Node
@@ -66,6 +66,24 @@ class Pass(ABC):
             must="with_strength is defined by every pass whose guard is 'strength'",
             do="Define it, or declare another guard",
         )
+
+    def keeping(self, names: Sequence[str]) -> Self:
+        """Return the pass with more nodes that it leaves as they are.
+
+        Args:
+            names: Names of nodes.
+
+        Raises:
+            PassError: The pass cannot leave out layers (``guard`` is not ``"layers"``).
+        """
+        if self.guard != "layers":
+            raise PassError(
+                f"layers were kept from a pass whose guard is {self.guard!r}",
+                where=self.name,
+                must="A pass whose guard is 'layers' has the option keep",
+            )
+        changed: dict[str, Any] = {"keep": (*self.options()["keep"], *names)}
+        return replace(self, **changed)
 
     def options(self) -> dict[str, Any]:
         """Return the options by name, with defaults filled in."""

@@ -377,13 +377,14 @@ class _Search:
         while tensors and tensors[-1] is None:
             tensors.pop()
         operands = pattern.inputs
-        if operands and isinstance(operands[-1], Rest):
-            *fixed, last = operands
+        last = operands[-1] if operands else None
+        if isinstance(last, Rest):
+            fixed = operands[:-1]
             after = state.bind(last.name, tuple(tensor for tensor in tensors[len(fixed) :] if tensor is not None))
             if after is None:
                 self._fail(state, f"{label}: the further inputs differ from the first {last.name!r}")
                 return
-            state, operands, tensors = after, tuple(fixed), tensors[: len(fixed)]
+            state, operands, tensors = after, fixed, tensors[: len(fixed)]
         if len(tensors) > len(operands):
             self._fail(state, f"{label} has {len(tensors)} inputs, not {len(operands)}")
             return
