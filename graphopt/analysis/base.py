@@ -16,9 +16,9 @@ COUNTERS: tuple[str, ...] = ("structure", "types", "weights")
 class Analysis(ABC):
     """What is known about a model at one version of it; read-only once computed.
 
-    A subclass names the version counters it depends on, computes itself from a model, and compares by meaning: full
-    verification recomputes a preserved analysis and compares, so ``==`` must be true exactly where a reader could not
-    tell the two results apart. An analysis must be deterministic.
+    A subclass names the version counters it depends on, computes itself from a model, and compares by meaning in
+    ``same_as``: full verification recomputes a preserved analysis and compares, so the answer must be yes exactly where
+    a reader could not tell the two results apart. An analysis must be deterministic.
     """
 
     depends: ClassVar[frozenset[str]] = frozenset(COUNTERS)
@@ -33,9 +33,13 @@ class Analysis(ABC):
         """Compute the analysis; other analyses come from ``facts.get``, and their dependencies are inherited."""
 
     @abstractmethod
-    def __eq__(self, other: object) -> bool: ...
+    def same_as(self, other: Self) -> bool:
+        """Return whether a reader could not tell this result from another one of its class."""
 
-    __hash__ = None  # type: ignore[assignment]
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.same_as(other)
+
+    __hash__ = object.__hash__
 
     def survives(self, model: Model, changed: frozenset[str]) -> bool:
         """Return whether the result still holds although the counters ``changed`` moved.
