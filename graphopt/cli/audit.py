@@ -11,6 +11,8 @@ from graphopt.cli.terminal import write, write_json
 if TYPE_CHECKING:
     import argparse
 
+    from rich.console import RenderableType
+
     from graphopt.cli.parser import Parser
     from graphopt.target.audit import Audit
 
@@ -52,7 +54,7 @@ def _page(found: Audit) -> str:
         *((op, "float", text.count(number)) for op, number in found.floating.items()),
         ("QuantizeLinear, DequantizeLinear", "between them", text.count(found.conversions)),
     ]
-    parts = [table(("operator after optimization", "computes in", "nodes"), rows, left=2), Text()]
+    parts: list[RenderableType] = [table(("operator after optimization", "computes in", "nodes"), rows, left=2), Text()]
     if found.optimization_error is not None:
         error = f"Optimization by the runtime changes outputs by at most {100 * found.optimization_error:.3g} %."
         parts += [Text(error)]

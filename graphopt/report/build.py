@@ -32,9 +32,11 @@ from graphopt.report.report import (
     Tool,
     WeightEntry,
 )
-from graphopt.runtime.library import isa
+from graphopt.runtime.library import isa_report
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from graphopt.graph import Model, Node
     from graphopt.rewrite.manager import PassRecord
     from graphopt.verify.quality import Quality as Measurement
@@ -133,7 +135,7 @@ def weight_entries(before: Model, after: Model) -> Iterable[WeightEntry]:
 def environment() -> Environment:
     """Return where this process measures."""
     try:
-        chosen = isa()
+        chosen = isa_report().chosen
     except KernelError:
         chosen = "none"
     return Environment(
@@ -186,7 +188,7 @@ def _pass_entry(record: PassRecord) -> PassEntry:
     )
 
 
-def _plain(value: object) -> object:
+def _plain(value: object) -> JsonValue:
     if isinstance(value, tuple | list | set | frozenset):
         return [_plain(each) for each in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
@@ -249,7 +251,7 @@ def _is_number(constant: Constant) -> bool:
 
 
 def _type_name(constant: Constant) -> str:
-    return onnx.TensorProto.DataType.Name(constant.onnx_dtype).lower()
+    return str(onnx.TensorProto.DataType.Name(constant.onnx_dtype)).lower()
 
 
 def _zeros(constant: Constant) -> float:

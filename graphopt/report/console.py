@@ -68,6 +68,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], *, title
         pad_edge=False,
         padding=(0, 2, 0, 0),
         header_style="dim",
+        show_header=any(columns),
     )
     for index, heading in enumerate(columns):
         made.add_column(Text(heading), justify="left" if index < left else "right", overflow="fold")

@@ -94,7 +94,7 @@ def examine() -> Health:
 
 
 def _program() -> Finding:
-    return Finding("graphopt", "ok", f"{graphopt.__version__} in {Path(next(iter(graphopt.__path__)))}")
+    return Finding("graphopt", "ok", f"{graphopt.__version__} in {Path(graphopt.__file__).parent}")
 
 
 def _python() -> Finding:

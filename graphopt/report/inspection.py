@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from graphopt.graph import Constant, Model, read_model
-from graphopt.graph.weights import ExternalWeight
+from graphopt.graph import Constant, ExternalWeight, Model, read_model, uses
 from graphopt.report import text
 from graphopt.runtime import input_specs
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 LARGEST = 10
 """Weights that are listed by name."""
+NAME_LIMIT = 48
+"""Longest name in a table, in characters."""
 SMALLEST_WEIGHT = 2
 """Elements from which a constant counts as a weight: scalars are settings of operators."""
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training"})
@@ -135,7 +136,7 @@ def inspect(source: str | Path) -> Inspection:
         opsets={domain or "ai.onnx": version for domain, version in sorted(model.opset_imports.items())},
         producer=_producer(model),
         inputs=tuple(str(spec) for spec in input_specs(model) if spec.required),
-        outputs=tuple(str(spec) for spec in input_specs(model.graph.outputs)),
+        outputs=tuple(str(spec) for spec in input_specs(list(model.graph.outputs))),
         nodes=sum(operators.values()),
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
         custom_domains=tuple(sorted(_custom_domains(model))),
@@ -176,11 +177,15 @@ def render(found: Inspection) -> str:
     parts += [Text(), table(("operator", "nodes"), counted)]
     if found.largest:
         largest = [
-            (each.name, each.type, "x".join(map(str, each.shape)), each.used_by, text.size(each.bytes))
+            (_short(each.name), each.type, "x".join(map(str, each.shape)), _short(each.used_by), text.size(each.bytes))
             for each in found.largest
         ]
         parts += [Text(), table(("largest weights", "type", "shape", "used by", "size"), largest, left=4)]
     return to_text(Group(*parts))
+
+
+def _short(name: str) -> str:
+    return text.printable(name, limit=NAME_LIMIT)
 
 
 def _operator(node: Node) -> str:
@@ -194,6 +199,8 @@ def _weights(model: Model) -> Iterator[Weight]:
         constants = [(tensor.name, tensor) for tensor in node.inputs if isinstance(tensor, Constant)]
         if node.op == "Constant" and isinstance(node.attrs.get("value"), Constant):
             constants = [(node.outputs[0].name, node.attrs["value"])]
+            readers = uses(node.outputs[0])
+            node = readers[0].node if readers else node
         for name, constant in constants:
             if id(constant) in seen or _elements(constant.shape) < SMALLEST_WEIGHT:
                 continue
@@ -216,7 +223,10 @@ def _custom_domains(model: Model) -> set[str]:
 
 def _producer(model: Model) -> str:
     carried = model.carried
-    return "" if carried is None else f"{carried.producer_name} {carried.producer_version}".strip()
+    if carried is None:
+        return ""
+    version = carried.producer_version.removesuffix("None")  # tf2onnx writes "1.17.0 None"
+    return f"{carried.producer_name} {version}".strip()
 
 
 def _bytes_on_disk(path: Path, model: Model) -> int:
