@@ -16,6 +16,7 @@ from graphopt.graph.objects import Constant, Function, Graph, Node, Tensor, Vari
 from graphopt.graph.order import is_used
 from graphopt.graph.read import MAX_DEPTH
 from graphopt.graph.scopes import enclosing, walk_graphs
+from graphopt.graph.unknown import copy_unknown
 from graphopt.graph.weights import ExternalWeight, ProtoWeight, SparseWeight
 
 if TYPE_CHECKING:
@@ -324,7 +325,7 @@ class _Builder:
         carried = graph.carried
         if carried is not None:
             _copy_rest(carried, proto, ("node", "name", "initializer", "sparse_initializer", "input", "output", "value_info", "quantization_annotation", "doc_string"))
-        if carried is None or carried.HasField("name") or graph.name != "graph":
+        if carried is None or carried.HasField("name") or graph.name:
             proto.name = graph.name
         if graph.doc_string or (carried is not None and carried.HasField("doc_string")):
             proto.doc_string = graph.doc_string
@@ -398,6 +399,7 @@ def _copy_rest(source: Any, target: Any, owned: tuple[str, ...]) -> None:
             getattr(target, field.name).CopyFrom(value)
         else:
             setattr(target, field.name, value)
+    copy_unknown(source, target)
 
 
 def _unchanged(source: AttributeProto, value: Any) -> bool:

@@ -1,0 +1,538 @@
+"""Models that each hold one feature which a reader or a writer can lose; made with protobuf alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
+
+DTYPES = [int(v) for k, v in TensorProto.DataType.items() if k not in {"UNDEFINED", "STRING"}]
+_FEATURES: list[tuple[str, Callable[[ModelProto], None]]] = []
+
+
+def base() -> ModelProto:
+    """x -> Relu -> h -> Add(w) -> y with everything named."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
+    h = helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 4])
+    w = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
+    nodes = [helper.make_node("Relu", ["x"], ["h"], name="relu"), helper.make_node("Add", ["h", "w"], ["y"], name="add")]
+    graph = helper.make_graph(nodes, "g", [x], [y], [w], value_info=[h])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="crafted")
+
+
+def feature(function: Callable[[ModelProto], None]) -> Callable[[ModelProto], None]:
+    _FEATURES.append((function.__name__, function))
+    return function
+
+
+def crafted_models() -> Iterator[tuple[str, ModelProto]]:
+    """Yield (name, model) of every feature."""
+    for name, change in _FEATURES:
+        model = base()
+        change(model)
+        yield name, model
+    yield from _attribute_models()
+    yield from _dtype_models()
+    yield from _type_models()
+
+
+def _props(target: object, **entries: str) -> None:
+    for key, value in entries.items():
+        target.metadata_props.add(key=key, value=value)  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------------------------------ documentation and metadata
+
+
+@feature
+def metadata_everywhere(m: ModelProto) -> None:
+    _props(m, license="none", source="test")
+    _props(m.graph, scope="g")
+    for node in m.graph.node:
+        _props(node, **{"pkg.torch.onnx.stack_trace": "File 'a.py', line 1", "namespace": "a/b"})
+    for info in (*m.graph.input, *m.graph.output, *m.graph.value_info):
+        _props(info, info=info.name)
+    _props(m.graph.initializer[0], weight="w")
+
+
+@feature
+def doc_strings_everywhere(m: ModelProto) -> None:
+    m.doc_string = "model"
+    m.graph.doc_string = "graph"
+    m.graph.initializer[0].doc_string = "w"
+    for item in (*m.graph.node, *m.graph.input, *m.graph.output, *m.graph.value_info):
+        item.doc_string = f"doc of {item.name}"
+    attribute = helper.make_attribute("axis", 1)
+    attribute.doc_string = "attribute"
+    m.graph.node.append(helper.make_node("Softmax", ["h"], ["s"]))
+    m.graph.node[-1].attribute.append(attribute)
+
+
+@feature
+def model_domain_and_version(m: ModelProto) -> None:
+    m.domain = "org.example"
+    m.model_version = 42
+    m.producer_version = "1.2.3"
+
+
+@feature
+def empty_strings_are_set(m: ModelProto) -> None:
+    m.domain = ""
+    m.doc_string = ""
+    m.graph.doc_string = ""
+    m.graph.name = ""
+    m.producer_version = ""
+    for node in m.graph.node:
+        node.domain = ""
+        node.name = ""
+        node.doc_string = ""
+
+
+@feature
+def nothing_optional_is_set(m: ModelProto) -> None:
+    m.ClearField("producer_name")
+    m.graph.ClearField("name")
+    for node in m.graph.node:
+        node.ClearField("name")
+
+
+@feature
+def quantization_annotation(m: ModelProto) -> None:
+    m.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "scale"))
+    annotation = m.graph.quantization_annotation.add(tensor_name="h")
+    annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="scale")
+
+
+@feature
+def training_info(m: ModelProto) -> None:
+    info = m.training_info.add()
+    info.algorithm.name = "step"
+    info.algorithm.node.append(helper.make_node("Mul", ["w", "w"], ["w_new"]))
+    info.initialization.name = "init"
+    info.update_binding.add(key="w", value="w_new")
+
+
+@feature
+def device_configuration(m: ModelProto) -> None:
+    if "configuration" not in ModelProto.DESCRIPTOR.fields_by_name:
+        return
+    m.configuration.add(name="two", num_devices=2)
+    configuration = m.graph.node[1].device_configurations.add(configuration_id="two", pipeline_stage=1)
+    spec = configuration.sharding_spec.add(tensor_name="w")
+    spec.device.extend([0, 1])
+    spec.sharded_dim.add(axis=0).simple_sharding.add(num_shards=2)
+
+
+@feature
+def unknown_fields_everywhere(m: ModelProto) -> None:
+    """Fields 1000 and 1001 are unknown to every message: what a newer ONNX would add."""
+
+    def mark(message: object, number: int) -> None:
+        tag = (number << 3) | 0
+        varint = bytes([tag & 0x7F | 0x80, tag >> 7]) + b"\x07"
+        message.MergeFromString(varint)  # type: ignore[attr-defined]
+
+    softmax = helper.make_node("Softmax", ["h"], ["s"], axis=1)
+    mark(softmax.attribute[0], 1000)
+    m.graph.node.append(softmax)
+    for number, message in enumerate(
+        (m, m.graph, *m.graph.node, *m.graph.input, *m.graph.value_info, *m.graph.initializer, m.opset_import[0])
+    ):
+        mark(message, 1000 + number % 2)
+
+
+# ------------------------------------------------------------------------------------------------------- functions
+
+
+def _function(m: ModelProto, name: str = "Twice", overload: str = "") -> onnx.FunctionProto:
+    body = [helper.make_node("Add", ["a", "a"], ["b"])]
+    function = helper.make_function("local", name, ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    if overload:
+        function.overload = overload
+    m.functions.append(function)
+    if not any(entry.domain == "local" for entry in m.opset_import):
+        m.opset_import.append(helper.make_opsetid("local", 1))
+    m.ir_version = 10
+    return m.functions[-1]
+
+
+@feature
+def function_called(m: ModelProto) -> None:
+    _function(m)
+    m.graph.node.append(helper.make_node("Twice", ["h"], ["t"], domain="local"))
+
+
+@feature
+def function_overloads(m: ModelProto) -> None:
+    _function(m, overload="one")
+    _function(m, overload="two")
+    node = helper.make_node("Twice", ["h"], ["t"], domain="local")
+    node.overload = "two"
+    m.graph.node.append(node)
+
+
+@feature
+def function_metadata_and_value_info(m: ModelProto) -> None:
+    function = _function(m)
+    _props(function, origin="test")
+    function.doc_string = "doc"
+    function.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", 4]))
+    function.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, None))
+
+
+@feature
+def function_reference_attributes(m: ModelProto) -> None:
+    function = _function(m)
+    function.attribute.extend(["alpha", "perm", "shape", "tensor"])
+    function.attribute_proto.append(helper.make_attribute("beta", 2.0))
+    function.attribute_proto.append(helper.make_attribute("names", ["a", "b"]))
+    kinds = {"alpha": 1, "perm": 7, "tensor": 4}
+    for name, kind in kinds.items():
+        node = function.node.add(op_type="Op", domain="local", input=["a"], output=[f"out_{name}"])
+        node.attribute.add(name=name, ref_attr_name=name, type=kind)
+    function.node[1].attribute[0].doc_string = "documented reference"
+
+
+@feature
+def function_own_opset_and_nested(m: ModelProto) -> None:
+    function = _function(m)
+    function.opset_import[0].version = 15
+    other = _function(m, name="FourTimes")
+    del other.node[:]
+    other.node.append(helper.make_node("Twice", ["a"], ["c"], domain="local"))
+    other.node.append(helper.make_node("Twice", ["c"], ["b"], domain="local"))
+    other.opset_import.append(helper.make_opsetid("local", 1))
+
+
+# --------------------------------------------------------------------------------------------------- graphs and names
+
+
+@feature
+def optional_inputs_omitted(m: ModelProto) -> None:
+    m.graph.node.append(helper.make_node("Clip", ["h", "", "w0"], ["c"]))
+    m.graph.node.append(helper.make_node("Clip", ["h", ""], ["c2"]))
+    m.graph.node.append(helper.make_node("Clip", ["h", "w0", ""], ["c3", ""]))
+    m.graph.initializer.append(numpy_helper.from_array(np.float32(1), "w0"))
+
+
+@feature
+def input_is_output(m: ModelProto) -> None:
+    info = m.graph.output.add()
+    info.CopyFrom(m.graph.input[0])
+    info.doc_string = "the same tensor"
+
+
+@feature
+def initializer_is_output(m: ModelProto) -> None:
+    m.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
+
+
+@feature
+def output_twice(m: ModelProto) -> None:
+    m.graph.output.append(m.graph.output[0])
+    m.graph.output[-1].doc_string = "again"
+
+
+@feature
+def output_without_type(m: ModelProto) -> None:
+    m.graph.output[0].ClearField("type")
+
+
+@feature
+def output_also_in_value_info(m: ModelProto) -> None:
+    for info in (m.graph.output[0], m.graph.input[0]):
+        m.graph.value_info.append(info)
+        m.graph.value_info[-1].doc_string = "again"
+
+
+@feature
+def overridable_initializer(m: ModelProto) -> None:
+    m.graph.input.insert(0, helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
+
+
+@feature
+def initializers_are_inputs_in_ir_3(m: ModelProto) -> None:
+    m.ir_version = 3
+    m.opset_import[0].version = 8
+    m.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
+
+
+@feature
+def unused_initializer_and_input(m: ModelProto) -> None:
+    m.graph.initializer.insert(0, numpy_helper.from_array(np.ones(3, np.float32), "unused"))
+    m.graph.input.append(helper.make_tensor_value_info("unused_input", TensorProto.FLOAT, None))
+
+
+@feature
+def value_info_of_initializer_and_of_nothing(m: ModelProto) -> None:
+    m.graph.value_info.insert(0, helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
+    m.graph.value_info.append(helper.make_tensor_value_info("nowhere", TensorProto.FLOAT, [4]))
+
+
+@feature
+def value_info_twice(m: ModelProto) -> None:
+    m.graph.value_info.append(m.graph.value_info[0])
+
+
+@feature
+def value_info_shape_without_type(m: ModelProto) -> None:
+    info = m.graph.value_info[0]
+    info.type.tensor_type.ClearField("elem_type")
+
+
+@feature
+def sparse_initializer(m: ModelProto) -> None:
+    values = helper.make_tensor("sw", TensorProto.FLOAT, [2], [5.0, 6.0])
+    for indices in ([1, 3], [[0, 1], [1, 1]]):
+        array = np.array(indices, np.int64)
+        sparse = m.graph.sparse_initializer.add()
+        sparse.values.CopyFrom(values)
+        sparse.values.name = f"sw{array.ndim}"
+        sparse.indices.CopyFrom(numpy_helper.from_array(array))
+        sparse.dims.extend([2, 2])
+        m.graph.node.append(helper.make_node("MatMul", ["h", sparse.values.name], [f"m{array.ndim}"]))
+
+
+@feature
+def unsorted(m: ModelProto) -> None:
+    nodes = list(m.graph.node)[::-1]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del m.graph.node[:]
+    m.graph.node.extend(copies)
+
+
+@feature
+def names_of_nodes_twice_and_missing(m: ModelProto) -> None:
+    for name in ("relu", "", ""):
+        m.graph.node.append(helper.make_node("Relu", ["h"], [f"r{len(m.graph.node)}"], name=name))
+
+
+@feature
+def domain_spelled_out(m: ModelProto) -> None:
+    m.graph.node[0].domain = "ai.onnx"
+
+
+@feature
+def opset_imports_odd(m: ModelProto) -> None:
+    m.opset_import.append(helper.make_opsetid("unused", 3))
+    m.opset_import.append(helper.make_opsetid("ai.onnx", 17))
+    m.opset_import[0].ClearField("domain")
+
+
+def _branch(name: str, op: str, tensors: list[str]) -> GraphProto:
+    out = f"{name}_out"
+    return helper.make_graph(
+        [helper.make_node(op, tensors, [out], name=f"{name}_{op}")],
+        name,
+        [],
+        [helper.make_tensor_value_info(out, TensorProto.FLOAT, ["N", 4])],
+    )
+
+
+def _with_if(m: ModelProto, then: GraphProto, other: GraphProto) -> None:
+    m.graph.initializer.append(numpy_helper.from_array(np.array(True), "cond"))
+    m.graph.node.append(helper.make_node("If", ["cond"], ["z"], name="if", then_branch=then, else_branch=other))
+
+
+@feature
+def initializer_captured_by_both_branches(m: ModelProto) -> None:
+    _with_if(m, _branch("then", "Add", ["h", "w"]), _branch("else", "Sub", ["h", "w"]))
+
+
+@feature
+def twin_nodes_in_branches(m: ModelProto) -> None:
+    _with_if(m, _branch("same", "Add", ["h", "w"]), _branch("same", "Add", ["h", "w"]))
+
+
+@feature
+def body_with_everything(m: ModelProto) -> None:
+    then = _branch("then", "Add", ["h", "iw"])
+    then.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "iw"))
+    then.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "idle"))
+    then.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 4]))
+    then.doc_string = "doc"
+    _props(then, scope="then")
+    inner = _branch("inner", "Mul", ["h", "w"])
+    other = _branch("else", "Sub", ["h", "w"])
+    other.node.append(helper.make_node("If", ["cond"], ["deep"], then_branch=inner, else_branch=inner))
+    _with_if(m, then, other)
+    m.graph.node[-1].attribute[0].doc_string = "attribute with a graph"
+
+
+@feature
+def body_gives_out_outer_tensor(m: ModelProto) -> None:
+    then = _branch("then", "Add", ["h", "w"])
+    then.output.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 4]))
+    other = _branch("else", "Sub", ["h", "w"])
+    other.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
+    _with_if(m, then, other)
+    m.graph.node[-1].output.append("z2")
+
+
+@feature
+def shadowed_name(m: ModelProto) -> None:
+    then = _branch("then", "Add", ["h2", "w"])
+    then.node.insert(0, helper.make_node("Neg", ["x"], ["h2"]))
+    then.node.append(helper.make_node("Neg", ["x"], ["h"]))
+    _with_if(m, then, _branch("else", "Sub", ["h", "w"]))
+
+
+@feature
+def loop_with_captures(m: ModelProto) -> None:
+    body = helper.make_graph(
+        [helper.make_node("Add", ["acc", "w"], ["acc2"]), helper.make_node("Identity", ["c"], ["c2"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("acc", TensorProto.FLOAT, None),
+        ],
+        [helper.make_tensor_value_info("c2", TensorProto.BOOL, []), helper.make_tensor_value_info("acc2", TensorProto.FLOAT, None)],
+    )
+    m.graph.initializer.append(numpy_helper.from_array(np.array(3, np.int64), "trips"))
+    m.graph.node.append(helper.make_node("Loop", ["trips", "", "h"], ["l"], name="loop", body=body))
+
+
+# ------------------------------------------------------------------------------------------------------- attributes
+
+
+def _attribute_models() -> Iterator[tuple[str, ModelProto]]:
+    tensor = numpy_helper.from_array(np.arange(3, dtype=np.int64), "t")
+    named = helper.make_tensor("named", TensorProto.FLOAT, [2], [1.0, 2.0])
+    named.doc_string = "typed data"
+    sparse = helper.make_sparse_tensor(named, numpy_helper.from_array(np.array([0, 2], np.int64)), [4])
+    kind = TypeProto()
+    kind.tensor_type.elem_type = TensorProto.FLOAT
+    graph = _branch("attr", "Relu", ["h"])
+    values: dict[str, AttributeProto] = {
+        "int": helper.make_attribute("a", -(2**62)),
+        "float": helper.make_attribute("a", 0.1),
+        "string": helper.make_attribute("a", "grüße"),
+        "ints": helper.make_attribute("a", [1, 2, 3]),
+        "floats": helper.make_attribute("a", [1.0, 2.5]),
+        "strings": helper.make_attribute("a", ["x", "y"]),
+        "tensor": helper.make_attribute("a", tensor),
+        "tensor_typed": helper.make_attribute("a", named),
+        "tensors": helper.make_attribute("a", [tensor, named]),
+        "graph": helper.make_attribute("a", graph),
+        "graphs": helper.make_attribute("a", [graph, graph]),
+        "sparse": helper.make_attribute("a", sparse),
+        "sparses": helper.make_attribute("a", [sparse, sparse]),
+        "type": helper.make_attribute("a", kind),
+        "types": helper.make_attribute("a", [kind, kind]),
+        "not_utf8": AttributeProto(name="a", type=AttributeProto.STRING, s=b"\xff\xfe"),
+        "not_utf8_strings": AttributeProto(name="a", type=AttributeProto.STRINGS, strings=[b"ok", b"\xff"]),
+        "empty_ints": AttributeProto(name="a", type=AttributeProto.INTS),
+        "empty_floats": AttributeProto(name="a", type=AttributeProto.FLOATS),
+        "empty_strings": AttributeProto(name="a", type=AttributeProto.STRINGS),
+        "empty_string": AttributeProto(name="a", type=AttributeProto.STRING, s=b""),
+        "int_without_value": AttributeProto(name="a", type=AttributeProto.INT),
+        "without_kind": AttributeProto(name="a", ints=[1, 2]),
+        "two_values": AttributeProto(name="a", type=AttributeProto.INT, i=3, f=1.5),
+        "nan": AttributeProto(name="a", type=AttributeProto.FLOAT, f=float("nan")),
+    }
+    for name, attribute in values.items():
+        model = base()
+        node = helper.make_node("Op", ["h"], ["o"], name="op", domain="custom")
+        node.attribute.append(attribute)
+        node.attribute.append(helper.make_attribute("zz", 1))
+        model.graph.node.append(node)
+        model.opset_import.append(helper.make_opsetid("custom", 1))
+        yield f"attribute_{name}", model
+    for key in ("value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings", "sparse_value"):
+        model = base()
+        single: object = {"float": 1.5, "int": 2, "string": "s", "sparse": sparse}[key.replace("value", "").strip("_").rstrip("s")]
+        value = [single, single] if key.endswith("s") else single
+        model.graph.node.append(helper.make_node("Constant", [], ["k"], **{key: value}))
+        yield f"constant_{key}", model
+
+
+# ----------------------------------------------------------------------------------------------- element types and types
+
+
+def random_array(dtype: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Return an array of random bits of an ONNX element type, unpacked."""
+    rng = np.random.default_rng(seed)
+    target = np.dtype(helper.tensor_dtype_to_np_dtype(dtype))
+    if dtype == TensorProto.BOOL:
+        return rng.integers(0, 2, shape).astype(bool)
+    name = TensorProto.DataType.Name(dtype)
+    if name in {"INT4", "INT2"}:
+        limit = 8 if name == "INT4" else 2
+        return rng.integers(-limit, limit, shape).astype(target)
+    widths = {"UINT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
+    if name in widths:
+        return rng.integers(0, 1 << widths[name], shape).astype(np.uint8).view(target)
+    raw = rng.integers(0, 256, (*shape, target.itemsize)).astype(np.uint8)
+    return raw.view(target).reshape(shape)
+
+
+def typed_tensor(dtype: int, array: np.ndarray, name: str) -> TensorProto:
+    """Return a tensor that keeps its values in the typed field."""
+    return helper.make_tensor(name, dtype, array.shape, array.reshape(-1))
+
+
+def _dtype_models() -> Iterator[tuple[str, ModelProto]]:
+    for dtype in DTYPES:
+        label = TensorProto.DataType.Name(dtype).lower()
+        for shape in ((), (1,), (0,), (3,), (2, 5), (9,)):
+            model = base()
+            array = random_array(dtype, shape, seed=len(shape))
+            model.graph.initializer.append(numpy_helper.from_array(array, "raw"))
+            quiet = np.zeros(shape, array.dtype)
+            model.graph.initializer.append(typed_tensor(dtype, quiet, "typed"))
+            model.graph.input.append(helper.make_tensor_value_info("i", dtype, shape))
+            model.graph.node.append(helper.make_node("Op", ["raw", "typed", "i"], ["o"], domain="custom"))
+            yield f"dtype_{label}_{'x'.join(map(str, shape)) or 'scalar'}", model
+    model = base()
+    model.graph.initializer.append(helper.make_tensor("s", TensorProto.STRING, [2], [b"a", b"\xff\xfe"]))
+    model.graph.initializer.append(helper.make_tensor("s2", TensorProto.STRING, [], ["ä".encode()]))
+    yield "dtype_string", model
+
+
+def _type_models() -> Iterator[tuple[str, ModelProto]]:
+    def tensor(dtype: int = 1, shape: tuple[int, ...] | None = (2, 3)) -> TypeProto:
+        return helper.make_tensor_type_proto(dtype, shape)
+
+    keyed = TypeProto()
+    keyed.map_type.key_type = TensorProto.INT64
+    keyed.map_type.value_type.CopyFrom(tensor())
+    opaque = TypeProto()
+    opaque.opaque_type.domain = "d"
+    opaque.opaque_type.name = "n"
+    denoted = tensor()
+    denoted.denotation = "TENSOR"
+    denoted.tensor_type.shape.dim[0].denotation = "BATCH"
+    empty = TypeProto()
+    kinds = {
+        "sequence": helper.make_sequence_type_proto(tensor()),
+        "sequence_of_sequence": helper.make_sequence_type_proto(helper.make_sequence_type_proto(tensor())),
+        "sequence_of_map": helper.make_sequence_type_proto(keyed),
+        "optional": helper.make_optional_type_proto(tensor()),
+        "optional_of_sequence": helper.make_optional_type_proto(helper.make_sequence_type_proto(tensor())),
+        "map": keyed,
+        "opaque": opaque,
+        "sparse": helper.make_sparse_tensor_type_proto(1, [2, 3]),
+        "denotation": denoted,
+        "no_shape": tensor(shape=None),
+        "scalar": tensor(shape=()),
+        "empty": empty,
+    }
+    for name, kind in kinds.items():
+        model = base()
+        model.graph.input.append(helper.make_value_info("i", kind))
+        model.graph.node.append(helper.make_node("Identity", ["i"], ["v"]))
+        model.graph.node.append(helper.make_node("Identity", ["v"], ["o"]))
+        model.graph.value_info.append(helper.make_value_info("v", kind))
+        model.graph.output.append(helper.make_value_info("o", kind))
+        yield f"type_{name}", model
+    model = base()
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    dims.add()
+    dims.add().dim_param = ""
+    dims.add().dim_value = 0
+    dims.add().dim_value = -1
+    yield "type_odd_dimensions", model
