@@ -1,0 +1,146 @@
+"""Integer grids: the scale and zero point that stand for a range of real values.
+
+A grid maps an integer q to (q - zero_point) * scale. All arithmetic on scales is float32, as the runtime's is, so that
+what is checked here is what it computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphopt.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WEIGHT_LIMIT = 127
+"""Weights are rounded to -127..127: the symmetric narrow range, with the zero point 0 that fast kernels need."""
+
+BIAS_LIMIT = 2**31 - 1
+BIAS_HEADROOM = 2
+"""A rounded bias may use half of int32: the accumulator has to hold the products beside it."""
+
+SMALLEST_SCALE = np.float32(2.0**-96)
+"""Scales below this could make products of two scales denormal, which kernels flush to zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """One scale and zero point for a whole tensor of uint8.
+
+    Attributes:
+        scale: Real distance of two neighbouring integers, float32, above zero.
+        zero_point: The integer that stands for 0.0 exactly, 0 to 255.
+    """
+
+    scale: np.float32
+    zero_point: int
+
+    @property
+    def low(self) -> float:
+        """Smallest real value on the grid."""
+        return float(self.scale) * (0 - self.zero_point)
+
+    @property
+    def high(self) -> float:
+        """Largest real value on the grid."""
+        return float(self.scale) * (255 - self.zero_point)
+
+    def quantize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Round real values of any shape to the grid, halves to even, as QuantizeLinear does."""
+        q: NDArray[np.float32] = np.rint(values / self.scale) + self.zero_point
+        return np.clip(q, 0, 255).astype(np.uint8)
+
+    def makes_clip_redundant(self, low: float, high: float) -> bool:
+        """Tell whether the grid ends inside the bounds, so that a Clip before rounding cuts off nothing more."""
+        begins = low == -np.inf or np.rint(np.float32(low) / self.scale) + self.zero_point <= 0
+        ends = high == np.inf or np.rint(np.float32(high) / self.scale) + self.zero_point >= 255
+        return bool(begins and ends)
+
+
+def activation_grid(low: float, high: float) -> Grid:
+    """Return the uint8 grid for real values between ``low`` and ``high``; 0.0 always lies on it exactly.
+
+    Raises:
+        DataError: A bound is not a finite number.
+    """
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError(
+            f"a range from {low} to {high}",
+            where="activation ranges",
+            must="Ranges must be finite",
+            do="Look for NaN or infinity in the calibration data or in the model's weights",
+        )
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32((high - low) / 255)
+    if scale < SMALLEST_SCALE:
+        return Grid(np.float32(1.0 / 255), 0)
+    zero_point = int(np.clip(np.rint(-np.float32(low) / scale), 0, 255))
+    return Grid(scale, zero_point)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightGrid:
+    """Rounded weights with their scales.
+
+    Attributes:
+        values: int8, the shape of the weight.
+        scales: float32, one per channel, or one element where the weight has a single scale.
+        axis: Axis of the channels; None for a single scale.
+    """
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    axis: int | None
+
+    def restore(self) -> NDArray[np.float32]:
+        """Return the weights that the integers stand for."""
+        shape = [1] * self.values.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return (self.values.astype(np.float32) * self.scales.reshape(shape)).astype(np.float32)
+
+
+def weight_scales(weight: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    """Return the symmetric int8 scales of a weight: one per index of ``axis``, or one in all."""
+    if axis is None:
+        top = np.abs(weight).max(initial=0.0).reshape(1)
+    else:
+        top = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis), initial=0.0)
+    scales = (top / WEIGHT_LIMIT).astype(np.float32)
+    # A channel of zeros may have any scale; one of the size of its neighbours keeps its bias inside int32.
+    fallback = scales.max(initial=0.0) or np.float32(1.0)
+    return np.where(scales < SMALLEST_SCALE, np.float32(fallback), scales)
+
+
+def quantize_weight(weight: NDArray[np.float32], axis: int | None, scales: NDArray[np.float32]) -> WeightGrid:
+    """Round a weight to int8 on the given scales."""
+    shape = [1] * weight.ndim
+    if axis is not None:
+        shape[axis] = -1
+    q = np.clip(np.rint(weight / scales.reshape(shape)), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+    return WeightGrid(q, scales, axis)
+
+
+def fit_bias(
+    bias: NDArray[np.float32], activation_scale: np.float32, scales: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return weight scales, enlarged where a bias would not fit int32 on activation scale times weight scale.
+
+    A tiny weight channel with an ordinary bias overflows otherwise; enlarging its scale costs precision only where the
+    weights are so small beside the bias that they hardly matter.
+    """
+    smallest = np.abs(bias).astype(np.float64) * BIAS_HEADROOM / BIAS_LIMIT / float(activation_scale)
+    return np.maximum(scales, smallest.astype(np.float32))
+
+
+def quantize_bias(
+    bias: NDArray[np.float32], activation_scale: np.float32, scales: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Round a bias to int32 on activation scale times weight scale; return it with those products."""
+    step = (activation_scale * scales).astype(np.float32)
+    q = np.rint(bias.astype(np.float64) / step.astype(np.float64))
+    return np.clip(q, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32), step

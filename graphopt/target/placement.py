@@ -1,0 +1,359 @@
+"""Which operators become integer arithmetic on a target, and which tensors share a grid.
+
+Weighted operators (Conv, Gemm, MatMul) are the reason to quantize. What lies between them joins the integer region where
+that saves conversions: an Add whose inputs both come out of integer convolutions costs two conversions if it stays
+float. Everything else stays float. The choice starts with every operator that could join and drops, until nothing
+changes, those that no longer have integer neighbours; time grows with nodes and edges.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphopt.graph import Constant, constant_value, is_graph_output, producer, uses
+from graphopt.target.rules import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from graphopt.analysis.types import Types
+    from graphopt.graph import Model, Node, Tensor
+    from graphopt.graph import Use
+    from graphopt.target.rules import OpRule, Target
+
+FLOAT32 = 1
+UNBOUNDED = (-np.inf, np.inf)
+DEPTHWISE = "a depthwise convolution is slower in int8 than in float where its neighbours are float"
+
+Bounds = tuple[float, float]
+
+
+@dataclass(slots=True)
+class Group:
+    """Tensors that share one grid because only data movement lies between them.
+
+    Attributes:
+        tensors: The members, in graph order.
+        bounds: Values that absorbed activations allow, or None where no member has one.
+        fixed: Range known without data, or None.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
+    bounds: Bounds | None = None
+    fixed: Bounds | None = None
+
+
+@dataclass(slots=True)
+class Placement:
+    """What becomes integer.
+
+    Attributes:
+        nodes: Integer operators with their rules, in graph order; absorbed activations are among them.
+        groups: Group of each tensor that lies on a grid.
+        joined: Concat operators whose inputs and output share one grid, so that they only move data.
+        outputs: Tensor behind each integer operator that has a grid (behind its absorbed activation); absorbed activations
+            have none of their own.
+        refused: Weighted operators that stay float, with the reason.
+    """
+
+    nodes: dict[Node, OpRule]
+    groups: dict[Tensor, Group]
+    joined: set[Node]
+    outputs: dict[Node, Tensor]
+    refused: dict[Node, str]
+
+
+def place(
+    model: Model,
+    types: Types,
+    target: Target,
+    *,
+    leave: Mapping[str, str] | None = None,
+    only: Callable[[Node], str | None] = lambda _node: None,
+    known: Collection[str] | None = None,
+) -> Placement:
+    """Choose the integer operators of the main graph.
+
+    Args:
+        model: The model; it is not edited.
+        types: Types and shapes of its tensors.
+        target: The rules.
+        leave: Names of nodes that must stay float, with the reason.
+        only: Returns why a weighted node must not take its static integer form, "" where nobody has to be told, or None.
+        known: Names of the tensors whose ranges are known; None for all.
+    """
+    return _Placer(model, types, target, leave or {}, only, known).run()
+
+
+class _Placer:
+    """The state of one placement."""
+
+    def __init__(
+        self,
+        model: Model,
+        types: Types,
+        target: Target,
+        leave: Mapping[str, str],
+        only: Callable[[Node], str | None],
+        known: Collection[str] | None,
+    ) -> None:
+        self.model = model
+        self.types = types
+        self.target = target
+        self.leave = leave
+        self.only = only
+        self.known = known
+        self.chosen: dict[Node, OpRule] = {}
+        self.refused: dict[Node, str] = {}
+
+    def run(self) -> Placement:
+        for node in self.model.graph.nodes:
+            self._consider(node)
+        self._drop_lonely()
+        outputs = {
+            node: self._behind(node)
+            for node, rule in self.chosen.items()
+            if self._has_output_grid(node, rule) and not (rule.role is Role.ABSORBED and self._is_absorbed(node))
+        }
+        groups, joined = self._group(outputs)
+        return Placement(dict(self.chosen), groups, joined, outputs, self.refused)
+
+    # ------------------------------------------------------------------------------------------------ candidates
+
+    def _consider(self, node: Node) -> None:
+        rule = self.target.rule(node)
+        if rule is None:
+            return
+        why = self._refusal(node, rule)
+        if why is None:
+            self.chosen[node] = rule
+        elif rule.role is Role.WEIGHTED and why:
+            self.refused[node] = why
+
+    def _refusal(self, node: Node, rule: OpRule) -> str | None:
+        """Return why a node stays float, None where it need not, or "" where nobody has to be told."""
+        if node.name in self.leave:
+            return self.leave[node.name]
+        if self.model.opset < rule.since:
+            return f"opset {self.model.opset}: {node.op} takes integers from opset {rule.since} on"
+        positions = [i for i in rule.data_positions(node) if i < len(node.inputs)]
+        moving = [node.inputs[i] for i in positions if constant_value(node.inputs[i]) is None]
+        if not moving or (len(moving) < len(positions) and not rule.constant_operand):
+            return ""
+        for tensor in (*[node.inputs[i] for i in positions], *node.outputs):
+            dtype = self.types.dtype(tensor)
+            if dtype != FLOAT32:
+                return "" if rule.role is not Role.WEIGHTED else f"tensor '{tensor.name}' is not float32"
+        grids = moving if rule.role is Role.WEIGHTED and not rule.needs_output_grid else [*moving, *node.outputs]
+        if self.known is not None and any(tensor.name not in self.known for tensor in grids):
+            return "no run of the calibration data reached it" if rule.role is Role.WEIGHTED else ""
+        if rule.role is Role.ABSORBED:
+            return None if activation_bounds(node) is not None else ""
+        why = rule.refuse(node)
+        if why is None and rule.role is Role.WEIGHTED:
+            if self.is_overridable(node, rule):
+                return "its weight is also an input of the model, which a caller may override"
+            return self.only(node)
+        return why
+
+    def is_overridable(self, node: Node, rule: OpRule) -> bool:
+        positions = [i for i in (rule.weight, rule.bias) if i is not None and i < len(node.inputs)]
+        return any(
+            isinstance(node.inputs[i], Constant) and self.model.graph.is_overridable(node.inputs[i]) for i in positions
+        )
+
+    # --------------------------------------------------------------------------------------------- lonely nodes
+
+    def _drop_lonely(self) -> None:
+        """Drop nodes until every one left has the integer neighbours that make its integer form worth it."""
+        queue = deque(self.chosen)
+        queued = set(queue)
+        while queue:
+            node = queue.popleft()
+            queued.discard(node)
+            if node not in self.chosen or self._is_worth_it(node, self.chosen[node]):
+                continue
+            rule = self.chosen.pop(node)
+            if rule.role is Role.WEIGHTED:
+                self.refused[node] = DEPTHWISE
+            for neighbour in self._neighbours(node):
+                if neighbour in self.chosen and neighbour not in queued:
+                    queue.append(neighbour)
+                    queued.add(neighbour)
+
+    def _neighbours(self, node: Node) -> Iterator[Node]:
+        for tensor in node.inputs:
+            source = producer(tensor)
+            if source is not None:
+                yield source
+                # A sibling behind an absorbed activation looks at the node before it.
+                yield from (each for t in source.inputs if (each := producer(t)) is not None)
+            yield from (use.node for use in uses(tensor))
+        for tensor in node.outputs:
+            for use in uses(tensor):
+                yield use.node
+                yield from (inner.node for out in use.node.outputs for inner in uses(out))
+
+    def _is_worth_it(self, node: Node, rule: OpRule) -> bool:
+        if rule.role is Role.WEIGHTED:
+            if not is_depthwise(node):
+                return True
+            return self._is_made(node.inputs[0]) and any(self._uses_integers(node))
+        if rule.role is Role.ABSORBED and self._is_absorbed(node):
+            return True
+        tensors = [node.inputs[i] for i in rule.data_positions(node) if constant_value(node.inputs[i]) is None]
+        made = [self._is_made(tensor) for tensor in tensors]
+        used = self._uses_integers(node)
+        if rule.role is Role.MOVE and not any(made):
+            return bool(used) and all(used)
+        return any(made) and any(used) and (all(made) or all(used))
+
+    def _is_absorbed(self, node: Node) -> bool:
+        """Tell whether a Relu or Clip is the only reader of an integer operator's result."""
+        source = producer(node.inputs[0])
+        if source is None or source not in self.chosen or self.chosen[source].role in {Role.MOVE, Role.ABSORBED}:
+            return False
+        if len(uses(node.inputs[0])) != 1 or is_graph_output(node.inputs[0]):
+            return False
+        return self._has_output_grid(source, self.chosen[source])
+
+    def _is_made(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor comes out of an integer operator, so that reading it as integers costs nothing."""
+        source = producer(tensor)
+        if source is None or source not in self.chosen:
+            return False
+        return self._has_output_grid(source, self.chosen[source])
+
+    def _uses_integers(self, node: Node) -> list[bool]:
+        """Return, for every reader of what a node makes (behind its absorbed activation), whether it reads integers."""
+        found = []
+        for tensor in node.outputs if len(node.outputs) > 1 else (self._behind(node),):
+            found += [self._reads_integers(use) for use in uses(tensor)]
+            if is_graph_output(tensor):
+                found.append(False)
+        return found
+
+    def _reads_integers(self, use: Use) -> bool:
+        rule = self.chosen.get(use.node)
+        return rule is not None and use.index in rule.data_positions(use.node)
+
+    def _has_output_grid(self, node: Node, rule: OpRule) -> bool:
+        if rule.role is Role.WEIGHTED and not rule.needs_output_grid:
+            if node.op != "Gemm":
+                return False
+            readers = [use for use in uses(self._behind_gemm(node))]
+            return bool(readers) and all(
+                self._reads_integers(use) and self.chosen[use.node].role is Role.WEIGHTED for use in readers
+            )
+        return True
+
+    def _behind_gemm(self, node: Node) -> Tensor:
+        """Return what a Gemm makes, behind a Relu or Clip that alone reads it."""
+        output: Tensor = node.outputs[0]
+        readers = uses(output)
+        if len(readers) == 1 and not is_graph_output(output) and readers[0].node in self.chosen:
+            reader = readers[0].node
+            if self.chosen[reader].role is Role.ABSORBED and not is_graph_output(reader.outputs[0]):
+                output = reader.outputs[0]
+        return output
+
+    def _behind(self, node: Node) -> Tensor:
+        """Return the tensor that an integer operator rounds: its output, or that of the activation it absorbs."""
+        output: Tensor = node.outputs[0]
+        if self.chosen[node].role is Role.ABSORBED or self.chosen[node].role is Role.MOVE:
+            return output
+        readers = uses(output)
+        if len(readers) == 1 and not is_graph_output(output):
+            reader = readers[0].node
+            if reader in self.chosen and self.chosen[reader].role is Role.ABSORBED:
+                output = reader.outputs[0]
+        return output
+
+    # -------------------------------------------------------------------------------------------------- groups
+
+    def _group(self, outputs: dict[Node, Tensor]) -> tuple[dict[Tensor, Group], set[Node]]:
+        groups: dict[Tensor, Group] = {}
+        joined: set[Node] = set()
+
+        def group_of(tensor: Tensor) -> Group:
+            if tensor not in groups:
+                groups[tensor] = Group([tensor])
+            return groups[tensor]
+
+        def merge(first: Tensor, second: Tensor) -> None:
+            one, other = group_of(first), group_of(second)
+            if one is other:
+                return
+            if len(one.tensors) < len(other.tensors):
+                one, other = other, one
+            one.tensors += other.tensors
+            one.bounds = one.bounds or other.bounds
+            one.fixed = one.fixed or other.fixed
+            for tensor in other.tensors:
+                groups[tensor] = one
+
+        for node, rule in self.chosen.items():
+            moving = [node.inputs[i] for i in rule.data_positions(node) if constant_value(node.inputs[i]) is None]
+            if rule.role is Role.ABSORBED and self._is_absorbed(node):
+                group_of(node.outputs[0]).bounds = activation_bounds(node)
+                continue
+            for tensor in moving:
+                group_of(tensor)
+            if rule.role is Role.MOVE:
+                for tensor in node.outputs:
+                    merge(moving[0], tensor)
+            elif node in outputs:
+                group = group_of(outputs[node])
+                if rule.fixed_range is not None:
+                    group.fixed = rule.fixed_range
+                if rule.role is Role.ABSORBED:
+                    group.bounds = activation_bounds(node)
+        for node in self.chosen:
+            if node.op == "Concat" and self._can_share(node, outputs[node], groups):
+                joined.add(node)
+                for tensor in node.inputs:
+                    merge(tensor, outputs[node])
+        return groups, joined
+
+    def _can_share(self, node: Node, output: Tensor, groups: dict[Tensor, Group]) -> bool:
+        """Tell whether the inputs of a Concat may be made on its output's grid at no loss."""
+        if output is not node.outputs[0]:
+            return False
+        inputs = [groups[tensor] for tensor in node.inputs if tensor in groups]
+        if len(inputs) != len(node.inputs) or any(group.fixed for group in inputs):
+            return False
+        if len({group.bounds for group in inputs}) != 1:
+            return False
+        return all(
+            self._is_made(tensor) and len(groups[tensor].tensors) == 1 and len(uses(tensor)) == 1
+            for tensor in node.inputs
+        )
+
+
+def activation_bounds(node: Node) -> Bounds | None:
+    """Return the values that a Relu or a Clip with constant bounds lets through, or None for anything else."""
+    if node.op == "Relu":
+        return 0.0, np.inf
+    if node.op != "Clip":
+        return None
+    bounds = [float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))]
+    for place, tensor in enumerate(node.inputs[1:3]):
+        if tensor is None or tensor.is_empty():
+            continue
+        value = constant_value(tensor)
+        if value is None or value.size != 1:
+            return None
+        bounds[place] = float(value.reshape(-1)[0])
+    # 0.0 must lie on every grid, and a lower bound other than 0 or none would move the zero point.
+    return (bounds[0], bounds[1]) if bounds[0] <= 0.0 < bounds[1] else None
+
+
+def is_depthwise(node: Node) -> bool:
+    """Tell whether a convolution has one filter per input channel."""
+    group = int(node.attrs.get("group", 1))
+    return node.op == "Conv" and group > 1 and list(node.inputs[1].shape or [0, 0])[1] == 1

@@ -1,0 +1,308 @@
+"""The pass ``insert-qdq``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from graphopt.analysis.types import Types
+from graphopt.analysis.ranges import Ranges, TensorRange
+from graphopt.graph import Constant, uses
+from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
+from graphopt.passes.quantize.static import StaticForm
+from graphopt.rewrite.pass_ import Pass
+from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip
+from graphopt.target import find_target
+from graphopt.target.grid import Grid, activation_grid
+from graphopt.target.placement import Group, Placement, place
+from graphopt.target.rules import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from graphopt.analysis.manager import Facts
+    from graphopt.graph import Model, Node, Rewriter
+    from graphopt.target.rules import OpRule, Target
+
+QUANTIZED = frozenset(
+    (
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
+        *("QLinearConv", "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+    )
+)
+"""Operators that tell a model is quantized already."""
+
+NO_DATA = "its inputs have no known range: static quantization needs calibration data, and a convolution that rounds \
+its inputs at run time is slower than float"
+OVERRIDABLE = "its weight is also an input of the model, which a caller may override"
+DYNAMIC_SINCE = 11
+FLOAT32 = 1
+SEQUENCE = "rows of a sequence: its inputs are rounded at run time, because single tokens stretch a fixed grid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InsertQdq(Pass):
+    """Quantize activations to uint8 and weights to int8, where the target has integer kernels.
+
+    Attributes:
+        weights: Type of the weights.
+        activations: ``uint8`` rounds activations to grids found on calibration data; ``dynamic`` finds a grid in every
+            run, for linear layers only; ``auto`` takes uint8 where there is data, except for linear layers that read
+            sequences.
+        per_channel: One weight scale per output channel; one per weight below opset 13, which has no others.
+        calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is minmax.
+        percentile: Share of values that a range keeps, in percent, for ``percentile``.
+        embeddings: Round the tables of embeddings to int8 as well.
+        keep: Names of nodes that stay float.
+
+    Matches: Conv, Gemm and MatMul with constant weights; Add, Mul, Concat, pools and further operators with integer
+        kernels between them; data movement between those; Gather from large constant tables.
+    Produces: int8 weights behind DequantizeLinear, int32 biases on the product of the scales, one QuantizeLinear behind
+        each integer operator, data movement on the integers themselves; DynamicQuantizeLinear and MatMulInteger for
+        dynamic layers; a Gather of integers for tables.
+    Requires: opset 10 (13 for a scale per channel), float32 activations, weights that no caller may override, and
+        calibration data for static grids. Run fuse-batch-norm and fold-constants before.
+    Preserves: names, types and shapes of inputs and outputs. Not values: LOSSY.
+    Source: Jacob et al. 2018, arXiv:1712.05877, sections 2 and 3; Nagel et al. 2021, arXiv:2106.08295.
+    """
+
+    name: ClassVar[str] = "insert-qdq"
+    contract: ClassVar[Contract] = Contract.LOSSY
+    guard: ClassVar[str] = "layers"
+
+    weights: Literal["int8"] = "int8"
+    activations: Literal["auto", "uint8", "dynamic"] = "auto"
+    per_channel: bool = True
+    calibrator: Literal["auto", "minmax", "percentile", "mse"] = "auto"
+    percentile: float = 99.999
+    embeddings: bool = True
+    keep: tuple[str, ...] = ()
+
+    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
+        """Yield one patch per operator, weighted operators with a row for the per-layer table."""
+        target = find_target(facts.target)
+        refusal = self._model_refusal(model)
+        if refusal is not None:
+            yield Skip(model.graph.name or "the model", refusal)
+            return
+        per_channel = self.per_channel and model.opset >= target.per_channel_since
+        types = facts.get(Types)
+        static = self.activations != "dynamic" and facts.feeds is not None
+        ranges = facts.get(Ranges) if static and has_weights(model, target) else None
+        dynamic = self._dynamic_layers(model, target, types, static=ranges is not None)
+        leave = dict.fromkeys(self.keep, "kept float as asked")
+        if ranges is not None:
+            yield from self._place_static(model, target, types, ranges, leave, dynamic, per_channel=per_channel)
+        else:
+            yield from self._refuse_static(model, target, dynamic, leave)
+        for node, why in dynamic.items():
+            yield self._dynamic_patch(node, why, per_channel=per_channel)
+        if self.embeddings:
+            yield from self._tables(model, leave)
+        yield from inner_refusals(model, target)
+
+    def _model_refusal(self, model: Model) -> str | None:
+        found = sorted({node.op for _, node in model.walk() if node.op in QUANTIZED})
+        if found:
+            return f"the model is quantized already: it has {', '.join(found)}"
+        if model.opset < 10:
+            return f"opset {model.opset} has no QuantizeLinear: run raise-opset before"
+        return None
+
+    # ----------------------------------------------------------------------------------------------------- static
+
+    def _place_static(
+        self,
+        model: Model,
+        target: Target,
+        types: Types,
+        ranges: Ranges,
+        leave: dict[str, str],
+        dynamic: dict[Node, str],
+        *,
+        per_channel: bool,
+    ) -> Generator[Patch | Skip, frozenset[Node], None]:
+        """Yield the patches of static grids, in graph order."""
+
+        def refuse(node: Node) -> str | None:
+            if node in dynamic:
+                return ""
+            return None if ranges.get(node.inputs[0].name) else "no run of the calibration data reached it"
+
+        placement = place(model, types, target, leave=leave, only=refuse, known=ranges.tensors.keys())
+        for node, why in placement.refused.items():
+            if node not in dynamic:
+                yield Skip(node, why)
+        for node, why in float_neighbours(model, target, placement):
+            yield Skip(node, why)
+        form = StaticForm(model, placement, self._grids(ranges), per_channel=per_channel)
+        for node, rule in placement.nodes.items():
+            patch = self._static_patch(form, placement, node, rule, per_channel=per_channel)
+            if patch is not None:
+                yield patch
+
+    def _grids(self, ranges: Ranges) -> GridOf:
+        return GridOf(ranges, self.calibrator, self.percentile)
+
+    def _static_patch(
+        self, form: StaticForm, placement: Placement, node: Node, rule: OpRule, *, per_channel: bool
+    ) -> Patch | None:
+        if rule.role is Role.WEIGHTED:
+
+            def weighted(rw: Rewriter) -> None:
+                form.weighted(rw, node, rule)
+
+            what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, uint8 activations"
+            record = LayerRecord(node.name, node.op, what, reason=f"runs as {rule.kernel}")
+            return Patch(f"quantize {node.op} '{node.name}' to {what}", (node,), weighted, (record,))
+        if rule.role is Role.MOVE or node in placement.joined:
+
+            def move(rw: Rewriter) -> None:
+                form.move(rw, node, rule)
+
+            return Patch(f"move integers through {node.op} '{node.name}'", (node,), move)
+        if node not in placement.outputs:
+            return None
+
+        def join(rw: Rewriter) -> None:
+            form.join(rw, node, rule)
+
+        return Patch(f"compute {node.op} '{node.name}' on uint8", (node,), join)
+
+    # ---------------------------------------------------------------------------------------------------- dynamic
+
+    def _dynamic_layers(self, model: Model, target: Target, types: Types, *, static: bool) -> dict[Node, str]:
+        """Return the layers whose inputs are rounded at run time, with the reason."""
+        found: dict[Node, str] = {}
+        if self.activations == "uint8" or model.opset < DYNAMIC_SINCE:
+            return found
+        for graph, node in model.walk(functions=False):
+            rule = target.rule(node)
+            if node.op not in {"MatMul", "Gemm"} or rule is None or node.name in self.keep:
+                continue
+            if rule.refuse(node) is not None or is_overridable(model, node) or matrix(node) is None:
+                continue
+            if types.dtype(node.inputs[0]) != FLOAT32:
+                continue
+            if self.activations == "dynamic":
+                found[node] = "its inputs are rounded at run time, as asked"
+            elif graph is not model.graph:
+                found[node] = "it lies inside a body, where no range can be observed: rounded at run time"
+            elif not static:
+                found[node] = "without data its inputs are rounded at run time"
+            elif node.op == "MatMul" and (types.rank(node.inputs[0]) or 0) >= 3:
+                found[node] = SEQUENCE
+        return found
+
+    def _dynamic_patch(self, node: Node, why: str, *, per_channel: bool) -> Patch:
+        what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, dynamic uint8 activations"
+        record = LayerRecord(node.name, node.op, what, reason=why)
+
+        def apply(rw: Rewriter) -> None:
+            make_dynamic(rw, node, per_channel=per_channel)
+
+        return Patch(f"quantize {node.op} '{node.name}' to {what}: {why}", (node,), apply, (record,))
+
+    def _refuse_static(
+        self, model: Model, target: Target, dynamic: dict[Node, str], leave: dict[str, str]
+    ) -> Iterator[Skip]:
+        for node in model.graph.nodes:
+            rule = target.rule(node)
+            if rule is not None and rule.role is Role.WEIGHTED and node not in dynamic:
+                yield Skip(node, leave.get(node.name) or rule.refuse(node) or NO_DATA)
+
+    # ----------------------------------------------------------------------------------------------------- tables
+
+    def _tables(self, model: Model, leave: dict[str, str]) -> Generator[Patch | Skip, frozenset[Node], None]:
+        for node in [node for _, node in model.walk(functions=False)]:
+            why = table_refusal(node)
+            if why == "":
+                continue
+            if why is None and is_overridable(model, node):
+                why = OVERRIDABLE
+            why = leave.get(node.name, why)
+            if why is not None:
+                yield Skip(node, why)
+                continue
+            record = LayerRecord(
+                node.name, node.op, "int8 table, one scale", reason="rows are restored after the lookup"
+            )
+
+            def apply(rw: Rewriter, node: Node = node) -> None:
+                make_integer_table(rw, node)
+
+            yield Patch(f"keep the table of Gather '{node.name}' in int8", (node,), apply, (record,))
+
+
+class GridOf:
+    """The grid of a group of tensors, from the ranges seen.
+
+    Args:
+        ranges: What was seen.
+        calibrator: How a range follows from it.
+        percentile: For the calibrator ``percentile``.
+    """
+
+    def __init__(self, ranges: Ranges, calibrator: str, percentile: float) -> None:
+        self._ranges = ranges
+        self._calibrator = calibrator
+        self._percentile = percentile
+        self._grids: dict[int, Grid] = {}
+
+    def __call__(self, group: Group) -> Grid:
+        """Return the grid of a group; equal on every call."""
+        if id(group) not in self._grids:
+            self._grids[id(group)] = self._compute(group)
+        return self._grids[id(group)]
+
+    def _compute(self, group: Group) -> Grid:
+        if group.fixed is not None:
+            return activation_grid(*group.fixed)
+        seen = [found for tensor in group.tensors if (found := self._ranges.get(tensor.name)) is not None]
+        spans = [self._span(found) for found in seen]
+        low, high = min(span[0] for span in spans), max(span[1] for span in spans)
+        if group.bounds is not None:
+            low, high = max(low, group.bounds[0]), min(high, group.bounds[1])
+        return activation_grid(low, high)
+
+    def _span(self, seen: TensorRange) -> tuple[float, float]:
+        if self._calibrator == "percentile":
+            return seen.percentile(self._percentile)
+        if self._calibrator == "mse":
+            return seen.least_error()
+        return seen.low, seen.high
+
+
+def has_weights(model: Model, target: Target) -> bool:
+    """Tell whether the main graph has an operator worth calibrating for."""
+    for node in model.graph.nodes:
+        rule = target.rule(node)
+        if rule is not None and rule.role is Role.WEIGHTED and rule.refuse(node) is None:
+            return True
+    return False
+
+
+def is_overridable(model: Model, node: Node) -> bool:
+    """Tell whether a constant that a node reads is also an input of the model, which a caller may override."""
+    return any(isinstance(tensor, Constant) and model.graph.is_overridable(tensor) for tensor in node.inputs)
+
+
+def float_neighbours(model: Model, target: Target, placement: Placement) -> Iterator[tuple[Node, str]]:
+    """Yield the operators without an integer kernel that stand between integer ones, with the reason."""
+    for node in model.graph.nodes:
+        why = target.float_reason.get(node.op)
+        if why is None or node in placement.nodes:
+            continue
+        before = any(tensor in placement.groups for tensor in node.inputs)
+        after = any(use.node in placement.nodes for tensor in node.outputs for use in uses(tensor))
+        if before and after:
+            yield node, why
+
+
+def inner_refusals(model: Model, target: Target) -> Iterator[Skip]:
+    """Yield why weighted operators inside the bodies of If, Loop and Scan stay float."""
+    for graph, node in model.walk(functions=False):
+        rule = target.rule(node)
+        if graph is model.graph or rule is None or rule.role is not Role.WEIGHTED:
+            continue
+        yield Skip(node, "it lies inside the body of a control-flow operator, where no range can be observed")

@@ -1,0 +1,306 @@
+"""Writes the integer form of placed operators: QuantizeLinear and DequantizeLinear pairs around them.
+
+Each method is the body of one patch; the model computes legally after each. What reads a tensor that an integer operator
+made reads its rounded form from then on, float operators too: a tensor that goes to a QuantizeLinear and to a float
+operator is not fused. Data movement is written on the integers themselves: it cannot fail to fuse, Pad included.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphopt.graph import constant_value, is_graph_output, producer, uses
+from graphopt.target.grid import Grid, activation_grid, fit_bias, quantize_bias, quantize_weight, weight_scales
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+    from graphopt.graph import Constant, Model, Node, Rewriter, Tensor, Variable
+    from graphopt.target.placement import Group, Placement
+    from graphopt.target.rules import OpRule
+
+
+class StaticForm:
+    """Turns the operators of a placement into their integer form, one after the other, in graph order.
+
+    Args:
+        model: The model that is edited.
+        placement: What becomes integer.
+        grid_of: The grid of a group of tensors.
+        per_channel: One weight scale per output channel; needs opset 13.
+    """
+
+    def __init__(
+        self, model: Model, placement: Placement, grid_of: Callable[[Group], Grid], *, per_channel: bool = True
+    ) -> None:
+        self._model = model
+        self._placement = placement
+        self._grid_of = grid_of
+        self._per_channel = per_channel
+        self._parameters: dict[int, tuple[Constant, Constant]] = {}
+        self._rounded: dict[Tensor, Variable] = {}
+        self._restored: dict[Tensor, Variable] = {}
+        self._origins: dict[Tensor, Tensor] = {}
+        self._weights: dict[tuple[int, bytes], tuple[Variable, Tensor]] = {}
+
+    # -------------------------------------------------------------------------------------------------- operators
+
+    def weighted(self, rw: Rewriter, node: Node, rule: OpRule) -> None:
+        """Make a Conv, Gemm or MatMul multiply integers."""
+        x = self._original(node.inputs[0])
+        grid = self._grid_of(self._placement.groups[x])
+        weight = constant_value(node.inputs[1])
+        assert weight is not None
+        factor = np.float32(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else np.float32(1.0)
+        bias = self._bias(node, rule)
+        self._read_rounded(rw, node, 0, x)
+        axis = self._axis(node, weight)
+        old = list(node.inputs[1:])
+        restored, scales = self._restored_weight(rw, node, np.asarray(weight * factor, np.float32), axis, grid, bias)
+        rw.set_input(node, 1, restored)
+        if bias is not None and rule.bias is not None:
+            rw.set_input(node, rule.bias, self._restored_bias(rw, node, bias, grid.scale, scales))
+        elif bias is not None:
+            addition = uses(node.outputs[0])[0]
+            place = 1 - addition.index
+            old.append(addition.node.inputs[place])
+            rw.set_input(addition.node, place, self._restored_bias(rw, node, bias, grid.scale, scales))
+        for name in ("alpha", "beta"):
+            if node.attrs.get(name, 1.0) != 1.0:
+                rw.set_attr(node, name, None)
+        drop_unused(rw, old)
+        self._round_output(rw, node)
+
+    def join(self, rw: Rewriter, node: Node, rule: OpRule) -> None:
+        """Make an operator between weighted ones compute on integers, each tensor on its own grid."""
+        for place in rule.data_positions(node):
+            tensor = node.inputs[place]
+            value = constant_value(tensor)
+            if value is None:
+                self._read_rounded(rw, node, place, self._original(tensor))
+            else:
+                rw.set_input(node, place, self._restored_constant(rw, node, np.asarray(value, np.float32), tensor.name))
+                drop_unused(rw, [tensor])
+        self._round_output(rw, node)
+
+    def move(self, rw: Rewriter, node: Node, rule: OpRule) -> None:
+        """Make a data movement move the integers."""
+        inputs = list(node.inputs)
+        sources = []
+        for place in rule.data_positions(node):
+            source = self._original(node.inputs[place])
+            inputs[place] = self._round(rw, node, source)
+            sources.append(source)
+        if node.op == "Pad" and node.attrs.get("mode", b"constant") in {"constant", b"constant"}:
+            # What stands for 0.0 among the integers is the zero point.
+            inputs = (
+                (inputs + [None])[:2] + [self._constants(rw, node, self._placement.groups[sources[0]])[1]] + inputs[3:]
+            )
+        outputs = list(node.outputs)
+        moved = rw.op(node.op, inputs, attrs=dict(node.attrs), outputs=len(outputs), near=node, origin=(node,))
+        for old, new in zip(outputs, moved if isinstance(moved, tuple) else (moved,), strict=True):
+            rw.set_type(new, np.dtype(np.uint8), old.shape)
+            self._rounded[old] = new
+            group = self._placement.groups[old]
+            self._replace(rw, node, old, new, group)
+        rw.erase([node])
+        self._drop_idle(rw, sources)
+
+    # ---------------------------------------------------------------------------------------------- activations
+
+    def _original(self, tensor: Tensor) -> Tensor:
+        """Return the float tensor whose restored form this is, or the tensor itself."""
+        return self._origins.get(tensor, tensor)
+
+    def _read_rounded(self, rw: Rewriter, node: Node, place: int, tensor: Tensor) -> None:
+        """Let an input of an integer operator read the restored form of a tensor."""
+        rounded = self._round(rw, node, tensor)
+        if tensor not in self._restored:
+            self._remember(tensor, self._restore(rw, node, tensor, rounded, self._placement.groups[tensor]))
+        rw.set_input(node, place, self._restored[tensor])
+
+    def _round(self, rw: Rewriter, node: Node, tensor: Tensor) -> Variable:
+        """Return the integers of a tensor; a tensor that a float operator made is rounded before its first reader."""
+        if tensor not in self._rounded:
+            scale, zero_point = self._constants(rw, node, self._placement.groups[tensor])
+            rounded = conversion(rw, "QuantizeLinear", [tensor, scale, zero_point], near=node)
+            rw.set_type(rounded, np.dtype(np.uint8), tensor.shape)
+            self._rounded[tensor] = rounded
+        return self._rounded[tensor]
+
+    def _restore(self, rw: Rewriter, node: Node, tensor: Tensor, rounded: Variable, group: Group) -> Variable:
+        scale, zero_point = self._constants(rw, node, group)
+        restored = conversion(rw, "DequantizeLinear", [rounded, scale, zero_point], near=node)
+        rw.set_type(restored, np.dtype(np.float32), tensor.shape)
+        return restored
+
+    def _round_output(self, rw: Rewriter, node: Node) -> None:
+        """Round what an integer operator makes and let every reader read the rounded form."""
+        tensor = self._placement.outputs.get(node)
+        if tensor is None:
+            return
+        self._replace(rw, node, tensor, self._round(rw, node, tensor), self._placement.groups[tensor])
+
+    def _replace(self, rw: Rewriter, node: Node, tensor: Tensor, rounded: Variable, group: Group) -> None:
+        """Let every reader of a tensor read what its integers stand for."""
+        rounding = producer(rounded)
+        restored = self._restore(rw, node, tensor, rounded, group)
+        if is_graph_output(tensor):
+            # What an integer operator reads must not be an output of the graph (G3): each gets its own restored form.
+            answer = self._restore(rw, node, tensor, rounded, group)
+            rw.replace_uses(tensor, restored, where=lambda use: use.node is not rounding)
+            rw.replace_tensor(tensor, answer)
+            if rounding is not None and answer in rounding.inputs:
+                rw.set_input(rounding, 0, tensor)
+        else:
+            rw.replace_uses(tensor, restored, where=lambda use: use.node is not rounding)
+        self._remember(tensor, restored)
+        self._drop_idle(rw, [tensor])
+
+    def _remember(self, tensor: Tensor, restored: Variable) -> None:
+        self._restored[tensor] = restored
+        self._origins[restored] = tensor
+
+    def _drop_idle(self, rw: Rewriter, tensors: Iterable[Tensor]) -> None:
+        """Remove restored forms that nothing reads any more."""
+        for tensor in tensors:
+            restored = self._restored.get(tensor)
+            if restored is not None and not uses(restored) and not is_graph_output(restored):
+                source = producer(restored)
+                assert source is not None
+                rw.erase([source])
+                del self._restored[tensor], self._origins[restored]
+
+    def _constants(self, rw: Rewriter, node: Node, group: Group) -> tuple[Constant, Constant]:
+        """Return the scale and zero point of a group, written out once."""
+        key = id(group)
+        if key not in self._parameters:
+            grid = self._grid_of(group)
+            base = group.tensors[0].name
+            scale = rw.constant(np.asarray(grid.scale, np.float32), name=f"{base}_scale", near=node)
+            zero_point = rw.constant(np.asarray(grid.zero_point, np.uint8), name=f"{base}_zero_point", near=node)
+            self._parameters[key] = (scale, zero_point)
+        return self._parameters[key]
+
+    def _restored_constant(self, rw: Rewriter, node: Node, value: NDArray[np.float32], name: str) -> Variable:
+        grid = activation_grid(float(value.min(initial=0.0)), float(value.max(initial=0.0)))
+        rounded = rw.constant(grid.quantize(value), name=f"{name}_quantized", near=node)
+        scale = rw.constant(np.asarray(grid.scale, np.float32), name=f"{name}_scale", near=node)
+        zero_point = rw.constant(np.asarray(grid.zero_point, np.uint8), name=f"{name}_zero_point", near=node)
+        restored = conversion(rw, "DequantizeLinear", [rounded, scale, zero_point], near=node)
+        rw.set_type(restored, np.dtype(np.float32), list(value.shape))
+        return restored
+
+    # -------------------------------------------------------------------------------------------------- weights
+
+    def _axis(self, node: Node, weight: NDArray[np.generic]) -> int | None:
+        """Return the axis of a weight that counts output channels: the only one with a scale per entry (never K)."""
+        if not self._per_channel:
+            return None
+        if node.op == "Conv":
+            return 0
+        if node.op == "Gemm":
+            return 0 if node.attrs.get("transB", 0) else 1
+        return weight.ndim - 1
+
+    def _bias(self, node: Node, rule: OpRule) -> NDArray[np.float32] | None:
+        """Return the bias that is rounded to int32 with the weight, one value per output, or None."""
+        outputs = constant_value(node.inputs[1])
+        assert outputs is not None
+        if rule.bias is None:
+            return self._added_bias(node, outputs.shape[-1])
+        if len(node.inputs) <= rule.bias or node.inputs[rule.bias].is_empty():
+            return None
+        value = constant_value(node.inputs[rule.bias])
+        if value is None:
+            return None
+        if node.op == "Gemm":
+            count = outputs.shape[0] if node.attrs.get("transB", 0) else outputs.shape[1]
+            beta = np.float32(node.attrs.get("beta", 1.0))
+            return np.ascontiguousarray(np.broadcast_to(np.asarray(value, np.float32).reshape(-1) * beta, (count,)))
+        return np.asarray(value, np.float32)
+
+    def _added_bias(self, node: Node, count: int) -> NDArray[np.float32] | None:
+        """Return the constant that an Add behind a MatMul adds, where ONNX Runtime would fuse both to a float Gemm.
+
+        It does so for matrices, and for more axes where all sizes are known; a bias that comes out of a
+        DequantizeLinear keeps the Gemm an integer one.
+        """
+        shape = node.inputs[0].shape
+        known = shape is not None and (len(shape) == 2 or all(isinstance(size, int) and size > 0 for size in shape))
+        readers = uses(node.outputs[0])
+        if not known or len(readers) != 1 or readers[0].node.op != "Add" or is_graph_output(node.outputs[0]):
+            return None
+        other = constant_value(readers[0].node.inputs[1 - readers[0].index])
+        if other is None or other.shape != (count,) or other.dtype != np.float32:
+            return None
+        return np.asarray(other, np.float32)
+
+    def _restored_weight(
+        self,
+        rw: Rewriter,
+        node: Node,
+        weight: NDArray[np.float32],
+        axis: int | None,
+        grid: Grid,
+        bias: NDArray[np.float32] | None,
+    ) -> tuple[Variable, NDArray[np.float32]]:
+        scales = weight_scales(weight, axis)
+        if bias is not None:
+            fitted = fit_bias(bias, grid.scale, scales)
+            scales = fitted if axis is not None else fitted.max(keepdims=True)
+        source = node.inputs[1]
+        key = (id(source), scales.tobytes())
+        if key not in self._weights:
+            rounded = quantize_weight(weight, axis, scales)
+            one = axis is None
+            values = rw.constant(rounded.values, name=f"{source.name}_quantized", near=node)
+            steps = rw.constant(scales.reshape(()) if one else scales, name=f"{source.name}_scale", near=node)
+            zeros = np.zeros(() if one else scales.shape, np.int8)
+            zero_point = rw.constant(zeros, name=f"{source.name}_zero_point", near=node)
+            attrs = {} if one else {"axis": axis}
+            restored = conversion(rw, "DequantizeLinear", [values, steps, zero_point], attrs=attrs, near=node)
+            rw.set_type(restored, np.dtype(np.float32), list(weight.shape))
+            self._weights[key] = (restored, source)
+        return self._weights[key][0], scales
+
+    def _restored_bias(
+        self, rw: Rewriter, node: Node, bias: NDArray[np.float32], step: np.float32, scales: NDArray[np.float32]
+    ) -> Variable:
+        values, steps = quantize_bias(bias, step, scales)
+        name = f"{node.name or node.outputs[0].name}_bias"
+        rounded = rw.constant(values, name=f"{name}_quantized", near=node)
+        one = steps.size == 1
+        scale = rw.constant(steps.reshape(()) if one else steps, name=f"{name}_scale", near=node)
+        zeros = rw.constant(np.zeros(() if one else steps.shape, np.int32), name=f"{name}_zero_point", near=node)
+        restored = conversion(
+            rw, "DequantizeLinear", [rounded, scale, zeros], attrs={} if one else {"axis": 0}, near=node
+        )
+        rw.set_type(restored, np.dtype(np.float32), [bias.size])
+        return restored
+
+
+def conversion(
+    rw: Rewriter, op: str, inputs: list[Tensor], *, near: Node, attrs: dict[str, object] | None = None
+) -> Variable:
+    """Write a QuantizeLinear or DequantizeLinear.
+
+    It keeps no metadata of the operator it serves: exporters note a stack trace there, larger than a small layer.
+    """
+    made: Variable = rw.op(op, inputs, attrs=attrs, near=near)
+    source = producer(made)
+    assert source is not None
+    source.metadata.clear()
+    return made
+
+
+def drop_unused(rw: Rewriter, tensors: Iterable[Tensor]) -> None:
+    """Remove Constant nodes whose value nothing reads any more."""
+    for tensor in tensors:
+        source = producer(tensor)
+        if source is not None and source.op == "Constant" and not uses(tensor) and not is_graph_output(tensor):
+            rw.erase([source])
