@@ -1,0 +1,81 @@
+"""``graphopt bisect``: behind which patch of which pass is a model wrong first?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from graphopt.cli.job import add_target
+from graphopt.cli.parser import assignment
+from graphopt.cli.terminal import log, progress_bar, write, write_json
+from graphopt.errors import CheckFailedError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from graphopt.cli.parser import Parser
+    from graphopt.rewrite.bisect import Finding
+
+
+def configure(parser: Parser) -> None:
+    """Add the arguments."""
+    parser.add_argument("model", metavar="MODEL", help="the ONNX file that a recipe makes wrong")
+    parser.add_argument("--recipe", default="default", metavar="NAME|FILE", help="what to search; default: default")
+    parser.add_argument("--data", metavar="FEEDS", help="inputs to compare on; seeded random ones by default")
+    parser.add_argument(
+        "--set",
+        dest="options",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="PASS.OPTION=VALUE",
+        help="change an option of a pass; may be repeated",
+    )
+    parser.add_argument(
+        "--min-sqnr",
+        type=float,
+        metavar="DB",
+        help="what every output must reach behind lossy passes, in dB; without it the model must only run and stay finite",
+    )
+    add_target(parser)
+    parser.epilog = "status: 0 when every patch is right, 4 when a wrong one was found"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Search, and print the first wrong patch."""
+    from graphopt.graph import read_model
+    from graphopt.rewrite.bisect import bisect
+    from graphopt.rewrite.recipe import load_recipe
+    from graphopt.runtime import Feeds, input_specs
+
+    recipe = load_recipe(arguments.recipe)
+    for path, value in arguments.options:
+        recipe = recipe.set(path, value)
+    model = read_model(arguments.model)
+    data = None if arguments.data is None else Feeds.open(arguments.data, input_specs(model))
+    with progress_bar(quiet=arguments.quiet) as bar:
+        found = bisect(
+            model,
+            recipe.passes,
+            data=data,
+            min_sqnr_db=arguments.min_sqnr,
+            seed=arguments.seed,
+            target=arguments.target,
+            progress=None if bar is None else lambda right, wrong: bar("patches right so far", right, wrong),
+        )
+    _show(found, arguments)
+    return 0 if found.number is None else CheckFailedError.exit_code
+
+
+def _show(found: Finding, arguments: argparse.Namespace) -> None:
+    from graphopt.report.text import printable
+
+    if arguments.json:
+        write_json(asdict(found))
+    else:
+        write(printable(str(found)) + "\n")
+    if found.number is not None:
+        before = (
+            f"graphopt compile {arguments.model} -o DIR --recipe {arguments.recipe} --stop-after {found.number - 1}"
+        )
+        log(f"the last right model: {before}", quiet=arguments.quiet)
