@@ -1,3 +1,66 @@
-"""graphopt: a compiler for ONNX models."""
+"""graphopt: a compiler for ONNX models.
+
+    import graphopt
+
+    result = graphopt.compile("model.onnx", recipe="int8", data="feeds.npz", max_drop=1.0)
+    result.save("bundle")
+    session = graphopt.session("bundle")
+
+The names are loaded on first use, so that ``import graphopt`` and the command line's help stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphopt import passes
+    from graphopt.graph import Model, from_gs, gs_pass
+    from graphopt.graph import read_model as load
+    from graphopt.pipeline import Result, compile
+    from graphopt.rewrite import PassManager
+    from graphopt.runtime import Feeds, session
+    from graphopt.verify.check import CheckResult, check
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CheckResult",
+    "Feeds",
+    "Model",
+    "PassManager",
+    "Result",
+    "__version__",
+    "check",
+    "compile",
+    "from_gs",
+    "gs_pass",
+    "load",
+    "passes",
+    "session",
+]
+
+_HOME = {
+    "CheckResult": "graphopt.verify.check",
+    "Feeds": "graphopt.runtime",
+    "Model": "graphopt.graph",
+    "PassManager": "graphopt.rewrite",
+    "Result": "graphopt.pipeline",
+    "check": "graphopt.verify.check",
+    "compile": "graphopt.pipeline",
+    "from_gs": "graphopt.graph",
+    "gs_pass": "graphopt.graph",
+    "load": "graphopt.graph:read_model",
+    "session": "graphopt.runtime",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "passes":
+        return importlib.import_module("graphopt.passes")
+    if name not in _HOME:
+        message = f"module 'graphopt' has no attribute {name!r}"
+        raise AttributeError(message)
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)

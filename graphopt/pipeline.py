@@ -304,9 +304,9 @@ def _split_data(model: Model, data: object, seed: int) -> tuple[Feeds | None, Fe
         note = f"No data was given: outputs were compared on {RANDOM_SAMPLES} seeded random inputs."
         return None, random_feeds(inputs, count=RANDOM_SAMPLES, seed=seed), [note]
     feeds = data if isinstance(data, Feeds) else Feeds.open(data, inputs)
-    calibration, held_back = feeds.split()
-    if not len(held_back):
+    if len(feeds) < 2:
         return feeds, feeds, ["There is one sample only: it both calibrates and judges."]
+    calibration, held_back = feeds.split()
     return calibration, held_back, []
 
 

@@ -81,7 +81,7 @@ def build_report(
     records = list(records)
     return Report(
         tool=Tool(version=graphopt.__version__),
-        model=ModelPair(before=model_info(before), after=model_info(after)),
+        model=ModelPair(before=model_info(before), after=model_info(after, written=False)),
         quality=_quality(measured),
         latency_ms=_latency(measured),
         passes=tuple(_pass_entry(record) for record in records),
@@ -95,15 +95,21 @@ def build_report(
     )
 
 
-def model_info(model: Model) -> ModelInfo:
-    """Return size and contents of a model, all scopes counted."""
+def model_info(model: Model, *, written: bool = True) -> ModelInfo:
+    """Return size and contents of a model, all scopes counted.
+
+    Args:
+        model: The model.
+        written: Whether it is what its file holds; a model that was edited has no file yet.
+    """
+    path = Path(model.path) if written and model.path else None
     operators: Counter[str] = Counter()
     for _, node in model.walk():
         operators[f"{node.domain}::{node.op}" if node.domain else str(node.op)] += 1
     constants = list(_constants(model))
     return ModelInfo(
-        path=str(model.path) if model.path else None,
-        sha256=_digest(model),
+        path=str(path) if path else None,
+        sha256=_digest(model, path),
         nodes=sum(operators.values()),
         bytes=_size(model),
         parameters=sum(_elements(each) for each in constants if _elements(each) > 1 and _is_number(each)),
@@ -261,9 +267,10 @@ def _zeros(constant: Constant) -> float:
     return float(size - np.count_nonzero(constant.array())) / size
 
 
-def _digest(model: Model) -> str:
-    if model.path is not None and Path(model.path).is_file():
-        return hashlib.sha256(Path(model.path).read_bytes()).hexdigest()
+def _digest(model: Model, path: Path | None) -> str:
+    if path is not None and path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     try:
         return hashlib.sha256(model.to_bytes()).hexdigest()
     except ModelTooLargeError:

@@ -39,6 +39,7 @@ class Pass(ABC):
             verification.
         guard: How the accuracy guard may weaken the pass: ``"none"``, ``"strength"`` (it has `with_strength`) or
             ``"layers"`` (it has the option ``keep``, names of nodes left as they are).
+        lowers: Whether it emits custom operators; the model before the first such pass is the bundle's fallback.
     """
 
     name: ClassVar[str]
@@ -46,6 +47,7 @@ class Pass(ABC):
     requires: ClassVar[tuple[type[Analysis], ...]] = ()
     preserves: ClassVar[tuple[type[Analysis], ...]] = ()
     guard: ClassVar[str] = "none"
+    lowers: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, model: Model, facts: Facts) -> Steps:

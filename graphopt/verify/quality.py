@@ -101,19 +101,27 @@ class Quality:
         return {"metric": "metric units", "sqnr": "dB of SQNR below 40"}.get(self.kind, "points of agreement")
 
 
-def kind_of(output: NDArray[np.generic]) -> str:
-    """Decide from one reference output how a model is judged: ``top-1``, ``nearest`` or ``sqnr``."""
-    if output.dtype.kind != "f" or output.ndim not in {2, 3} or output.size == 0 or output.shape[-1] < 2:
-        return "sqnr"
-    rows = output.reshape(-1, output.shape[-1]).astype(np.float64)
-    if not np.isfinite(rows).all():
-        return "sqnr"
-    within_unit = bool((rows >= 0).all() and (rows <= 1).all())
-    if output.ndim == 3:
-        return "top-1" if output.shape[-1] >= TOKEN_CLASSES and not within_unit else "sqnr"
+def kind_of(outputs: Iterable[NDArray[np.generic]]) -> str:
+    """Decide how a model is judged from its first output on every feed: ``top-1``, ``nearest`` or ``sqnr``.
+
+    All rows of all feeds have a say: one row of logits can have length one, or lie in [0, 1], by chance.
+    """
+    tokens = within_unit = adds_to_one = unit_length = True
+    for output in outputs:
+        if output.dtype.kind != "f" or output.ndim not in {2, 3} or output.size == 0 or output.shape[-1] < 2:
+            return "sqnr"
+        rows = output.reshape(-1, output.shape[-1]).astype(np.float64)
+        if not np.isfinite(rows).all():
+            return "sqnr"
+        tokens &= output.ndim == 3
+        if output.ndim == 3 and output.shape[-1] < TOKEN_CLASSES:
+            return "sqnr"
+        within_unit &= bool((rows >= 0).all() and (rows <= 1).all())
+        adds_to_one &= bool(np.allclose(rows.sum(axis=1), 1.0, atol=1e-3))
+        unit_length &= bool(np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3))
     if within_unit:
-        return "top-1" if np.allclose(rows.sum(axis=1), 1.0, atol=1e-3) else "sqnr"
-    return "nearest" if np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3) else "top-1"
+        return "top-1" if adds_to_one and not tokens else "sqnr"
+    return "nearest" if unit_length and not tokens else "top-1"
 
 
 def open_session(source: Source, *, threads: int) -> ort.InferenceSession:
@@ -225,15 +233,13 @@ class Judge:
         """
         other = open_session(candidate, threads=self._threads)
         tally = _Tally()
+        kind = self._decide_kind()
         for feed, want in self._reference_outputs():
-            if self._kind is None:
-                self._kind = kind_of(np.asarray(next(iter(want.values()))))
-            tally.add(self._kind, want, run(other, feed))
+            tally.add(kind, want, run(other, feed))
             tally.samples += 1
         if not tally.samples:
             raise DataError("no feed is left for judging", must="At least one held-back sample is needed")
         tally.judge_embeddings()
-        kind = self._kind or "sqnr"
         agreement = tally.agreeing / tally.rows if tally.rows else None
         error = math.sqrt(agreement * (1 - agreement) / tally.rows) if agreement is not None else None
         metric, metric_reference = self._measure_metric(other)
@@ -251,6 +257,11 @@ class Judge:
             metric=metric,
             metric_reference=metric_reference,
         )
+
+    def _decide_kind(self) -> str:
+        if self._kind is None:
+            self._kind = kind_of(np.asarray(next(iter(want.values()))) for _, want in self._reference_outputs())
+        return self._kind
 
     def _reference_outputs(self) -> Iterator[tuple[Outputs, Outputs]]:
         if self._cache is not None:

@@ -36,6 +36,9 @@ class FakePass:
     keep: tuple[str, ...] = ()
     strength: float = 1.0
 
+    def keeping(self, names: Sequence[str]) -> FakePass:
+        return replace(self, keep=(*self.keep, *names))
+
     def with_strength(self, fraction: float) -> FakePass:
         return replace(self, strength=self.strength * fraction)
 

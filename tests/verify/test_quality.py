@@ -47,7 +47,13 @@ def feeds(count: int = 40) -> Feeds:
     ],
 )
 def test_kind_follows_from_the_reference_output(output: np.ndarray[Any, Any], kind: str) -> None:
-    assert kind_of(output) == kind
+    assert kind_of([output]) == kind
+
+
+def test_one_row_that_looks_like_probabilities_or_an_embedding_decides_nothing() -> None:
+    logits = RNG.standard_normal((30, 1, 4))
+    assert kind_of([np.array([[0.1, 0.2, 0.3, 0.4]]), *logits]) == "top-1"
+    assert kind_of([np.array([[0.6, -0.8]]), np.array([[3.0, 4.0]])]) == "top-1"
 
 
 def test_equal_models_agree_fully_and_reach_the_ceiling() -> None:
