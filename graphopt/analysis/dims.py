@@ -291,6 +291,14 @@ def differ(a: Dim, b: Dim) -> bool:
     return compare(a, b) in {-1, 1}
 
 
+def atom_of(dim: Dim) -> Atom | None:
+    """Return the atom that the expression consists of, None where it is more than one atom or a number."""
+    if isinstance(dim, int) or len(dim.terms) != 1:
+        return None
+    mono, coefficient = dim.terms[0]
+    return mono[0][0] if coefficient == 1 and len(mono) == 1 and mono[0][1] == 1 else None
+
+
 # ------------------------------------------------------------------------------------------------------------ internals
 
 
@@ -397,18 +405,9 @@ def _floor_divide(a: Dim, b: Dim) -> Dim:
 
 def _nested_division(a: Expr, b: int) -> Dim | None:
     """Return ``((x // n) + k) // b`` as ``(x + n*k) // (n*b)`` for positive ``n``, else None."""
-    constant = 0
-    inner: Atom | None = None
-    for mono, coefficient in a.terms:
-        if not mono:
-            constant = coefficient
-        elif (
-            inner is None and coefficient == 1 and len(mono) == 1 and mono[0][1] == 1 and mono[0][0].kind == "floordiv"
-        ):
-            inner = mono[0][0]
-        else:
-            return None
-    if inner is None:
+    constant = sum(coefficient for mono, coefficient in a.terms if not mono)
+    inner = atom_of(add(a, -constant))
+    if inner is None or inner.kind != "floordiv":
         return None
     top, n = inner.args
     if not isinstance(n, int) or n <= 0:
@@ -476,11 +475,8 @@ def _extreme(kind: str, a: Dim, b: Dim) -> Dim:
 
 
 def _operands(kind: str, dim: Dim) -> tuple[Dim, ...]:
-    if isinstance(dim, Expr) and len(dim.terms) == 1:
-        mono, coefficient = dim.terms[0]
-        if coefficient == 1 and len(mono) == 1 and mono[0][1] == 1 and mono[0][0].kind == kind:
-            return mono[0][0].args
-    return (dim,)
+    call = atom_of(dim)
+    return (dim,) if call is None or call.kind != kind else call.args
 
 
 def _dominates(kind: str, winner: Dim, loser: Dim) -> bool:

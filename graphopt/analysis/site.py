@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
-from graphopt.analysis.dims import at_least, differ, maximum
+from graphopt.analysis.dims import at_least, atom_of, differ, maximum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -205,10 +205,19 @@ def broadcast_dim(a: Dim | None, b: Dim | None) -> Dim | None:
     if a is None or b is None:
         return None
     # Two different expressions: a size that is at least 2 is the result, because the other one must be 1 or the same.
-    for dim in (a, b):
-        if at_least(dim, 2):
+    # So is x beside min(x, 512): they are equal unless x is above 512, and then the node fails.
+    for dim, other in ((a, b), (b, a)):
+        if at_least(dim, 2) or _is_capped(other, dim):
             return dim
     return maximum(a, b) if at_least(a, 1) and at_least(b, 1) else None
+
+
+def _is_capped(dim: Dim, size: Dim) -> bool:
+    """Return whether ``dim`` is the minimum of ``size`` and of numbers that are at least 1."""
+    call = atom_of(dim)
+    if call is None or call.kind != "min":
+        return False
+    return all(arg is size or (isinstance(arg, int) and arg >= 1) for arg in call.args) and size in call.args
 
 
 def unify_dim(a: Dim | None, b: Dim | None) -> Dim | None:
@@ -222,7 +231,9 @@ def unify_dim(a: Dim | None, b: Dim | None) -> Dim | None:
     if differ(a, b):
         msg = f"sizes {a} and {b} must be equal"
         raise ShapeClashError(msg)
-    return b if isinstance(b, int) else a
+    if isinstance(a, int):
+        return a
+    return b if isinstance(b, int) or b.size < a.size else a
 
 
 def normalized(axis: int, rank: int) -> int:
