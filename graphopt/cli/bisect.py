@@ -35,7 +35,7 @@ def configure(parser: Parser) -> None:
         "--min-sqnr",
         type=float,
         metavar="DB",
-        help="what every output must reach behind lossy passes, in dB; without it the model must only run and stay finite",
+        help="what outputs must reach behind lossy passes, in dB; without it the model must run and stay finite",
     )
     add_target(parser)
     parser.epilog = "status: 0 when every patch is right, 4 when a wrong one was found"

@@ -31,14 +31,12 @@ def write(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        _silence_stdout()
     except UnicodeEncodeError:  # a terminal that is not UTF-8: show what it can
         encoding = sys.stdout.encoding or "ascii"
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     except OSError as error:
+        _silence_stdout()
         if error.errno == errno.EPIPE:
-            _silence_stdout()
             return
         raise WriteError(f"stdout cannot be written: {error.strerror}", do="Check where the output goes") from error
 
@@ -102,5 +100,5 @@ def _finite(value: object) -> object:
 
 
 def _silence_stdout() -> None:
-    # Python flushes stdout once more at exit, which would raise again on the broken pipe.
+    # Python flushes stdout once more at exit, which would raise again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

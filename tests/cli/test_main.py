@@ -183,7 +183,7 @@ def test_reader_that_goes_away_is_no_error(command: list[str], environment: dict
 def test_full_stdout_is_an_error(command: list[str], environment: dict[str, str]) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(
-            [*command, "recipe", "list"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False
+            [*command, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False
         )
     assert done.returncode == 2
     assert "stdout cannot be written" in done.stderr
