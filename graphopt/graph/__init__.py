@@ -6,10 +6,11 @@ The only place that reads and writes protobuf models.
 from __future__ import annotations
 
 from graphopt.graph.attributes import RawAttribute, TypedList
+from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.interop import from_gs, gs_pass
 from graphopt.graph.model import Model, Versions
 from graphopt.graph.names import NameAllocator
-from graphopt.graph.objects import Constant, Function, Graph, Node, Tensor, Variable
+from graphopt.graph.nodes import Node
 from graphopt.graph.order import eliminate_unreachable, is_sorted, sort_graph
 from graphopt.graph.read import read_model
 from graphopt.graph.rewriter import Rewriter
@@ -28,6 +29,7 @@ from graphopt.graph.scopes import (
     uses,
     walk_graphs,
 )
+from graphopt.graph.tensors import Constant, Tensor, Variable
 from graphopt.graph.text import dump_text
 from graphopt.graph.weights import ArrayWeight, ExternalWeight, LazyWeight, PackedWeight, SparseWeight, Weight
 from graphopt.graph.write import write_model

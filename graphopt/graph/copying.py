@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from graphopt.graph.objects import Constant, Function, Graph, Node, Tensor, Variable, node_subgraphs
+from graphopt.graph.graphs import Function, Graph, node_subgraphs
+from graphopt.graph.nodes import Node
 from graphopt.graph.scopes import nested_graphs
+from graphopt.graph.tensors import Constant, Tensor, Variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,7 +100,12 @@ class _Copier:
         """New constants without a place, and copies of captured ones, must not claim a place in the source."""
         inside = set(nested_graphs(result))
         for twin in self.tensors.values():
-            if isinstance(twin, Constant) and twin.home is not None and twin.home not in inside and twin not in self.outer.values():
+            if (
+                isinstance(twin, Constant)
+                and twin.home is not None
+                and twin.home not in inside
+                and twin not in self.outer.values()
+            ):
                 twin.home = None
 
     def _node(self, node: Node, bodies: dict[str, Graph]) -> Node:

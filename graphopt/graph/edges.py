@@ -245,3 +245,13 @@ class Uses(HookedList[Any]):
     def copy(self) -> list[Any]:
         """Return a plain list of the nodes."""
         return list(self)
+
+
+def set_edges(self: Any, name: str, value: Any) -> None:
+    """Set an attribute of a node or a tensor; ``inputs`` and ``outputs`` keep their list and change its contents."""
+    if name in {"inputs", "outputs"} and name in self.__dict__:
+        current = self.__dict__[name]
+        if value is not current:
+            current[:] = list(value)
+    else:
+        object.__setattr__(self, name, value)

@@ -14,15 +14,16 @@ from onnx import TensorProto
 
 from graphopt.errors import OutputExistsError, WriteError
 from graphopt.graph import dtypes
+from graphopt.graph.messages import tensor_head, tensor_inline
 from graphopt.graph.weights import ExternalWeight
-from graphopt.graph.write import LIMIT_BYTES, adopt_constants, build, serialise, tensor_head, tensor_inline, too_large
+from graphopt.graph.write import LIMIT_BYTES, adopt_constants, build, serialise, too_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
     from graphopt.graph.model import Model
-    from graphopt.graph.objects import Constant
+    from graphopt.graph.tensors import Constant
 
 AUTO_LIMIT_BYTES = 1_500_000_000
 SMALL_BYTES = 1024  # stays in the model
@@ -44,8 +45,12 @@ def save(model: Model, path: str | Path, *, external: str | None, force: bool) -
         external = f"{target.name}.data" if outside else None
     if external is None and size > LIMIT_BYTES:
         raise too_large(size)
-    if external is not None and (Path(external).name != external or external in {"", ".", ".."} or external == target.name):
-        raise WriteError(f"'{external}' cannot be the data file", where=str(target), must="It is a file name beside the model")
+    if external is not None and (
+        Path(external).name != external or external in {"", ".", ".."} or external == target.name
+    ):
+        raise WriteError(
+            f"'{external}' cannot be the data file", where=str(target), must="It is a file name beside the model"
+        )
     try:
         _write(model, target, external)
     except OSError as error:

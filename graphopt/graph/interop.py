@@ -10,11 +10,13 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt.errors import GraphError
 from graphopt.graph.edges import Edges, Uses
+from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.model import Model
 from graphopt.graph.nodelist import NodeList, RoleList
-from graphopt.graph.objects import WRITABLE_VALUES, Constant, Function, Graph, Node, Variable, as_weight
+from graphopt.graph.nodes import Node
 from graphopt.graph.order import sort_graph
 from graphopt.graph.scopes import nested_graphs
+from graphopt.graph.tensors import WRITABLE_VALUES, Constant, Variable, as_weight
 from graphopt.graph.write import adopt_constants
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ def gs_pass(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         item, *rest = args
         if not isinstance(item, Model | Graph):
-            raise GraphError(f"a gs_pass was called with a {type(item).__name__}", must="Its first argument is a Model or a Graph")
+            raise GraphError(
+                f"a gs_pass was called with a {type(item).__name__}", must="Its first argument is a Model or a Graph"
+            )
         model = item if isinstance(item, Model) else None
         graph = item.graph if isinstance(item, Model) else item
         token = WRITABLE_VALUES.set(True)
@@ -107,9 +111,9 @@ class _Adopter:
                 self.tensor(tensor)
             for node in scope.nodes:
                 self.node(node)
-                stack.extend((body, scope, node) for body in node.attrs.values() if isinstance(body, gs.Graph)) if not isinstance(
-                    node, Node
-                ) or node.attrs_read else None
+                stack.extend(
+                    (body, scope, node) for body in node.attrs.values() if isinstance(body, gs.Graph)
+                ) if not isinstance(node, Node) or node.attrs_read else None
 
     def _convert_graph(self, graph: gs.Graph) -> None:
         fields = graph.__dict__
@@ -205,7 +209,9 @@ def _check_names(graph: Graph) -> None:
     for tensor in defined:
         if tensor.name and owners.setdefault(tensor.name, tensor) is not tensor:
             raise GraphError(
-                f"two tensors are named '{tensor.name}'", where=f"graph '{graph.name}'", must="Names of tensors are unique"
+                f"two tensors are named '{tensor.name}'",
+                where=f"graph '{graph.name}'",
+                must="Names of tensors are unique",
             )
     for node in graph.nodes:
         for tensor in node.inputs:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx
 
 from graphopt.graph.copying import copy_roots
+from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.names import NameAllocator
-from graphopt.graph.objects import Function, Graph
 from graphopt.graph.order import sort_graph
 from graphopt.graph.scopes import nested_graphs, walk_graphs
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from graphopt.graph.objects import Node
+    from graphopt.graph.nodes import Node
     from graphopt.graph.scopes import Order
 
 

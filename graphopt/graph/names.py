@@ -9,7 +9,7 @@ from graphopt.graph.scopes import walk_graphs
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from graphopt.graph.objects import Graph
+    from graphopt.graph.graphs import Graph
 
 
 class NameAllocator:

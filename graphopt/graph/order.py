@@ -6,13 +6,15 @@ import heapq
 from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphError
-from graphopt.graph.objects import Constant, Graph, Node, node_subgraphs
+from graphopt.graph.graphs import Graph, node_subgraphs
+from graphopt.graph.nodes import Node
 from graphopt.graph.scopes import captures, nested_graphs
+from graphopt.graph.tensors import Constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from graphopt.graph.objects import Tensor
+    from graphopt.graph.tensors import Tensor
 
 
 def tensors_read(node: Node) -> Iterator[Tensor]:

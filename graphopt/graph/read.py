@@ -11,11 +11,13 @@ from onnx import AttributeProto, TensorProto
 
 from graphopt.errors import GraphError, ReadError
 from graphopt.graph import attributes
+from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.model import Model
 from graphopt.graph.nodelist import NodeList, RoleList
-from graphopt.graph.objects import Constant, Function, Graph, Node, Tensor, Variable
+from graphopt.graph.nodes import Node
 from graphopt.graph.order import is_sorted, sort_graph
 from graphopt.graph.record import Record
+from graphopt.graph.tensors import Constant, Tensor, Variable
 from graphopt.graph.weights import DataFolder, ProtoWeight, SparseWeight, Weight
 
 if TYPE_CHECKING:
@@ -68,7 +70,9 @@ def _parse(source: str | Path | bytes | onnx.ModelProto, where: str) -> onnx.Mod
     try:
         data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else Path(source).read_bytes()
     except OSError as error:
-        raise ReadError(f"the file cannot be read: {error.strerror or error}", where=where, do="Check the path.") from error
+        raise ReadError(
+            f"the file cannot be read: {error.strerror or error}", where=where, do="Check the path."
+        ) from error
     if not data:
         raise ReadError("it is empty", where=where, must="It must be an ONNX model", do="Fetch the file again.")
     try:
@@ -129,14 +133,17 @@ class _Reader:
         record = Record()
         function.record = record
         self._body(function, proto.node, local, infos, [])
-        function.__dict__["outputs"] = RoleList(function, "output", [self._output(n, local, [], where) for n in proto.output])
+        function.__dict__["outputs"] = RoleList(
+            function, "output", [self._output(n, local, [], where) for n in proto.output]
+        )
         record.bind_value_infos(proto.value_info, local)
         return function
 
     def _fill(self, graph: Graph, proto: onnx.GraphProto, scopes: list[_Scope]) -> None:
         if len(scopes) > MAX_DEPTH:
             raise ReadError(
-                f"graph '{proto.name}' is nested {len(scopes)} levels deep", must=f"At most {MAX_DEPTH} levels are supported"
+                f"graph '{proto.name}' is nested {len(scopes)} levels deep",
+                must=f"At most {MAX_DEPTH} levels are supported",
             )
         where = f"graph '{graph.name}'"
         local: _Scope = {}
@@ -144,7 +151,9 @@ class _Reader:
         graph.record = record
         for weight, name in self._weights(proto):
             if name in local or not name:
-                raise GraphError(f"initializer '{name}' occurs twice or has no name", where=where, must="Names are unique")
+                raise GraphError(
+                    f"initializer '{name}' occurs twice or has no name", where=where, must="Names are unique"
+                )
             constant = local[_text(name, where)] = Constant(name, weight)
             constant.home = graph
             graph.initializers[constant] = None

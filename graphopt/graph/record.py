@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from graphopt.graph.objects import Constant, Tensor
+    from graphopt.graph.tensors import Constant, Tensor
 
 
 class Record:
@@ -51,7 +51,9 @@ class Record:
         twin = Record()
         twin.inputs = [tensors[t] for t in self.inputs if t in tensors]
         twin.outputs = [(tensors[t], info) for t, info in self.outputs if t in tensors]
-        twin.value_infos = [(None if t is None else tensors.get(t), info) for t, info in self.value_infos if t is None or t in tensors]
+        twin.value_infos = [
+            (None if t is None else tensors.get(t), info) for t, info in self.value_infos if t is None or t in tensors
+        ]
         twin.annotations = [
             (None if t is None else tensors.get(t), [None if p is None else tensors.get(p) for p in ps], proto)
             for t, ps, proto in self.annotations

@@ -8,9 +8,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import GraphError
-from graphopt.graph.objects import Constant, Function, Graph, Node, Tensor, Variable, as_weight, node_subgraphs
+from graphopt.graph.graphs import Function, Graph, node_subgraphs
+from graphopt.graph.nodes import Node
 from graphopt.graph.order import disconnect, is_used, sort_graph
 from graphopt.graph.scopes import Use, graph_outputs, is_graph_input, nested_graphs, producer, uses
+from graphopt.graph.tensors import Constant, Tensor, Variable, as_weight
 from graphopt.graph.weights import ArrayWeight, Weight
 
 if TYPE_CHECKING:
@@ -428,7 +430,9 @@ class Rewriter:
         graph = node.graph
         if graph is None:
             raise GraphError(
-                f"node '{node.name}' ({node.op}) is in no graph", must="Edit nodes of the model only", do="Was it erased before?"
+                f"node '{node.name}' ({node.op}) is in no graph",
+                must="Edit nodes of the model only",
+                do="Was it erased before?",
             )
         return graph
 

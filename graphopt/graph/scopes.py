@@ -9,7 +9,9 @@ from onnx import AttributeProto
 
 from graphopt.graph import dtypes
 from graphopt.graph.attributes import RawAttribute
-from graphopt.graph.objects import Constant, Graph, Node, Tensor, Variable, node_subgraphs
+from graphopt.graph.graphs import Graph, node_subgraphs
+from graphopt.graph.nodes import Node
+from graphopt.graph.tensors import Constant, Tensor, Variable
 from graphopt.graph.weights import SparseWeight
 
 if TYPE_CHECKING:

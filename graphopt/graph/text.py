@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.graphs import Function, Graph, node_subgraphs
 from graphopt.graph.model import Model
-from graphopt.graph.objects import Constant, Function, Graph, Node, Tensor, node_subgraphs
+from graphopt.graph.nodes import Node
+from graphopt.graph.tensors import Constant, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

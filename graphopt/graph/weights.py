@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from onnx import TensorProto
-from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from graphopt.errors import ExternalDataError, ExternalDataEscapeError, GraphError, ReadError
 from graphopt.graph import dtypes
@@ -83,8 +83,26 @@ class Weight(LazyValues):  # type: ignore[misc]
         """Yield the packed little-endian bytes in pieces of at most ``CHUNK_BYTES``."""
         yield from array_chunks(self.load(), self.onnx_dtype)
 
+    @property
+    def tensor(self) -> TensorProto | onnx.SparseTensorProto:
+        """A new message with the values: what the exporter of graphsurgeon asks for, and writes a name into."""
+        proto = TensorProto(data_type=self.onnx_dtype, dims=self.shape)
+        fill(proto, self)
+        return proto
+
     def __str__(self) -> str:
         return f"{type(self).__name__} (shape={self.shape}, dtype={self.onnx_dtype})"
+
+
+def fill(proto: TensorProto, weight: Weight) -> None:
+    """Put the values into a message that has none."""
+    if weight.onnx_dtype == dtypes.STRING:
+        items = weight.load().reshape(-1)
+        proto.string_data.extend([item if isinstance(item, bytes) else str(item).encode() for item in items])
+        return
+    if dtypes.bits(weight.onnx_dtype) == 0:
+        raise GraphError(f"element type {weight.onnx_dtype} is unknown to onnx {onnx.__version__}")
+    proto.raw_data = b"".join(weight.chunks())
 
 
 def array_chunks(array: Array, onnx_dtype: int) -> Iterator[bytes | memoryview]:
@@ -137,15 +155,15 @@ def _from_buffer(buffer: Any, onnx_dtype: int, shape: tuple[int, ...]) -> Array:
 class ProtoWeight(Weight):
     """A TensorProto whose data are in the message; written back verbatim while nobody changes it."""
 
-    __slots__ = ("tensor",)
+    __slots__ = ("proto",)
 
     def __init__(self, tensor: TensorProto) -> None:
         super().__init__(tensor.data_type, check_dims(tensor.dims, tensor.name))
-        self.tensor = tensor
+        self.proto = tensor
         self._check()
 
     def _check(self) -> None:
-        tensor, kind = self.tensor, self.onnx_dtype
+        tensor, kind = self.proto, self.onnx_dtype
         where = f"tensor '{tensor.name}'"
         if kind == TensorProto.UNDEFINED:
             raise ReadError("its element type is undefined", where=where, must="Every stored tensor has a type")
@@ -179,10 +197,17 @@ class ProtoWeight(Weight):
         width = dtypes.bits(self.onnx_dtype)
         if width in {2, 4}:
             needed = (count * width + 7) // 8
-        return len(getattr(self.tensor, field)), needed, f"entries of {field}"
+        return len(getattr(self.proto, field)), needed, f"entries of {field}"
+
+    @property
+    def tensor(self) -> TensorProto:
+        """A copy of the message."""
+        proto = TensorProto()
+        proto.CopyFrom(self.proto)
+        return proto
 
     def _decode(self) -> Array:
-        tensor = self.tensor
+        tensor = self.proto
         if self.onnx_dtype == dtypes.STRING:
             return _strings(tensor.string_data, self.shape)
         if tensor.HasField("raw_data"):
@@ -221,7 +246,7 @@ def _typed(tensor: TensorProto, onnx_dtype: int, shape: tuple[int, ...], dtype: 
     return np.array(data, dtype).reshape(shape)
 
 
-class SparseWeight(Weight):
+class SparseWeight(Weight, SparseValues):  # type: ignore[misc]
     """A SparseTensorProto; ``load()`` gives the dense tensor."""
 
     __slots__ = ("sparse", "values_weight")
@@ -231,6 +256,13 @@ class SparseWeight(Weight):
         super().__init__(sparse.values.data_type, check_dims(sparse.dims, name))
         self.sparse = sparse
         self.values_weight = ProtoWeight(sparse.values)
+
+    @property
+    def tensor(self) -> onnx.SparseTensorProto:
+        """A copy of the message."""
+        proto = onnx.SparseTensorProto()
+        proto.CopyFrom(self.sparse)
+        return proto
 
     def _decode(self) -> Array:
         where = f"sparse tensor '{self.sparse.values.name}'"
@@ -282,7 +314,9 @@ class DataFile:
                 do="Copy it beside the model.",
             ) from error
         except OSError as error:
-            raise ExternalDataError(f"external data file '{path}' cannot be read: {error.strerror}", where=where) from error
+            raise ExternalDataError(
+                f"external data file '{path}' cannot be read: {error.strerror}", where=where
+            ) from error
         weakref.finalize(self, os.close, self.fd)
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
             raise ExternalDataError(f"'{path.name}' is not a regular file", where=where, must="Data must be in a file")

@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import EncodeError
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto
 
 from graphopt.errors import GraphError, ModelTooLargeError
-from graphopt.graph import attributes, dtypes
-from graphopt.graph.objects import Constant, Function, Graph, Node, Tensor, Variable, decode_type, node_subgraphs
+from graphopt.graph import attributes
+from graphopt.graph.graphs import Function, Graph, node_subgraphs
+from graphopt.graph.messages import has_type, stays_outside, tensor_as_is, tensor_inline, value_info, verbatim
 from graphopt.graph.order import is_used
 from graphopt.graph.read import MAX_DEPTH
 from graphopt.graph.scopes import enclosing, walk_graphs
+from graphopt.graph.tensors import Constant, Tensor, Variable
 from graphopt.graph.unknown import copy_unknown
-from graphopt.graph.weights import ExternalWeight, ProtoWeight, SparseWeight
+from graphopt.graph.weights import ExternalWeight, ProtoWeight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from graphopt.graph.model import Model
 
 LIMIT_BYTES = (1 << 31) - 1
 
-TensorWriter = "Callable[[Constant], onnx.TensorProto | onnx.SparseTensorProto]"
+_GRAPH_FIELDS = frozenset(
+    [
+        "node",
+        "name",
+        "initializer",
+        "sparse_initializer",
+        "input",
+        "output",
+        "value_info",
+        "quantization_annotation",
+        "doc_string",
+    ]
+)
+_FUNCTION_FIELDS = frozenset(
+    [
+        "name",
+        "input",
+        "output",
+        "attribute",
+        "attribute_proto",
+        "node",
+        "opset_import",
+        "domain",
+        "overload",
+        "value_info",
+        "doc_string",
+    ]
+)
+_MODEL_FIELDS = frozenset(["graph", "opset_import", "functions", "ir_version"])
 
 
 def model_proto(model: Model, *, inline: bool = True) -> onnx.ModelProto:
     """Return the model as a new ModelProto; see Model.to_proto."""
-    size = sum(c.nbytes for g in model.graphs() for c in g.initializers if inline or not _stays_outside(c))
+    size = sum(c.nbytes for g in model.graphs() for c in g.initializers if inline or not stays_outside(c))
     if size > LIMIT_BYTES:
         raise too_large(size)
     return build(model, tensor_inline if inline else tensor_as_is)
@@ -89,152 +119,13 @@ def write_model(
     save(model, path, external=external, force=force)
 
 
-# --------------------------------------------------------------------------------------------------------- tensors
-
-
-def _stays_outside(constant: Constant) -> bool:
-    return isinstance(constant.weight, ExternalWeight)
-
-
-def tensor_as_is(constant: Constant) -> onnx.TensorProto | onnx.SparseTensorProto:
-    """Return the message of an initializer; external data stays where it is."""
-    weight = constant.weight
-    if isinstance(weight, ExternalWeight):
-        return _named(weight.proto, constant.name)
-    return tensor_inline(constant)
-
-
-def tensor_inline(constant: Constant) -> onnx.TensorProto | onnx.SparseTensorProto:
-    """Return the message of an initializer with its data."""
-    weight = constant.weight
-    if isinstance(weight, ProtoWeight):
-        return _named(weight.tensor, constant.name)
-    if isinstance(weight, SparseWeight):
-        if weight.sparse.values.name == constant.name:
-            return weight.sparse
-        sparse = onnx.SparseTensorProto()
-        sparse.CopyFrom(weight.sparse)
-        sparse.values.name = constant.name
-        return sparse
-    proto = tensor_head(constant)
-    if weight.onnx_dtype == dtypes.STRING:
-        items = weight.load().reshape(-1)
-        proto.string_data.extend([item if isinstance(item, bytes) else str(item).encode() for item in items])
-    else:
-        if dtypes.bits(weight.onnx_dtype) == 0:
-            raise GraphError(
-                f"element type {weight.onnx_dtype} is unknown to onnx {onnx.__version__}", where=f"tensor '{constant.name}'"
-            )
-        proto.raw_data = b"".join(weight.chunks())
-    return proto
-
-
-def tensor_head(constant: Constant) -> onnx.TensorProto:
-    """Return a TensorProto with everything but the data."""
-    proto = TensorProto()
-    weight = constant.weight
-    residual = constant.residual
-    if isinstance(weight, ExternalWeight | ProtoWeight):
-        source = weight.proto if isinstance(weight, ExternalWeight) else weight.tensor
-        proto.doc_string = source.doc_string
-        proto.metadata_props.extend(source.metadata_props)
-        if not source.HasField("doc_string"):
-            proto.ClearField("doc_string")
-    elif residual is not None:
-        proto.CopyFrom(residual)
-    proto.name = constant.name
-    proto.data_type = weight.onnx_dtype
-    proto.dims.extend(weight.shape)
-    return proto
-
-
-def _named(proto: onnx.TensorProto, name: str) -> onnx.TensorProto:
-    if proto.name == name:
-        return proto
-    renamed = TensorProto()
-    renamed.CopyFrom(proto)
-    renamed.name = name
-    return renamed
-
-
-# ---------------------------------------------------------------------------------------------------------- values
-
-
-def type_changed(tensor: Tensor) -> bool:
-    """Tell whether the type of a tensor differs from that of its message."""
-    carried = tensor.carried
-    if carried is None:
-        return True
-    if isinstance(tensor, Variable) and not tensor.type_read:
-        return False
-    dtype, shape, kind = decode_type(carried)
-    if isinstance(tensor, Constant):
-        return dtypes.onnx_dtype_of(dtype) not in {0, tensor.onnx_dtype} or (
-            shape is not None and (len(shape) != len(tensor.shape) or any(isinstance(d, int) and d != n for d, n in zip(shape, tensor.shape, strict=True)))
-        )
-    return dtypes.onnx_dtype_of(dtype) != tensor.onnx_dtype or shape != tensor.shape or kind != tensor.type
-
-
-def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
-    """Return the ValueInfoProto of a tensor."""
-    carried = tensor.carried
-    if carried is not None and not type_changed(tensor):
-        if carried.name == tensor.name:
-            return carried
-        info = onnx.ValueInfoProto()
-        info.CopyFrom(carried)
-        info.name = tensor.name
-        return info
-    info = onnx.ValueInfoProto()
-    if carried is not None:
-        info.CopyFrom(carried)
-    info.name = tensor.name
-    kind = "tensor_type" if isinstance(tensor, Constant) else tensor.type
-    if kind != "tensor_type":
-        if info.type.WhichOneof("value") != kind:
-            info.type.ClearField(info.type.WhichOneof("value") or kind)
-            getattr(info.type, kind).SetInParent()
-        return info
-    if tensor.onnx_dtype == 0 and tensor.shape is None:
-        info.ClearField("type")
-        return info
-    _set_tensor_type(info.type, tensor.onnx_dtype, tensor.shape, tensor.name)
-    return info
-
-
-def _set_tensor_type(proto: onnx.TypeProto, dtype: int, shape: Iterable[Any] | None, name: str) -> None:
-    tensor = proto.tensor_type
-    tensor.elem_type = dtype
-    if shape is None:
-        tensor.ClearField("shape")
-        return
-    dims = list(shape)
-    denotations = [dim.denotation for dim in tensor.shape.dim] if len(tensor.shape.dim) == len(dims) else [""] * len(dims)
-    tensor.shape.ClearField("dim")
-    tensor.shape.SetInParent()
-    for value, denotation in zip(dims, denotations, strict=True):
-        dim = tensor.shape.dim.add()
-        if isinstance(value, int | np.integer):
-            dim.dim_value = int(value)
-        elif isinstance(value, str):
-            if value:
-                dim.dim_param = value
-        elif value is not None:
-            raise GraphError(
-                f"dimension {value!r} is a {type(value).__name__}",
-                where=f"tensor '{name}'",
-                must="A dimension is a number, a symbol or None",
-            )
-        if denotation:
-            dim.denotation = denotation
-
-
 # ----------------------------------------------------------------------------------------------------------- nodes
 
 
 class _Builder:
     def __init__(self, tensor: Callable[[Constant], Any]) -> None:
         self.tensor = tensor
+        self.keep_external = tensor is tensor_as_is
 
     def node(self, node: Any, depth: int, target: Any) -> None:
         """Append the message of a node to ``target``."""
@@ -288,7 +179,11 @@ class _Builder:
                 proto.attribute.append(value.proto)
                 proto.attribute[-1].name = key
                 continue
-            if source is not None and not isinstance(value, gs.Graph) and _unchanged(source, value):
+            if (
+                source is not None
+                and not isinstance(value, gs.Graph)
+                and _unchanged(source, value, keep_external=self.keep_external)
+            ):
                 proto.attribute.append(source)
                 continue
             target = proto.attribute.add()
@@ -313,18 +208,21 @@ class _Builder:
             elif value is not None:
                 attributes.encode_plain(target, value, where)
             else:
-                raise GraphError(f"attribute '{key}' is None", where=where, must="An attribute has a value", do="Remove it.")
+                raise GraphError(
+                    f"attribute '{key}' is None", where=where, must="An attribute has a value", do="Remove it."
+                )
 
     # ---------------------------------------------------------------------------------------------------- graphs
 
     def graph(self, graph: Graph, proto: onnx.GraphProto, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise GraphError(
-                f"graph '{graph.name}' is nested {depth} levels deep", must=f"Protobuf reads at most {MAX_DEPTH} levels back"
+                f"graph '{graph.name}' is nested {depth} levels deep",
+                must=f"Protobuf reads at most {MAX_DEPTH} levels back",
             )
         carried = graph.carried
         if carried is not None:
-            _copy_rest(carried, proto, ("node", "name", "initializer", "sparse_initializer", "input", "output", "value_info", "quantization_annotation", "doc_string"))
+            _copy_rest(carried, proto, _GRAPH_FIELDS)
         if carried is None or carried.HasField("name") or graph.name:
             proto.name = graph.name
         if graph.doc_string or (carried is not None and carried.HasField("doc_string")):
@@ -335,7 +233,8 @@ class _Builder:
             if not _is_written(graph, constant):
                 continue
             message = self.tensor(constant)
-            (proto.sparse_initializer if isinstance(message, onnx.SparseTensorProto) else proto.initializer).append(message)
+            is_sparse = isinstance(message, onnx.SparseTensorProto)
+            (proto.sparse_initializer if is_sparse else proto.initializer).append(message)
         self._interface(graph, proto)
         _value_infos(graph, proto)
         _annotations(graph, proto)
@@ -343,19 +242,19 @@ class _Builder:
     def _interface(self, graph: Graph, proto: onnx.GraphProto) -> None:
         for tensor in inputs_in_order(graph):
             info = graph.initializer_inputs.get(tensor) if isinstance(tensor, Constant) else None
-            proto.input.append(_verbatim(tensor, info) if info is not None else value_info(tensor))
+            proto.input.append(verbatim(tensor, info) if info is not None else value_info(tensor))
         before: dict[Tensor, list[onnx.ValueInfoProto]] = {}
         if graph.record is not None:
             for tensor, info in graph.record.outputs:
                 before.setdefault(tensor, []).append(info)
         for tensor in graph.outputs:
             known = before.get(tensor)
-            proto.output.append(_verbatim(tensor, known.pop(0)) if known else value_info(tensor))
+            proto.output.append(verbatim(tensor, known.pop(0)) if known else value_info(tensor))
 
     def function(self, function: Function, proto: onnx.FunctionProto) -> None:
         carried = function.carried
         if carried is not None:
-            _copy_rest(carried, proto, ("name", "input", "output", "attribute", "attribute_proto", "node", "opset_import", "domain", "overload", "value_info", "doc_string"))
+            _copy_rest(carried, proto, _FUNCTION_FIELDS)
         proto.name = function.name
         if carried is None or carried.HasField("domain") or function.domain:
             proto.domain = function.domain
@@ -376,19 +275,20 @@ class _Builder:
         for key, value in function.attributes.items():
             if value is None:
                 proto.attribute.append(key)
-            elif key in before and _unchanged(before[key], value):
+            elif key in before and _unchanged(before[key], value, keep_external=self.keep_external):
                 proto.attribute_proto.append(before[key])
             elif isinstance(value, attributes.RawAttribute):
                 proto.attribute_proto.append(value.proto)
             else:
-                proto.attribute_proto.append(onnx.helper.make_attribute(key, tensor_inline(value) if isinstance(value, Constant) else value))
+                plain = tensor_inline(value) if isinstance(value, Constant) else value
+                proto.attribute_proto.append(onnx.helper.make_attribute(key, plain))
         for node in function.nodes:
             self.node(node, 0, proto.node)
         write_imports(function.imports, carried, proto)
         _value_infos(function, proto)
 
 
-def _copy_rest(source: Any, target: Any, owned: tuple[str, ...]) -> None:
+def _copy_rest(source: Any, target: Any, owned: frozenset[str]) -> None:
     """Copy what the graph layer does not model, without copying what it does: weights would be copied twice."""
     for field, value in source.ListFields():
         if field.name in owned:
@@ -402,17 +302,17 @@ def _copy_rest(source: Any, target: Any, owned: tuple[str, ...]) -> None:
     copy_unknown(source, target)
 
 
-def _unchanged(source: AttributeProto, value: Any) -> bool:
+def _unchanged(source: AttributeProto, value: Any, *, keep_external: bool) -> bool:
     if isinstance(value, gs.Constant):
-        weight = value._values
-        if isinstance(weight, ProtoWeight):
-            return source.HasField("t") and weight.tensor is source.t and value.name == source.t.name
+        weight = value.weight if isinstance(value, Constant) else None
+        if isinstance(weight, ProtoWeight) or (keep_external and isinstance(weight, ExternalWeight)):
+            return source.HasField("t") and weight.proto is source.t and value.name == source.t.name
         return False
     decoded = attributes.decode(source, lambda tensor: tensor)
     if type(decoded) is attributes.TypedList:
         return isinstance(value, list) and list.__eq__(decoded, value) and _same_types(decoded, value)
     if isinstance(decoded, float) and isinstance(value, float):
-        return decoded == value or (decoded != decoded and value != value)
+        return decoded == value or (math.isnan(decoded) and math.isnan(value))
     return type(decoded) is type(value) and bool(decoded == value)
 
 
@@ -425,7 +325,8 @@ def _rename_shards(proto: onnx.NodeProto, carried: onnx.NodeProto, ins: list[str
     renamed = dict(zip(carried.input, ins, strict=False)) | dict(zip(carried.output, outs, strict=False))
     for configuration in proto.device_configurations:
         kept = [spec for spec in configuration.sharding_spec if renamed.get(spec.tensor_name)]
-        if all(renamed[spec.tensor_name] == spec.tensor_name for spec in kept) and len(kept) == len(configuration.sharding_spec):
+        same = all(renamed[spec.tensor_name] == spec.tensor_name for spec in kept)
+        if same and len(kept) == len(configuration.sharding_spec):
             continue
         copies = []
         for spec in kept:
@@ -459,15 +360,6 @@ def inputs_in_order(graph: Graph) -> list[Tensor]:
     return ordered + [t for t in (*variables, *stored) if t not in known]
 
 
-def _verbatim(tensor: Tensor, info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    """Return ``info``, unless the tensor was changed since it was read with it."""
-    if tensor.carried is not None and not type_changed(tensor) and info.name == tensor.name:
-        return info
-    if tensor.carried is None and isinstance(tensor, Constant) and info.name == tensor.name:
-        return info
-    return value_info(tensor)
-
-
 def _value_infos(graph: Graph, proto: Any) -> None:
     """Write value_info as it was read, without what is gone, then that of new variables with a type."""
     io = {*graph.inputs, *graph.outputs}
@@ -483,12 +375,12 @@ def _value_infos(graph: Graph, proto: Any) -> None:
                 continue
             if tensor in done or _is_here(graph, tensor):
                 done.add(tensor)
-                proto.value_info.append(value_info(tensor) if tensor.carried is info else _verbatim(tensor, info))
+                proto.value_info.append(value_info(tensor) if tensor.carried is info else verbatim(tensor, info))
     for node in graph.nodes:
         for tensor in node.outputs:
             if tensor in done or tensor in io or not tensor.name:
                 continue
-            if isinstance(tensor, Variable) and (not tensor.type_read or tensor.dtype is not None or tensor.type != "tensor_type"):
+            if isinstance(tensor, Variable) and has_type(tensor):
                 proto.value_info.append(value_info(tensor))
                 done.add(tensor)
 
@@ -575,7 +467,7 @@ def build(model: Model, tensor: Callable[[Constant], Any]) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     carried = model.carried
     if carried is not None:
-        _copy_rest(carried, proto, ("graph", "opset_import", "functions", "ir_version"))
+        _copy_rest(carried, proto, _MODEL_FIELDS)
     else:
         proto.producer_name = model.graph.producer_name
         proto.producer_version = model.graph.producer_version
@@ -587,6 +479,3 @@ def build(model: Model, tensor: Callable[[Constant], Any]) -> onnx.ModelProto:
     for function in model.functions:
         builder.function(function, proto.functions.add())
     return proto
-
-
-__all__ = ["Node", "build", "model_bytes", "model_proto", "serialise", "write_model"]
