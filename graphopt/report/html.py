@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MEMBERS_SHOWN = 200
 """Nodes listed under one reason; the rest is in report.json."""
+ONE_ROW = 3
+"""Figures that fit one row together."""
 OPERATORS_SHOWN = 14
 """Operators whose counts are shown without unfolding."""
 
@@ -83,8 +85,9 @@ def _verdict(report: Report) -> str:
 
 def _cards(figures: Sequence[Figure]) -> str:
     """Return a card per figure; those that people ask for first are larger."""
-    major = [figure for figure in figures if figure.major]
-    minor = [figure for figure in figures if not figure.major]
+    few = len(figures) <= ONE_ROW
+    major = [figure for figure in figures if figure.major or few]
+    minor = [figure for figure in figures if not figure.major and not few]
     rows = [("cards", major), ("cards minor", minor)]
     return "".join(f'<div class="{kind}">{"".join(map(_card, row))}</div>\n' for kind, row in rows if row)
 
@@ -98,6 +101,8 @@ def _card(figure: Figure) -> str:
             f"<div><span>before</span>{bar(figure.before_value, top, 'old')}<span>{esc(figure.before)}</span></div>"
             f"<div><span>after</span>{bar(figure.after_value, top)}<span>{esc(figure.after)}</span></div></div>"
         )
+    if figure.share is not None:
+        bars = f'<div class="pair single">{bar(figure.share, 1.0)}</div>'
     was = f" <small>was {esc(figure.before)}</small>" if figure.before and not bars else ""
     change = f'<span class="change {figure.tone}-ink">{esc(figure.change)}</span>' if figure.change else ""
     detail = f'<span class="detail">{esc(figure.detail)}</span>' if figure.detail else ""

@@ -31,6 +31,7 @@ class Figure:
         after_value: The new value, for a bar.
         detail: How it was measured; may be empty.
         major: Whether people ask for it first.
+        share: For a share of something whole, 0..1: what a single bar shows.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Figure:
     after_value: float | None = None
     detail: str = ""
     major: bool = True
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,17 @@ def quality_figures(quality: Quality) -> list[Figure]:
     if quality.agreement is not None:
         error = "" if own_metric or quality.standard_error is None else f" ± {100.0 * quality.standard_error:.1f}"
         label = "Agreement, nearest neighbour" if quality.metric == "nearest" else "Agreement"
-        found.append(Figure(label, "", text.percent(quality.agreement) + error, "", tone, detail=detail))
+        found.append(
+            Figure(
+                label,
+                "",
+                text.percent(quality.agreement) + error,
+                "" if own_metric else loss_of(quality),
+                tone,
+                detail=detail,
+                share=quality.agreement,
+            )
+        )
     if quality.sqnr_db is not None:
         judged = not own_metric and quality.agreement is None
         found.append(
@@ -188,6 +200,13 @@ def quality_figures(quality: Quality) -> list[Figure]:
             )
         )
     return found
+
+
+def loss_of(quality: Quality) -> str:
+    """Return the loss in words, where it is not obvious from the figure: empty when nothing was lost."""
+    return (
+        "" if not quality.drop or quality.budget is None else f"{quality.drop:.2g} of {quality.budget:.3g} points lost"
+    )
 
 
 def judged_on(quality: Quality) -> str:

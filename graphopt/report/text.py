@@ -62,7 +62,9 @@ def milliseconds(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a duration in s: "0.01 s", "12.3 s", "3 min 20 s"."""
+    """Return a duration in s: "< 0.01 s", "12.3 s", "3 min 20 s"."""
+    if 0.0 < value < 0.005:
+        return "< 0.01 s"
     if value >= 120.0:
         return f"{int(value // 60)} min {int(value % 60)} s"
     return f"{value:.2f} s" if value < 10.0 else f"{value:.1f} s"

@@ -36,7 +36,10 @@ def test_milliseconds_change_to_microseconds_when_short(value: float, expected: 
     assert text.milliseconds(value) == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.001, "0.00 s"), (12.34, "12.3 s"), (200.4, "3 min 20 s")])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.001, "< 0.01 s"), (0.0, "0.00 s"), (0.006, "0.01 s"), (12.34, "12.3 s"), (200.4, "3 min 20 s")],
+)
 def test_seconds_change_to_minutes_when_long(value: float, expected: str) -> None:
     assert text.seconds(value) == expected
 
