@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from graphopt.analysis.dims import Dim, Expr
     from graphopt.analysis.site import PartialShape, Site
 
-_DATA_LIMIT = 1 << 16
-"""Most elements of an integer constant that is handed to onnx as data: a shape, axes or sizes, never a weight."""
+_PROBE = 5040
+"""Stands for a symbol where sizes are compared: a number that most head counts and block sizes divide."""
 
 
 @cache
@@ -49,26 +49,74 @@ def infer_by_schema(site: Site, domain: str, imports: Mapping[str, int]) -> list
     names = [f"i{index}" if site.has(index) else "" for index in range(len(site.known))]
     proto = helper.make_node(site.op, names, [f"o{index}" for index in range(site.outputs)], domain=domain)
     proto.attribute.extend(encode_attribute(name, value, site.op) for name, value in site.attrs.items())
+    opsets = [helper.make_opsetid(name, version) for name, version in imports.items()]
     symbols: dict[str, Expr] = {}
-    types, data = {}, {}
-    for index, name in enumerate(names):
-        known = site.input(index)
-        if name:
-            types[name] = type_proto(known, symbols)
-            constant = _integer_data(site, index)
-            if constant is not None:
-                data[name] = constant
+    types = {name: type_proto(site.input(index), symbols) for index, name in enumerate(names) if name}
+    data = _integer_data(site, names)
+    found = _infer(schema, proto, types, data, opsets)
+    outputs = [known_of(found.get(f"o{index}"), symbols) for index in range(site.outputs)]
+    return _confirmed(outputs, schema, proto, types, data, opsets, symbols) if symbols else outputs
+
+
+def _infer(
+    schema: Any,
+    proto: onnx.NodeProto,
+    types: Mapping[str, TypeProto],
+    data: Mapping[str, TensorProto],
+    opsets: list[onnx.OperatorSetIdProto],
+) -> Mapping[str, TypeProto]:
     try:
-        found = shape_inference.infer_node_outputs(
-            schema,
-            proto,
-            types,
-            data,
-            opset_imports=[helper.make_opsetid(name, version) for name, version in imports.items()],
+        found: Mapping[str, TypeProto] = shape_inference.infer_node_outputs(
+            schema, proto, types, data, opset_imports=opsets
         )
     except shape_inference.InferenceError as error:
         raise ShapeClashError(str(error).strip()) from error
-    return [known_of(found.get(f"o{index}"), symbols) for index in range(site.outputs)]
+    return found
+
+
+def _confirmed(
+    outputs: list[Known],
+    schema: Any,
+    proto: onnx.NodeProto,
+    types: Mapping[str, TypeProto],
+    data: Mapping[str, TensorProto],
+    opsets: list[onnx.OperatorSetIdProto],
+    symbols: Mapping[str, Expr],
+) -> list[Known]:
+    """Return the outputs with the sizes that hold for numbers in the place of symbols too; the others become unknown.
+
+    Some operators' inference (Attention among them) takes the 0 of a size without a number for a number. A size that
+    it computes from a symbol differs when the symbol is a number, so each size is compared with one such run.
+    """
+    numbers = {name: _PROBE * (index + 1) for index, name in enumerate(symbols)}
+    concrete = {name: _with_numbers(given, numbers) for name, given in types.items()}
+    try:
+        found = _infer(schema, proto, concrete, data, opsets)
+    except ShapeClashError:
+        found = {}
+    confirmed = []
+    for index, known in enumerate(outputs):
+        probe = known_of(found.get(f"o{index}"), {}).shape
+        if known.shape is None or probe is None or len(probe) != len(known.shape):
+            shape: PartialShape | None = None if known.shape is None else (None,) * len(known.shape)
+        else:
+            sizes = zip(known.shape, probe, strict=True)
+            shape = tuple(size if size is not None and _number(size, numbers) == seen else None for size, seen in sizes)
+        confirmed.append(Known(known.dtype, shape, None, known.proto))
+    return confirmed
+
+
+def _number(size: Dim, numbers: Mapping[str, int]) -> int | None:
+    return size if isinstance(size, int) else numbers.get(str(size))
+
+
+def _with_numbers(given: TypeProto, numbers: Mapping[str, int]) -> TypeProto:
+    proto = TypeProto()
+    proto.CopyFrom(given)
+    for dim in proto.tensor_type.shape.dim:
+        if dim.dim_param in numbers:
+            dim.dim_value = numbers[dim.dim_param]
+    return proto
 
 
 def encode_attribute(name: str, value: Any, where: str) -> AttributeProto:
@@ -131,11 +179,12 @@ def _shape(shape: onnx.TensorShapeProto, symbols: Mapping[str, Expr]) -> Partial
     return tuple(dims)
 
 
-def _integer_data(site: Site, index: int) -> TensorProto | None:
-    known = site.input(index)
-    if known.dtype not in INTEGERS:
-        return None
-    value, entries = site.value(index), site.ints(index)
-    if value is None or entries is None or value.size > _DATA_LIMIT:
-        return None
-    return helper.make_tensor(f"i{index}", known.dtype, value.shape, entries)
+def _integer_data(site: Site, names: list[str]) -> dict[str, TensorProto]:
+    """Return the integer inputs whose every element is a number."""
+    data = {}
+    for index, name in enumerate(names):
+        known = site.input(index)
+        value, entries = site.value(index), site.ints(index)
+        if name and known.dtype in INTEGERS and value is not None and entries is not None:
+            data[name] = helper.make_tensor(name, known.dtype, value.shape, entries)
+    return data

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnx import TensorProto
 
-from graphopt.analysis.dims import ceildiv, exact_div, floordiv, minimum, product
+from graphopt.analysis.dims import Expr, ceildiv, exact_div, floordiv, minimum, product
 from graphopt.analysis.shape_rules import rule
 from graphopt.analysis.site import Known, ShapeClashError, broadcast, unify_dim
 
@@ -72,6 +72,42 @@ def sparse_matmul(site: Site) -> list[Known]:
     if shape is None:
         return [Known(site.dtype(0))]
     return [Known(site.dtype(0), (*shape[:-1], site.attr_int("N", 0) or None))]
+
+
+@rule("Attention")
+def attention(site: Site) -> list[Known]:
+    """Attention over (batch, heads, length, size) or (batch, length, heads * size); with past keys and values.
+
+    Outputs: the result, present keys and values as (batch, heads, past + length, size), and the product of queries and
+    keys as (batch, heads, length, past + length).
+    """
+    q, k, v, past = site.shape(0), site.shape(1), site.shape(2), site.shape(4)
+    dtype = site.dtype(0)
+    if q is None or k is None or v is None or len({len(q), len(k), len(v)}) > 1 or len(q) not in {3, 4}:
+        return [Known(dtype)]
+    q_heads: Dim | None = site.attr_int("q_num_heads", 0) or None
+    kv_heads: Dim | None = site.attr_int("kv_num_heads", 0) or None
+    if len(q) == 4:
+        q_heads, kv_heads, size, value_size = q[1], k[1], k[3], v[3]
+    else:
+        size, value_size = _share(k[2], kv_heads), _share(v[2], kv_heads)
+    length, given = q[-2], k[-2]
+    earlier = None if past is None else past[2]
+    total = given if not site.has(4) else None if given is None or earlier is None else given + earlier
+    if len(q) == 4:
+        result: PartialShape = (q[0], q_heads, length, value_size)
+    else:
+        result = (q[0], length, None if q_heads is None or value_size is None else q_heads * value_size)
+    return [
+        Known(dtype, result),
+        Known(site.dtype(1), (q[0], kv_heads, total, size)),
+        Known(site.dtype(2), (q[0], kv_heads, total, value_size)),
+        Known(dtype, (q[0], q_heads, length, total)),
+    ]
+
+
+def _share(hidden: Dim | None, heads: Dim | None) -> Dim | None:
+    return None if hidden is None or heads is None else floordiv(hidden, heads)
 
 
 # -------------------------------------------------------------------------------------------------------- convolutions
@@ -215,6 +251,22 @@ def recurrent(site: Site) -> list[Known]:
         return [Known(dtype, (batch, length, directions, hidden)), Known(dtype, state), Known(dtype, state)]
     state = (directions, batch, hidden)
     return [Known(dtype, (length, directions, batch, hidden)), Known(dtype, state), Known(dtype, state)]
+
+
+@rule("STFT")
+def short_time_fourier(site: Site) -> list[Known]:
+    """Frames of a signal (batch, length, 1 or 2), transformed: (batch, frames, bins, 2)."""
+    signal, window, step = site.shape(0), site.shape(2), site.ints(1)
+    dtype = site.dtype(0)
+    if signal is None or len(signal) != 3:
+        return [Known(dtype, (None, None, None, 2))]
+    lengths = site.dims(3) if site.has(3) else window
+    length = lengths[0] if lengths else None
+    if not isinstance(length, int | Expr):
+        return [Known(dtype, (signal[0], None, None, 2))]
+    bins = floordiv(length, 2) + 1 if site.attr_int("onesided", 1) else length
+    frames = None if signal[1] is None or not step else floordiv(signal[1] - length, step[0]) + 1
+    return [Known(dtype, (signal[0], frames, bins, 2))]
 
 
 # ---------------------------------------------------------------------------------------------------- depth and space
