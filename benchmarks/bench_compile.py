@@ -1,6 +1,6 @@
 """The main job on real models: compile each with each recipe, then score the bundle beside the original.
 
-    python benchmarks/bench_compile.py --assets DIR [--recipes int8 sparse] [--models NAME ...] [--out results/compile.json]
+    python benchmarks/bench_compile.py --assets DIR [--recipes int8 sparse] [--models NAME ...] [--out FILE]
 
 DIR (default: the environment variable GRAPHOPT_ASSETS) has models/ and data/; its neighbour tools/evaluate.py makes the
 calibration feeds and scores a bundle against the original in one process, both timed in turn on one thread. Calibration
@@ -97,9 +97,17 @@ def measure(assets: Path, subject: Subject, recipe: str) -> dict[str, Any]:
             return row | {"error": done.stderr.strip().splitlines()[-1:]}
         report = json.loads((bundle / "report.json").read_text())
         scored = evaluate(assets, ["score", subject.task, str(bundle), "--reference", str(model), "--threads", "1"])
-        row |= {key: scored.get(key) for key in ("score", "reference", "agreement", "sqnr_db", "ms_batch1", "reference_ms", "speed_up", "bytes")}
-        row["bytes_before"] = model.stat().st_size + sum(p.stat().st_size for p in [model.with_name(model.name + ".data")] if p.exists())
-        row |= {"nodes": [report["model"]["before"]["nodes"], report["model"]["after"]["nodes"]], "quality": report["quality"]}
+        row |= {
+            key: scored.get(key)
+            for key in ("score", "reference", "agreement", "sqnr_db", "ms_batch1", "reference_ms", "speed_up", "bytes")
+        }
+        row["bytes_before"] = model.stat().st_size + sum(
+            p.stat().st_size for p in [model.with_name(model.name + ".data")] if p.exists()
+        )
+        row |= {
+            "nodes": [report["model"]["before"]["nodes"], report["model"]["after"]["nodes"]],
+            "quality": report["quality"],
+        }
         row["sparsity"] = sparsity(report)
         row["integer_kernels"] = audit(bundle)
         row["notes"] = report["notes"]
@@ -140,10 +148,10 @@ def line(row: dict[str, Any]) -> str:
     """Return one row as text."""
     if row["exit"]:
         return f"{row['recipe']:7s} {row['model']:48s} exit {row['exit']} {row['error']}"
-    return (
-        f"{row['recipe']:7s} {row['model']:48s} {row['reference']!s:>8} -> {row['score']!s:>8} x{row['speed_up']} "
-        f"{row['bytes_before']} -> {row['bytes']} B  sparsity {row['sparsity']} reverted {row['reverted']} {row['cpu_seconds']} s {row['integer_kernels']}"
-    )
+    scores = f"{row['reference']!s:>8} -> {row['score']!s:>8} x{row['speed_up']}"
+    sizes = f"{row['bytes_before']} -> {row['bytes']} B"
+    how = f"sparsity {row['sparsity']} reverted {row['reverted']} {row['cpu_seconds']} s {row['integer_kernels']}"
+    return f"{row['recipe']:7s} {row['model']:48s} {scores} {sizes} {how}"
 
 
 def environment() -> dict[str, str]:

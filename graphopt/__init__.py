@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graphopt import passes
     from graphopt.graph import Model, from_gs, gs_pass
     from graphopt.graph import read_model as load
-    from graphopt.pipeline import Result, compile
+    from graphopt.pipeline import Result, compile  # noqa: A004 - the public name of the main job
     from graphopt.rewrite import PassManager
     from graphopt.runtime import Feeds, session
     from graphopt.verify.check import CheckResult, check

@@ -1,35 +1,43 @@
 """The main job, read top to bottom: an ONNX file in, a verified, smaller and faster model out.
 
-    file -> read -> graph -> analyses -> passes (patches, verified) -> target -> audit -> emit (onnx + kernels) -> report
+file -> read -> graph -> analyses -> passes (patches, verified) -> target -> audit -> emit (onnx + kernels) -> report
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
 from graphopt.analysis import Facts
 from graphopt.emit import Bundle, refuse_unsafe_target, write_bundle
-from graphopt.errors import BudgetError, OutputExistsError, UsageError
+from graphopt.errors import BudgetError, OutputExistsError, RunError, UsageError, VerificationError
 from graphopt.graph import Model, read_model
 from graphopt.report import Report, render_html
 from graphopt.report.build import Measured, build_report
 from graphopt.rewrite import Outcome, Pass, PassManager, Recipe, load_recipe, recipe_of
 from graphopt.rewrite.guard import Guard, Limit
-from graphopt.rewrite.manager import Level, PassRecord
 from graphopt.rewrite.patch import Contract
-from graphopt.runtime import Feeds, input_specs, random_feeds, timings
-from graphopt.verify.quality import Judge, Metric, Quality, open_session
+from graphopt.runtime import Feeds, input_specs, random_feeds, run, timings
+from graphopt.verify.check import check
+from graphopt.verify.contract import weakest
+from graphopt.verify.quality import Judge, Metric, open_session
+
+if TYPE_CHECKING:
+    from graphopt.rewrite.manager import PassRecord
+    from graphopt.rewrite.verification import Level
+    from graphopt.runtime.feeds import Source as FeedSource
 
 RANDOM_SAMPLES = 16
 """Seeded random feeds that stand in where the user gave no data."""
+
+VERIFIED_SAMPLES = 4
+"""Feeds on which a result that must be equal is compared with the original."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -115,11 +123,11 @@ def refuse_existing_file(path: Path, *, force: bool) -> None:
         )
 
 
-def compile(
+def compile(  # noqa: A001 - the verb of the command line and of the public interface
     model: Model | str | Path,
     *,
     recipe: Recipe | str | Path | Mapping[str, Any] = "default",
-    data: object = None,
+    data: FeedSource | Feeds | None = None,
     target: str = "ort-cpu",
     max_drop: float | None = None,
     metric: Metric | str | None = None,
@@ -136,8 +144,8 @@ def compile(
     Args:
         model: An ONNX file or a loaded model; it is not changed.
         recipe: Name of a preset, a recipe file, a document, or a recipe.
-        data: Feeds: an .npz, a folder of them, ``module:function``, a dict or an iterable of dicts. A fifth is held back
-            for judging and never calibrates anything.
+        data: Feeds: an .npz, a folder of them, ``module:function``, a dict or an iterable of dicts. A fifth is held
+            back for judging and never calibrates anything.
         target: Name of the target whose rules decide placement.
         max_drop: Largest loss allowed: with a metric in its units; else percentage points of top-1 agreement, or dB of
             SQNR below 40. None takes the recipe's budget.
@@ -161,37 +169,39 @@ def compile(
     original = model if isinstance(model, Model) else read_model(model)
     plan = _plan(recipe, options, skip)
     calibration, held_back, notes = _split_data(original, data, seed)
-    judge = Judge(original, held_back, metric=_load_metric(metric), threads=threads)
-    limit = _limit(plan, max_drop, given=data is not None or metric is not None)
+    judge = None if held_back is None else Judge(original, held_back, metric=_load_metric(metric), threads=threads)
+    limit = None if judge is None else _limit(plan, max_drop, given=data is not None or metric is not None)
 
-    run = _Run(original.copy(), calibration, judge, limit, target, verify, seed, stop_after, tell)
-    run.passes(plan.create())
+    work = _Run(original.copy(), calibration, judge, limit, target, verify, seed, stop_after, tell)
+    work.passes(plan.create())
 
-    tell("measuring", 0, 1)
-    changed = run.model.versions != original.versions or bool(run.patches)
-    quality = judge.measure(run.model) if changed or metric is not None else judge.measure(original)
-    met = limit is None or stop_after is not None or limit.allows(quality)
-    timed = _time(original, run.model, run.fallback, next(iter(held_back)), threads)
-    measured = Measured(
-        quality=quality,
-        held_back=data is not None,
-        max_drop=limit.max_drop if limit else None,
-        met=met,
-        milliseconds=timed,
-        threads=threads,
-    )
+    measured = None
+    if held_back is not None and judge is not None:
+        tell("verifying", 0, 1)
+        if verify != "off":
+            verify_equal(original, work.model, held_back, weakest([step.contract for step in work.changing]), seed)
+        tell("measuring", 0, 1)
+        quality = judge.measure(work.model)
+        measured = Measured(
+            quality=quality,
+            held_back=data is not None,
+            max_drop=limit.max_drop if limit else None,
+            met=limit is None or stop_after is not None or limit.allows(quality),
+            milliseconds=_time(original, work.model, work.fallback, next(iter(held_back)), threads),
+            threads=threads,
+        )
     report = build_report(
         original,
-        run.model,
+        work.model,
         measured,
-        records=run.records,
+        records=work.records,
         target=target,
         recipe=plan.name,
-        notes=(*notes, *run.notes),
+        notes=(*notes, *work.notes),
         seed=seed,
     )
-    ran = recipe_of(run.ran, name=plan.name, description=plan.description, max_drop=plan.budget.max_drop)
-    return Result(run.model, run.fallback, report, ran, met)
+    ran = recipe_of(work.ran, name=plan.name, description=plan.description, max_drop=plan.budget.max_drop)
+    return Result(work.model, work.fallback, report, ran, measured is None or measured.met)
 
 
 @dataclass(slots=True)
@@ -200,7 +210,7 @@ class _Run:
 
     model: Model
     calibration: Feeds | None
-    judge: Judge
+    judge: Judge | None
     limit: Limit | None
     target: str
     verify: Level
@@ -217,6 +227,12 @@ class _Run:
     def patches(self) -> int:
         """Patches applied so far."""
         return sum(record.patches for record in self.records)
+
+    @property
+    def changing(self) -> list[Pass]:
+        """The passes that applied patches."""
+        patched = {record.name for record in self.records if record.patches}
+        return [step for step in self.ran if step.name in patched]
 
     def passes(self, steps: Sequence[Pass]) -> None:
         """Run all passes: each lossy one, with the repairs behind it, under the guard."""
@@ -243,6 +259,7 @@ class _Run:
 
     def _guarded(self, group: Sequence[Pass]) -> None:
         assert self.limit is not None
+        assert self.judge is not None
         facts = self._shared_facts()
 
         def attempt(candidate: Model, steps: Sequence[Pass]) -> Outcome:
@@ -270,8 +287,25 @@ class _Run:
         return None if self.stop_after is None else self.stop_after - self.patches
 
 
+def verify_equal(original: Model, result: Model, feeds: Feeds, contract: Contract, seed: int) -> None:
+    """Run both models on a few feeds and raise unless the contract holds; lossy results are measured, not compared.
+
+    Raises:
+        VerificationError: The outputs differ by more than the contract allows.
+    """
+    if contract is Contract.LOSSY:
+        return
+    found = check(original, result, feeds.take(VERIFIED_SAMPLES), contract=contract, seed=seed)
+    if not found.passed:
+        raise VerificationError(
+            f"the result differs from the original: {found.reason}",
+            must=f"Every pass that ran keeps the contract {contract.value!r}",
+            do="`graphopt bisect` with the same recipe and data finds the first wrong patch; please report it",
+        )
+
+
 def group_lossy(steps: Sequence[Pass]) -> list[list[Pass]]:
-    """Return the passes in order, each lossy pass that the guard can weaken joined by the lossy passes that repair it."""
+    """Return the passes in order, each lossy pass joined by the lossy passes behind it that repair it."""
     groups: list[list[Pass]] = []
     for step in steps:
         repairs = step.contract is Contract.LOSSY and step.guard == "none"
@@ -290,24 +324,34 @@ def _plan(recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str]
     unknown = left_out - {step.name for step in plan.passes}
     if unknown:
         raise UsageError(
-            f"the recipe runs no pass {sorted(unknown)[0]!r}",
+            f"the recipe runs no pass {min(unknown)!r}",
             where="--skip",
             must=f"It runs {', '.join(dict.fromkeys(step.name for step in plan.passes))}",
         )
     return replace(plan, passes=tuple(step for step in plan.passes if step.name not in left_out))
 
 
-def _split_data(model: Model, data: object, seed: int) -> tuple[Feeds | None, Feeds, list[str]]:
-    """Return calibration feeds, held-back feeds and notes; without data, random feeds are what is judged on."""
+def _split_data(
+    model: Model, data: FeedSource | Feeds | None, seed: int
+) -> tuple[Feeds | None, Feeds | None, list[str]]:
+    """Return calibration feeds, feeds to judge on, and notes; without data, random feeds are what is judged on."""
     inputs = input_specs(model)
-    if data is None:
-        note = f"No data was given: outputs were compared on {RANDOM_SAMPLES} seeded random inputs."
-        return None, random_feeds(inputs, count=RANDOM_SAMPLES, seed=seed), [note]
-    feeds = data if isinstance(data, Feeds) else Feeds.open(data, inputs)
-    if len(feeds) < 2:
-        return feeds, feeds, ["There is one sample only: it both calibrates and judges."]
-    calibration, held_back = feeds.split()
-    return calibration, held_back, []
+    if data is not None:
+        feeds = data if isinstance(data, Feeds) else Feeds.open(data, inputs)
+        if len(feeds) < 2:
+            return feeds, feeds, ["There is one sample only: it both calibrates and judges."]
+        calibration, held_back = feeds.split()
+        return calibration, held_back, []
+    random = random_feeds(inputs, count=RANDOM_SAMPLES, seed=seed)
+    try:
+        run(open_session(model, threads=1), next(iter(random)))
+    except RunError as error:
+        return (
+            None,
+            None,
+            [f"No data was given and the model does not run on random inputs, so nothing was measured: {error}"],
+        )
+    return None, random, [f"No data was given: outputs were compared on {RANDOM_SAMPLES} seeded random inputs."]
 
 
 def _limit(plan: Recipe, max_drop: float | None, *, given: bool) -> Limit | None:
@@ -326,13 +370,16 @@ def _load_metric(metric: Metric | str | None) -> Metric | None:
         return metric
     module, colon, name = metric.partition(":")
     if not colon or not module or not name:
-        raise UsageError(f"{metric!r} is not MODULE:FUNCTION", where="--metric", must="A metric is named package.module:function")
+        raise UsageError(
+            f"{metric!r} is not MODULE:FUNCTION", where="--metric", must="A metric is named package.module:function"
+        )
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise UsageError(f"{module!r} cannot be imported: {error}", where="--metric", do="Run where Python finds the module") from error
+        what = f"{module!r} cannot be imported: {error}"
+        raise UsageError(what, where="--metric", do="Run where Python finds the module") from error
     except AttributeError as error:
         raise UsageError(f"{module!r} has no {name!r}", where="--metric") from error
     if not callable(found):
@@ -353,4 +400,3 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 __all__ = ["Result", "compile", "group_lossy", "refuse_existing_file", "refuse_unsafe_target"]
-

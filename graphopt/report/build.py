@@ -7,7 +7,6 @@ import os
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +34,8 @@ from graphopt.report.report import (
 from graphopt.runtime.library import isa_report
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from pydantic import JsonValue
 
     from graphopt.graph import Model, Node
@@ -54,7 +55,7 @@ class Measured:
         held_back: Whether the samples were held back from the user's data (else they are random).
         max_drop: The budget, or None.
         met: Whether it was met.
-        milliseconds: Timed runs of the original, the result and, where there is one, the fallback; None if untimed.
+        milliseconds: Timed runs of the original, the result and, where there is one, the fallback.
         threads: Intra-op threads.
     """
 
@@ -62,14 +63,14 @@ class Measured:
     held_back: bool
     max_drop: float | None
     met: bool
-    milliseconds: Sequence[Sequence[float]] | None
+    milliseconds: Sequence[Sequence[float]]
     threads: int
 
 
 def build_report(
     before: Model,
     after: Model,
-    measured: Measured,
+    measured: Measured | None,
     *,
     records: Iterable[PassRecord],
     target: str,
@@ -82,8 +83,8 @@ def build_report(
     return Report(
         tool=Tool(version=graphopt.__version__),
         model=ModelPair(before=model_info(before), after=model_info(after, written=False)),
-        quality=_quality(measured),
-        latency_ms=_latency(measured),
+        quality=_quality(measured) if measured else None,
+        latency_ms=_latency(measured) if measured else None,
         passes=tuple(_pass_entry(record) for record in records),
         layers=tuple(_layer_entries(records)),
         weights=tuple(weight_entries(before, after)),
@@ -174,9 +175,7 @@ def _quality(measured: Measured) -> Quality:
     )
 
 
-def _latency(measured: Measured) -> Latency | None:
-    if measured.milliseconds is None:
-        return None
+def _latency(measured: Measured) -> Latency:
     before, after, *rest = (statistics.median(times) for times in measured.milliseconds)
     runs = len(measured.milliseconds[0])
     return Latency(before=before, after=after, threads=measured.threads, runs=runs, fallback=rest[0] if rest else None)

@@ -16,6 +16,8 @@ from graphopt.verify.quality import Judge, Quality, open_session
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from graphopt.runtime.feeds import Source as FeedSource
+
     Source = Model | Path | str
 
 RANDOM_SAMPLES = 16
@@ -60,7 +62,7 @@ class CheckResult:
 def check(
     reference: Source,
     candidate: Source,
-    data: object = None,
+    data: FeedSource | Feeds | None = None,
     *,
     contract: Contract | str = Contract.ROUNDING,
     seed: int = 0,
@@ -101,7 +103,7 @@ def check(
     return CheckResult(contract, len(feeds), data is None, found.outputs, quality, not reason, reason)
 
 
-def _open(data: object, specs: Any) -> Feeds:
+def _open(data: FeedSource | Feeds, specs: Any) -> Feeds:
     return data if isinstance(data, Feeds) else Feeds.open(data, specs)
 
 

@@ -7,13 +7,13 @@ The first output decides what is counted:
 * embeddings (rows of length one): the share of rows whose nearest other row is the same in both models;
 * anything else: the signal-to-quantization-noise ratio (SQNR) of the worst output, in dB.
 
-SQNR is recorded for every output in every case. The standard error of an agreement p over n rows is sqrt(p (1 - p) / n).
+SQNR is recorded for every output in every case. The standard error of an agreement p over n rows is
+sqrt(p (1 - p) / n).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -24,6 +24,8 @@ from graphopt.errors import DataError
 from graphopt.runtime import run, session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
     import onnxruntime as ort
     from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     Outputs = Mapping[str, NDArray[np.generic]]
     Source = Model | Path | str
 
-SQNR_CEILING_DB = 120.0
+SQNR_CEILING_DB = 200.0
 """Reported for outputs that are equal bit for bit, whose ratio has no finite value."""
 
 SQNR_TARGET_DB = 40.0
@@ -49,7 +51,9 @@ CACHE_BYTES = 256 << 20
 class Metric(Protocol):
     """A user's metric, larger is better: it runs the model on data of its own, or on the held-back feeds."""
 
-    def __call__(self, run: Callable[[Outputs], Outputs], feeds: Iterable[Outputs], /) -> float: ...
+    def __call__(self, run: Callable[[Outputs], Outputs], feeds: Iterable[Outputs], /) -> float:
+        """Return the metric; ``run`` gives the outputs of one feed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +202,8 @@ def _decibel(signal: float, noise: float) -> float:
 def _nearest(rows: NDArray[np.float64]) -> NDArray[np.intp]:
     similarity = rows @ rows.T
     np.fill_diagonal(similarity, -np.inf)
-    return similarity.argmax(axis=1)
+    nearest: NDArray[np.intp] = similarity.argmax(axis=1)
+    return nearest
 
 
 class Judge:

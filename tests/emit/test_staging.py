@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from graphopt.emit import staged_directory
 from graphopt.errors import OutputExistsError, WriteError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def write_half(target: Path, failure: BaseException) -> None:
+    with staged_directory(target) as stage:
+        (stage / "half").write_text("half")
+        raise failure
 
 
 def test_folder_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
@@ -25,9 +34,8 @@ def test_folder_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [RuntimeError("stop"), KeyboardInterrupt(), MemoryError()])
 def test_nothing_is_left_when_the_block_fails(tmp_path: Path, failure: BaseException) -> None:
-    with pytest.raises(type(failure)), staged_directory(tmp_path / "bundle") as stage:
-        (stage / "half").write_text("half")
-        raise failure
+    with pytest.raises(type(failure)):
+        write_half(tmp_path / "bundle", failure)
     assert names(tmp_path) == []
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +11,9 @@ from graphopt.rewrite.guard import Guard, Limit
 from graphopt.rewrite.manager import Outcome, PassRecord, PatchRecord
 from graphopt.rewrite.patch import LayerRecord
 from graphopt.verify.quality import Quality
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DAMAGE = {"conv1": 0.5, "conv2": 6.0, "conv3": 0.25, "conv4": 3.0}
 

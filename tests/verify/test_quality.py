@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx.parser
@@ -15,6 +13,10 @@ from graphopt.errors import DataError
 from graphopt.graph import Model, read_model
 from graphopt.runtime import Feeds, input_specs
 from graphopt.verify.quality import SQNR_CEILING_DB, Judge, Quality, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
 
 RNG = np.random.default_rng(5)
 
