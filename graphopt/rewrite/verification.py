@@ -149,13 +149,12 @@ class Verifier:
             kernels: Any = True if KERNEL_DOMAIN in model.opset_imports else "auto"
             feeds = data or random_feeds(session(model, optimize=False, kernels=kernels), count=SAMPLES, seed=self.seed)
             self._feeds = [dict(feed) for feed, _ in zip(feeds, range(SAMPLES), strict=False)]
-            self._outputs = evaluate(model, self._feeds)
-            again = evaluate(model, self._feeds[:1])
+            *self._outputs, again = evaluate(model, [*self._feeds, *self._feeds[:1]])
         except (UnsupportedError, RunError, DataError, ModelTooLargeError) as error:
             self.notes.append(f"numbers were not compared, since the model cannot be run: {error}")
             self._outputs = None
             return
-        if again and not compare(self._outputs[0], again[0], Contract.EXACT).equal:
+        if not compare(self._outputs[0], again, Contract.EXACT).equal:
             self.notes.append("numbers were not compared, since the model gives other results in each run")
             self._outputs = None
 
