@@ -85,7 +85,9 @@ def run_job(
         GraphoptError: The run failed; nothing was written.
     """
     from graphopt import pipeline
+    from graphopt.target import find_target
 
+    target = find_target(getattr(arguments, "target", "ort-cpu")).name
     output = Path(arguments.output)
     _refuse(output, kind=kind, force=arguments.force)
     with progress_bar(quiet=arguments.quiet) as progress:
@@ -93,7 +95,7 @@ def run_job(
             arguments.model,
             recipe=recipe,
             data=getattr(arguments, "data", None),
-            target=getattr(arguments, "target", "ort-cpu"),
+            target=target,
             max_drop=getattr(arguments, "max_drop", None),
             metric=getattr(arguments, "metric", None),
             options=dict(options or {}),
