@@ -1,0 +1,1 @@
+"""Plain functions on matrices: scores, masks, packing, least squares; no graph in sight."""
