@@ -128,7 +128,7 @@ def _is_read(tensor: Tensor) -> bool:
 
 def _unread_initializers(model: Model) -> Iterator[Patch]:
     for graph in list(model.graphs()):
-        unread = [c for c in graph.initializers if not (c.outputs or c.roles or c in graph.initializer_inputs)]
+        unread = [c for c in graph.initializers if not (c.outputs or c.roles or graph.is_overridable(c))]
         if not unread:
             continue
 

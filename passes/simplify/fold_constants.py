@@ -12,8 +12,6 @@ from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import (
     Constant,
-    Function,
-    Graph,
     Model,
     Node,
     constant_value,
@@ -22,6 +20,7 @@ from graphopt.graph import (
     producer,
 )
 from graphopt.passes.simplify.evaluation import evaluate
+from graphopt.passes.simplify.placement import Placement, needs_node
 from graphopt.passes.simplify.purity import is_constant, is_constant_node, why_impure
 from graphopt.passes.simplify.sizes import output_sizes
 from graphopt.rewrite.pass_ import Pass
@@ -72,10 +71,11 @@ class FoldConstants(Pass):
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch for every folded node whose value is used by a node that stays."""
-        yield from _lift_constant_nodes(model)
+        placement = Placement(model)
+        yield from _lift_constant_nodes(model, placement)
         skipped: dict[Node, str] = {}
         for _ in range(_MOST_ROUNDS):
-            plan = _Plan(model, facts, self.limit_bytes)
+            plan = _Plan(model, facts, self.limit_bytes, placement)
             changed = False
             for patch in plan.patches():
                 yield patch
@@ -109,6 +109,7 @@ class _Plan:
     model: Model
     facts: Facts
     limit: int
+    placement: Placement
     skips: dict[Node, str] = field(default_factory=dict)
     unknown_sizes: int = 0
     folded: dict[Node, _Candidate] = field(default_factory=dict)
@@ -316,7 +317,7 @@ class _Plan:
     def _patch(self, node: Node, values: dict[Tensor, Array], dead: list[Node]) -> Patch:
         def apply(rewriter: Rewriter) -> None:
             for tensor, value in values.items():
-                put_constant(rewriter, self.model, node, tensor, value)
+                self.placement.put(rewriter, node, tensor, value)
             rewriter.erase(dead)
 
         names = ", ".join(f"'{tensor.name}'" for tensor in values)
@@ -324,28 +325,7 @@ class _Plan:
         return Patch(f"fold {node.op}{behind} into the constant {names}", tuple(dead), apply)
 
 
-def put_constant(rewriter: Rewriter, model: Model, node: Node, tensor: Tensor, value: Array) -> None:
-    """Give all readers of an output of a node a constant instead."""
-    graph = node.graph
-    assert graph is not None
-    if not needs_node(graph, model) and not is_graph_output(tensor):
-        constant = rewriter.constant(value, name=tensor.name, near=node)
-        rewriter.replace_uses(tensor, constant)
-        constant.name, tensor.name = tensor.name, constant.name  # the value keeps the name of the tensor it replaces
-        return
-    held = rewriter.op("Constant", [], attrs={"value": Constant("", value)}, like=tensor, near=node, origin=[node])
-    assert not isinstance(held, tuple)
-    rewriter.replace_tensor(tensor, held)
-
-
-def needs_node(graph: Graph, model: Model) -> bool:
-    """Whether a constant of a graph has to be a node: functions have no initializers, before IR 4 they are inputs."""
-    while graph.parent is not None:
-        graph = graph.parent
-    return isinstance(graph, Function) or model.ir_version < 4
-
-
-def _lift_constant_nodes(model: Model) -> Iterator[Patch]:
+def _lift_constant_nodes(model: Model, placement: Placement) -> Iterator[Patch]:
     """Yield a patch for each graph that makes initializers of its Constant nodes."""
     for graph in list(model.graphs()):
         if needs_node(graph, model):
@@ -364,7 +344,7 @@ def _lift_constant_nodes(model: Model) -> Iterator[Patch]:
 
         def apply(rewriter: Rewriter, found: list[tuple[Node, Array]] = found) -> None:
             for node, value in found:
-                put_constant(rewriter, model, node, node.outputs[0], value)
+                placement.put(rewriter, node, node.outputs[0], value)
             rewriter.erase([node for node, _ in found])
 
         reason = f"make initializers of {len(found)} Constant nodes of graph '{graph.name}'"
