@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.solve.pack_sparse import pack_sparse
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def model(
