@@ -185,7 +185,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         measured = Measured(
             quality=quality,
             held_back=data is not None,
-            max_drop=limit.max_drop if limit else None,
+            max_drop=limit.of(quality) if limit else None,
             met=limit is None or stop_after is not None or limit.allows(quality),
             milliseconds=_time(original, work.model, work.fallback, next(iter(held_back)), threads),
             threads=threads,
@@ -200,7 +200,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         notes=(*notes, *work.notes),
         seed=seed,
     )
-    ran = recipe_of(work.ran, name=plan.name, description=plan.description, max_drop=plan.budget.max_drop)
+    ran = replace(recipe_of(work.ran, name=plan.name, description=plan.description), budget=plan.budget)
     return Result(work.model, work.fallback, report, ran, measured is None or measured.met)
 
 
@@ -362,7 +362,7 @@ def _limit(plan: Recipe, max_drop: float | None, *, given: bool) -> Limit | None
         return Limit(max_drop, strict=True)
     if plan.budget.max_drop is None or not given:
         return None
-    return Limit(plan.budget.max_drop, strict=False)
+    return Limit(plan.budget.max_drop, plan.budget.max_drop_db, strict=False)
 
 
 def _load_metric(metric: Metric | str | None) -> Metric | None:

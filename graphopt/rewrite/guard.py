@@ -41,17 +41,23 @@ class Limit:
 
     Attributes:
         max_drop: In the units of ``Quality.drop``.
+        max_drop_db: For outputs judged by SQNR, in dB below 40; None takes ``max_drop``.
         strict: The measured drop itself must fit. Otherwise (budgets of presets, which nobody chose for this data) it
             may exceed the budget by its standard error, so that few held-back samples do not decide by one of them.
     """
 
     max_drop: float
+    max_drop_db: float | None = None
     strict: bool = True
+
+    def of(self, quality: Quality) -> float:
+        """Return the largest loss allowed in the unit of a measurement."""
+        return self.max_drop_db if quality.kind == "sqnr" and self.max_drop_db is not None else self.max_drop
 
     def allows(self, quality: Quality) -> bool:
         """Tell whether a measured quality fits."""
         slack = 0.0 if self.strict else quality.drop_error
-        return quality.drop <= self.max_drop + slack + 1e-9
+        return quality.drop <= self.of(quality) + slack + 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,7 @@ class Guard:
         return Verdict(model, outcome, None, (), (f"{name} was left out: {reason}.",))
 
     def _loss(self, quality: Quality) -> str:
-        return f"loses {quality.drop:.2f} {quality.unit} where {self._limit.max_drop:g} are allowed"
+        return f"loses {quality.drop:.2f} {quality.unit} where {self._limit.of(quality):g} are allowed"
 
     def _weaken(self, model: Model, group: tuple[Pass, ...], full: Trial) -> Verdict:
         low, high, best = 0.0, 1.0, None
@@ -221,9 +227,7 @@ def revert_all(outcome: Outcome, reason: str) -> Outcome:
         return replace(layer, kept=False, reverted=True, reason=reason) if changed(layer) else layer
 
     records = [
-        replace(
-            record, log=[], layers=[back(layer) for layer in record.layers], nodes_after=record.nodes_before
-        )
+        replace(record, log=[], layers=[back(layer) for layer in record.layers], nodes_after=record.nodes_before)
         for record in outcome.records
     ]
     return replace(outcome, records=records)

@@ -66,6 +66,11 @@ class RecipeBudget(BaseModel):
         description="With a metric, in its units; else percentage points of top-1 agreement of the first output, "
         "or dB of SQNR below 40 for other outputs. Absent: no limit.",
     )
+    max_drop_db: float | None = Field(
+        None,
+        ge=0,
+        description="For outputs that are judged by SQNR: dB below 40, in place of max_drop. Absent: max_drop.",
+    )
 
 
 NO_LIMIT = RecipeBudget(max_drop=None)
@@ -113,7 +118,7 @@ class Recipe:
                 where=path,
                 must=nearest(name, dict.fromkeys(s.name for s in self.passes)),
             )
-        value = yaml.safe_load(value) if isinstance(value, str) else value
+        value = _yaml(value, path) if isinstance(value, str) else value
         steps = tuple(
             Step(step.name, {**step.options, option: value}) if step.name == name else step for step in self.passes
         )
@@ -263,7 +268,7 @@ def _parse(raw: Any, where: str) -> _Document:
     try:
         return _Document.model_validate(raw)
     except ValidationError as error:
-        raise explain(error, where=where, valid=_Document.model_fields) from error
+        raise explain(error, where=where, model=_Document) from error
 
 
 def _step(item: object, where: str) -> Step:
