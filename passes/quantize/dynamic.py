@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import constant_value
-from graphopt.passes.quantize.static import conversion, drop_unused
+from graphopt.passes.quantize.static import drop_unused, short_name
 from graphopt.target.grid import quantize_weight, weight_scales
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ FLOAT32 = 1
 SMALLEST_TABLE = 4096
 """Entries below which an embedding table stays float: its integers would save less than the nodes they need."""
 
-TABLE_SQNR_DB = 30.0
+TABLE_SQNR_DB = 25.0
 """Rounded tables below this ratio of signal to rounding error stay float."""
 
 
@@ -33,7 +33,7 @@ def make_dynamic(rw: Rewriter, node: Node, *, per_channel: bool) -> None:
     axis = 1 if per_channel else None
     scales = weight_scales(weight, axis)
     rounded = quantize_weight(weight, axis, scales)
-    base = node.inputs[1].name
+    base = short_name(node.inputs[1])
     one = axis is None
     values = rw.constant(rounded.values, name=f"{base}_quantized", near=node)
     steps = rw.constant(scales.reshape(()) if one else scales, name=f"{base}_scale", near=node)
@@ -86,34 +86,39 @@ def table_refusal(node: Node) -> str | None:
     table = constant_value(node.inputs[0])
     if table is None or table.dtype != np.float32 or table.ndim != 2 or table.size < SMALLEST_TABLE:
         return ""
-    values = np.asarray(table, np.float32)
-    scales = weight_scales(values, None)
-    error = float(np.square(quantize_weight(values, None, scales).restore() - values).sum(dtype=np.float64))
-    power = float(np.square(values).sum(dtype=np.float64))
-    ratio = 10 * np.log10(power / error) if error > 0 and power > 0 else np.inf
-    if ratio < TABLE_SQNR_DB:
-        return f"rounding the table to int8 leaves {ratio:.1f} dB, less than {TABLE_SQNR_DB:g}"
+    best = max(_table_sqnr_db(np.asarray(table, np.float32), axis) for axis in (None, 1))
+    if best < TABLE_SQNR_DB:
+        return f"rounding the table to int8 leaves {best:.1f} dB, less than {TABLE_SQNR_DB:g}"
     return None
 
 
-def make_integer_table(rw: Rewriter, node: Node) -> None:
-    """Look integers up and restore only the rows found: one scale for the whole table.
+def _table_sqnr_db(values: NDArray[np.float32], axis: int | None) -> float:
+    error = quantize_weight(values, axis, weight_scales(values, axis)).restore() - values
+    noise = float(np.square(error).sum(dtype=np.float64))
+    power = float(np.square(values).sum(dtype=np.float64))
+    return float(10 * np.log10(power / noise)) if noise > 0 and power > 0 else float("inf")
 
-    A DequantizeLinear before the Gather would restore the whole table in every run.
+
+def make_integer_table(rw: Rewriter, node: Node) -> None:
+    """Look integers up and restore only the rows found: one scale for the table, or one per column where that is needed.
+
+    A DequantizeLinear before the Gather would restore the whole table in every run; one behind it would be repeated by
+    ONNX Runtime for each of its readers. Cast and Mul are neither.
     """
     table, indices = node.inputs[0], node.inputs[1]
     value = constant_value(table)
     assert value is not None
     values = np.asarray(value, np.float32)
-    scales = weight_scales(values, None)
-    rounded = rw.constant(quantize_weight(values, None, scales).values, name=f"{table.name}_quantized", near=node)
-    step = rw.constant(scales.reshape(()), name=f"{table.name}_scale", near=node)
-    zero_point = rw.constant(np.zeros((), np.int8), name=f"{table.name}_zero_point", near=node)
+    axis = None if _table_sqnr_db(values, None) >= TABLE_SQNR_DB else 1
+    scales = weight_scales(values, axis)
+    base = short_name(table)
+    rounded = rw.constant(quantize_weight(values, axis, scales).values, name=f"{base}_quantized", near=node)
+    step = rw.constant(scales.reshape(()) if axis is None else scales, name=f"{base}_scale", near=node)
     output = node.outputs[0]
     rows = _one(rw.op("Gather", [rounded, indices], attrs=dict(node.attrs), near=node, origin=(node,)))
     rw.set_type(rows, np.dtype(np.int8), output.shape)
-    restored = conversion(rw, "DequantizeLinear", [rows, step, zero_point], near=node)
-    rw.set_type(restored, np.dtype(np.float32), output.shape)
+    real = _one(rw.op("Cast", [rows], attrs={"to": FLOAT32}, like=output, near=node))
+    restored = _one(rw.op("Mul", [real, step], like=output, near=node))
     rw.replace_tensor(output, restored)
     rw.erase([node])
     drop_unused(rw, [table])

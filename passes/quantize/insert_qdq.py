@@ -18,7 +18,7 @@ from graphopt.target.placement import Group, Placement, place
 from graphopt.target.rules import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Collection, Generator, Iterator
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Model, Node, Rewriter
@@ -50,7 +50,8 @@ class InsertQdq(Pass):
             run, for linear layers only; ``auto`` takes uint8 where there is data, except for linear layers that read
             sequences.
         per_channel: One weight scale per output channel; one per weight below opset 13, which has no others.
-        calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is minmax.
+        calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is mse, the best on
+            the models measured.
         percentile: Share of values that a range keeps, in percent, for ``percentile``.
         embeddings: Round the tables of embeddings to int8 as well.
         keep: Names of nodes that stay float.
@@ -88,8 +89,8 @@ class InsertQdq(Pass):
         per_channel = self.per_channel and model.opset >= target.per_channel_since
         types = facts.get(Types)
         static = self.activations != "dynamic" and facts.feeds is not None
-        ranges = facts.get(Ranges) if static and has_weights(model, target) else None
-        dynamic = self._dynamic_layers(model, target, types, static=ranges is not None)
+        dynamic = self._dynamic_layers(model, target, types, static=static)
+        ranges = facts.get(Ranges) if static and has_weights(model, target, {*dynamic, *self._kept(model)}) else None
         leave = dict.fromkeys(self.keep, "kept float as asked")
         if ranges is not None:
             yield from self._place_static(model, target, types, ranges, leave, dynamic, per_channel=per_channel)
@@ -100,6 +101,10 @@ class InsertQdq(Pass):
         if self.embeddings:
             yield from self._tables(model, leave)
         yield from inner_refusals(model, target)
+
+    def _kept(self, model: Model) -> list[Node]:
+        keep = set(self.keep)
+        return [node for node in model.graph.nodes if node.name in keep]
 
     def _model_refusal(self, model: Model) -> str | None:
         found = sorted({node.op for _, node in model.walk() if node.op in QUANTIZED})
@@ -135,7 +140,7 @@ class InsertQdq(Pass):
                 yield Skip(node, why)
         for node, why in float_neighbours(model, target, placement):
             yield Skip(node, why)
-        form = StaticForm(model, placement, self._grids(ranges), per_channel=per_channel)
+        form = StaticForm(types, placement, self._grids(ranges), per_channel=per_channel)
         for node, rule in placement.nodes.items():
             patch = self._static_patch(form, placement, node, rule, per_channel=per_channel)
             if patch is not None:
@@ -268,16 +273,18 @@ class GridOf:
     def _span(self, seen: TensorRange) -> tuple[float, float]:
         if self._calibrator == "percentile":
             return seen.percentile(self._percentile)
-        if self._calibrator == "mse":
+        if self._calibrator in {"mse", "auto"}:
             return seen.least_error()
         return seen.low, seen.high
 
 
-def has_weights(model: Model, target: Target) -> bool:
-    """Tell whether the main graph has an operator worth calibrating for."""
+def has_weights(model: Model, target: Target, without: Collection[Node]) -> bool:
+    """Tell whether the main graph has a weighted operator, other than the given ones, worth calibrating for."""
     for node in model.graph.nodes:
         rule = target.rule(node)
-        if rule is not None and rule.role is Role.WEIGHTED and rule.refuse(node) is None:
+        if node in without or rule is None or rule.role is not Role.WEIGHTED:
+            continue
+        if rule.refuse(node) is None and not is_overridable(model, node):
             return True
     return False
 

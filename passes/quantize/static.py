@@ -15,33 +15,38 @@ from graphopt.graph import constant_value, is_graph_output, producer, uses
 from graphopt.target.grid import Grid, activation_grid, fit_bias, quantize_bias, quantize_weight, weight_scales
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
-    from graphopt.graph import Constant, Model, Node, Rewriter, Tensor, Variable
+    from graphopt.analysis.types import Types
+    from graphopt.graph import Constant, Node, Rewriter, Tensor, Variable
     from graphopt.target.placement import Group, Placement
     from graphopt.target.rules import OpRule
+
+
+NAME_LENGTH = 40
 
 
 class StaticForm:
     """Turns the operators of a placement into their integer form, one after the other, in graph order.
 
     Args:
-        model: The model that is edited.
+        types: Types and shapes of the model before the first operator was turned.
         placement: What becomes integer.
         grid_of: The grid of a group of tensors.
         per_channel: One weight scale per output channel; needs opset 13.
     """
 
     def __init__(
-        self, model: Model, placement: Placement, grid_of: Callable[[Group], Grid], *, per_channel: bool = True
+        self, types: Types, placement: Placement, grid_of: Callable[[Group], Grid], *, per_channel: bool = True
     ) -> None:
-        self._model = model
+        self._types = types
         self._placement = placement
         self._grid_of = grid_of
         self._per_channel = per_channel
         self._parameters: dict[int, tuple[Constant, Constant]] = {}
+        self._zero_points: dict[tuple[str, tuple[int, ...], bytes], Constant] = {}
         self._rounded: dict[Tensor, Variable] = {}
         self._restored: dict[Tensor, Variable] = {}
         self._origins: dict[Tensor, Tensor] = {}
@@ -83,7 +88,7 @@ class StaticForm:
             if value is None:
                 self._read_rounded(rw, node, place, self._original(tensor))
             else:
-                rw.set_input(node, place, self._restored_constant(rw, node, np.asarray(value, np.float32), tensor.name))
+                rw.set_input(node, place, self._restored_constant(rw, node, np.asarray(value, np.float32), tensor))
                 drop_unused(rw, [tensor])
         self._round_output(rw, node)
 
@@ -103,7 +108,6 @@ class StaticForm:
         outputs = list(node.outputs)
         moved = rw.op(node.op, inputs, attrs=dict(node.attrs), outputs=len(outputs), near=node, origin=(node,))
         for old, new in zip(outputs, moved if isinstance(moved, tuple) else (moved,), strict=True):
-            rw.set_type(new, np.dtype(np.uint8), old.shape)
             self._rounded[old] = new
             group = self._placement.groups[old]
             self._replace(rw, node, old, new, group)
@@ -128,14 +132,12 @@ class StaticForm:
         if tensor not in self._rounded:
             scale, zero_point = self._constants(rw, node, self._placement.groups[tensor])
             rounded = conversion(rw, "QuantizeLinear", [tensor, scale, zero_point], near=node)
-            rw.set_type(rounded, np.dtype(np.uint8), tensor.shape)
             self._rounded[tensor] = rounded
         return self._rounded[tensor]
 
     def _restore(self, rw: Rewriter, node: Node, tensor: Tensor, rounded: Variable, group: Group) -> Variable:
         scale, zero_point = self._constants(rw, node, group)
         restored = conversion(rw, "DequantizeLinear", [rounded, scale, zero_point], near=node)
-        rw.set_type(restored, np.dtype(np.float32), tensor.shape)
         return restored
 
     def _round_output(self, rw: Rewriter, node: Node) -> None:
@@ -180,19 +182,25 @@ class StaticForm:
         key = id(group)
         if key not in self._parameters:
             grid = self._grid_of(group)
-            base = group.tensors[0].name
+            base = short_name(group.tensors[0])
             scale = rw.constant(np.asarray(grid.scale, np.float32), name=f"{base}_scale", near=node)
-            zero_point = rw.constant(np.asarray(grid.zero_point, np.uint8), name=f"{base}_zero_point", near=node)
-            self._parameters[key] = (scale, zero_point)
+            self._parameters[key] = (scale, self._zero_point(rw, node, np.asarray(grid.zero_point, np.uint8)))
         return self._parameters[key]
 
-    def _restored_constant(self, rw: Rewriter, node: Node, value: NDArray[np.float32], name: str) -> Variable:
+    def _zero_point(self, rw: Rewriter, node: Node, value: NDArray[np.generic]) -> Constant:
+        """Return a zero point; equal ones are written once."""
+        key = (value.dtype.name, value.shape, value.tobytes())
+        if key not in self._zero_points:
+            self._zero_points[key] = rw.constant(value, name=f"zero_point_{value.dtype.name}", near=node)
+        return self._zero_points[key]
+
+    def _restored_constant(self, rw: Rewriter, node: Node, value: NDArray[np.float32], tensor: Tensor) -> Variable:
         grid = activation_grid(float(value.min(initial=0.0)), float(value.max(initial=0.0)))
+        name = short_name(tensor)
         rounded = rw.constant(grid.quantize(value), name=f"{name}_quantized", near=node)
         scale = rw.constant(np.asarray(grid.scale, np.float32), name=f"{name}_scale", near=node)
-        zero_point = rw.constant(np.asarray(grid.zero_point, np.uint8), name=f"{name}_zero_point", near=node)
+        zero_point = self._zero_point(rw, node, np.asarray(grid.zero_point, np.uint8))
         restored = conversion(rw, "DequantizeLinear", [rounded, scale, zero_point], near=node)
-        rw.set_type(restored, np.dtype(np.float32), list(value.shape))
         return restored
 
     # -------------------------------------------------------------------------------------------------- weights
@@ -230,8 +238,8 @@ class StaticForm:
         It does so for matrices, and for more axes where all sizes are known; a bias that comes out of a
         DequantizeLinear keeps the Gemm an integer one.
         """
-        shape = node.inputs[0].shape
-        known = shape is not None and (len(shape) == 2 or all(isinstance(size, int) and size > 0 for size in shape))
+        x = self._original(node.inputs[0])
+        known = self._types.rank(x) == 2 or self._types.static_shape(x) is not None
         readers = uses(node.outputs[0])
         if not known or len(readers) != 1 or readers[0].node.op != "Add" or is_graph_output(node.outputs[0]):
             return None
@@ -257,14 +265,12 @@ class StaticForm:
         key = (id(source), scales.tobytes())
         if key not in self._weights:
             rounded = quantize_weight(weight, axis, scales)
-            one = axis is None
-            values = rw.constant(rounded.values, name=f"{source.name}_quantized", near=node)
-            steps = rw.constant(scales.reshape(()) if one else scales, name=f"{source.name}_scale", near=node)
-            zeros = np.zeros(() if one else scales.shape, np.int8)
-            zero_point = rw.constant(zeros, name=f"{source.name}_zero_point", near=node)
+            one, name = axis is None, short_name(source)
+            values = rw.constant(rounded.values, name=f"{name}_quantized", near=node)
+            steps = rw.constant(scales.reshape(()) if one else scales, name=f"{name}_scale", near=node)
+            zero_point = self._zero_point(rw, node, np.zeros(() if one else scales.shape, np.int8))
             attrs = {} if one else {"axis": axis}
             restored = conversion(rw, "DequantizeLinear", [values, steps, zero_point], attrs=attrs, near=node)
-            rw.set_type(restored, np.dtype(np.float32), list(weight.shape))
             self._weights[key] = (restored, source)
         return self._weights[key][0], scales
 
@@ -272,30 +278,32 @@ class StaticForm:
         self, rw: Rewriter, node: Node, bias: NDArray[np.float32], step: np.float32, scales: NDArray[np.float32]
     ) -> Variable:
         values, steps = quantize_bias(bias, step, scales)
-        name = f"{node.name or node.outputs[0].name}_bias"
-        rounded = rw.constant(values, name=f"{name}_quantized", near=node)
+        name = f"{short_name(node.outputs[0])}_bias"
         one = steps.size == 1
+        rounded = rw.constant(values, name=f"{name}_quantized", near=node)
         scale = rw.constant(steps.reshape(()) if one else steps, name=f"{name}_scale", near=node)
-        zeros = rw.constant(np.zeros(() if one else steps.shape, np.int32), name=f"{name}_zero_point", near=node)
-        restored = conversion(
-            rw, "DequantizeLinear", [rounded, scale, zeros], attrs={} if one else {"axis": 0}, near=node
-        )
-        rw.set_type(restored, np.dtype(np.float32), [bias.size])
+        attrs: dict[str, object] = {} if one else {"axis": 0}
+        restored = conversion(rw, "DequantizeLinear", [rounded, scale], attrs=attrs, near=node)
         return restored
 
 
 def conversion(
-    rw: Rewriter, op: str, inputs: list[Tensor], *, near: Node, attrs: dict[str, object] | None = None
+    rw: Rewriter, op: str, inputs: list[Tensor], *, near: Node, attrs: Mapping[str, object] | None = None
 ) -> Variable:
     """Write a QuantizeLinear or DequantizeLinear.
 
     It keeps no metadata of the operator it serves: exporters note a stack trace there, larger than a small layer.
     """
-    made: Variable = rw.op(op, inputs, attrs=attrs, near=near)
+    made: Variable = rw.op(op, inputs, attrs=dict(attrs or {}), near=near, name=f"{short_name(inputs[0])}_{op}")
     source = producer(made)
     assert source is not None
     source.metadata.clear()
     return made
+
+
+def short_name(tensor: Tensor) -> str:
+    """Return the end of a tensor's name: some exporters write names that are longer than a bias."""
+    return tensor.name[-NAME_LENGTH:].removesuffix("_quantized").lstrip("/")
 
 
 def drop_unused(rw: Rewriter, tensors: Iterable[Tensor]) -> None:
