@@ -79,13 +79,8 @@ def kind_of(proto: AttributeProto) -> int:
     """Return the kind of an attribute; models before IR version 2 do not state it."""
     if proto.type:
         return int(proto.type)
-    for kind, field in FIELD.items():
-        if kind >= AttributeProto.FLOATS and kind != AttributeProto.SPARSE_TENSOR and kind != AttributeProto.TYPE_PROTO:
-            if len(getattr(proto, field)):
-                return int(kind)
-        elif proto.HasField(field):
-            return int(kind)
-    return 0
+    present = {field.name for field, _ in proto.ListFields()}
+    return next((int(kind) for kind, field in FIELD.items() if field in present), 0)
 
 
 def decode(proto: AttributeProto, constant: Callable[[onnx.TensorProto], Any]) -> Any:
@@ -125,7 +120,7 @@ def encode_plain(proto: AttributeProto, value: Any, where: str) -> None:
     Raises:
         GraphError: ONNX has no attribute for this value.
     """
-    if isinstance(value, bool | np.bool_) or isinstance(value, numbers.Integral):
+    if isinstance(value, numbers.Integral | np.bool_):
         number = int(value)
         if not -(1 << 63) <= number < 1 << 63:
             raise GraphError(f"attribute '{proto.name}' is {number}", where=where, must="Integers have 64 bits")

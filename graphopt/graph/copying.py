@@ -18,8 +18,8 @@ def copy_graph(graph: Graph, outer: dict[str, Tensor] | None = None) -> Graph:
 
     Args:
         graph: The graph to copy.
-        outer: Tensors around it by name. A captured tensor is taken from here if it is there; else, copied alone, a body
-            gets an unconnected copy of it.
+        outer: Tensors around it by name. A captured tensor is taken from here if it is there; a body that is copied
+            alone gets an unconnected copy of it.
     """
     return _Copier({} if outer is None else outer).graph(graph, None, None)
 
@@ -71,7 +71,7 @@ class _Copier:
                 twin = cast("Constant", self.tensor(constant))
                 twin.home = target
                 target.initializers[twin] = None
-            target.inputs = [self.tensor(t) for t in source.inputs]
+            target.inputs[:] = [self.tensor(t) for t in source.inputs]
             nodes = []
             for node in source.nodes:
                 bodies = dict(node_subgraphs(node))
@@ -82,8 +82,8 @@ class _Copier:
                     shell.__dict__.update(parent=target, parent_node=twin_node)
                     twin_node.attrs[key] = shell
                     work.append((body, shell))
-            target.nodes = nodes
-            target.outputs = [self.tensor(t) for t in source.outputs]
+            target.nodes[:] = nodes
+            target.outputs[:] = [self.tensor(t) for t in source.outputs]
             target.initializer_inputs.update(
                 {cast("Constant", self.tensor(c)): info for c, info in source.initializer_inputs.items()}
             )

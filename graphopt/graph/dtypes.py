@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -37,7 +37,7 @@ def numpy_dtype(onnx_dtype: int) -> np.dtype[Any] | None:
     if onnx_dtype == STRING:
         return OBJECT
     try:
-        return np.dtype(helper.tensor_dtype_to_np_dtype(onnx_dtype))
+        return cast("np.dtype[Any]", np.dtype(helper.tensor_dtype_to_np_dtype(onnx_dtype)))
     except (KeyError, TypeError):
         return None
 
@@ -82,7 +82,7 @@ def is_sub_byte(onnx_dtype: int) -> bool:
 
 def unpack(data: np.ndarray[Any, np.dtype[np.uint8]], onnx_dtype: int, shape: Sequence[int]) -> np.ndarray[Any, Any]:
     """Unpack a sub-byte buffer into one element per byte, of the numpy type of ``onnx_dtype``."""
-    dtype = numpy_dtype(onnx_dtype)
+    dtype = cast("np.dtype[Any]", numpy_dtype(onnx_dtype))
     count = math.prod(shape)
     width = _SUB_BYTE_BITS[onnx_dtype]
     if width == 6:
@@ -100,7 +100,7 @@ def unpack(data: np.ndarray[Any, np.dtype[np.uint8]], onnx_dtype: int, shape: Se
     for lane in range(per_byte):
         out[:, lane] = data >> (width * lane) & ((1 << width) - 1)
     flat = out.reshape(-1)[:count]
-    if dtype is not None and np.dtype(dtype).name.startswith("int"):
+    if dtype.name.startswith("int"):
         sign = np.uint8(1 << (width - 1))
         flat = ((flat ^ sign).astype(np.int8) - np.int8(sign)).view(np.uint8)
     return flat.reshape(shape).view(dtype)
@@ -117,11 +117,11 @@ def pack(array: np.ndarray[Any, Any], onnx_dtype: int) -> np.ndarray[Any, np.dty
     lanes = padded.reshape(-1, per_group)
     size = (codes.size * width + 7) // 8
     if width == 6:
-        out = np.empty((lanes.shape[0], 3), np.uint8)
-        out[:, 0] = lanes[:, 0] | (lanes[:, 1] & 0x03) << 6
-        out[:, 1] = lanes[:, 1] >> 2 | (lanes[:, 2] & 0x0F) << 4
-        out[:, 2] = lanes[:, 2] >> 4 | lanes[:, 3] << 2
-        return out.reshape(-1)[:size]
+        triples = np.empty((lanes.shape[0], 3), np.uint8)
+        triples[:, 0] = lanes[:, 0] | (lanes[:, 1] & 0x03) << 6
+        triples[:, 1] = lanes[:, 1] >> 2 | (lanes[:, 2] & 0x0F) << 4
+        triples[:, 2] = lanes[:, 2] >> 4 | lanes[:, 3] << 2
+        return triples.reshape(-1)[:size]
     out = np.zeros(lanes.shape[0], np.uint8)
     for lane in range(per_group):
         out |= lanes[:, lane] << (width * lane)

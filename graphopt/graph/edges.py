@@ -10,7 +10,7 @@ when the list is read next, so that moving n edges costs O(n) in whatever order 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,14 +89,14 @@ class HookedList(list[T]):
     def __delitem__(self, index: SupportsIndex | slice) -> None:
         old = list.__getitem__(self, index)
         list.__delitem__(self, index)
-        for item in old if isinstance(index, slice) else (old,):
-            self._unlinked(item)  # type: ignore[arg-type]
+        for item in cast("list[T]", old if isinstance(index, slice) else [old]):
+            self._unlinked(item)
 
-    def __iadd__(self, items: Iterable[T]) -> HookedList[T]:  # type: ignore[override,misc]
+    def __iadd__(self, items: Iterable[T]) -> HookedList[T]:  # type: ignore[override]
         self.extend(items)
         return self
 
-    def __imul__(self, count: SupportsIndex) -> HookedList[T]:  # type: ignore[override,misc]
+    def __imul__(self, count: SupportsIndex) -> HookedList[T]:
         items = list(self)
         self[:] = items * int(count)
         return self

@@ -15,8 +15,9 @@ from onnx import TensorProto
 from graphopt.errors import OutputExistsError, WriteError
 from graphopt.graph import dtypes
 from graphopt.graph.messages import tensor_head, tensor_inline
-from graphopt.graph.weights import ExternalWeight
-from graphopt.graph.write import LIMIT_BYTES, adopt_constants, build, serialise, too_large
+from graphopt.graph.read import LIMIT_BYTES
+from graphopt.graph.weights import ExternalWeight, SparseWeight
+from graphopt.graph.write import adopt_constants, build, serialise, too_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,7 @@ AUTO_LIMIT_BYTES = 1_500_000_000
 SMALL_BYTES = 1024  # stays in the model
 _ALIGN = 64
 _LARGE_BYTES = 1 << 20
+_CHECKSUM = "checksum"
 _LARGE_ALIGN = 4096  # a page: may be mapped into memory as it is
 
 
@@ -69,13 +71,19 @@ def _write(model: Model, target: Path, external: str | None) -> None:
         else:
             with staging.file(target.parent / external) as stream:
                 writer = _DataWriter(stream, external)
+                writer.hashed = any(_has_checksum(c) for g in model.graphs() for c in g.initializers)
                 proto = build(model, writer.tensor)
-                writer.finish()
+                writer.complete(proto)
             data = serialise(proto)
         with staging.file(target) as stream:
             view = memoryview(data)
             for start in range(0, len(view), 8 << 20):
                 stream.write(view[start : start + (8 << 20)])
+
+
+def _has_checksum(constant: Constant) -> bool:
+    weight = constant.weight
+    return isinstance(weight, ExternalWeight) and any(e.key == _CHECKSUM for e in weight.proto.external_data)
 
 
 class Staging:
@@ -157,13 +165,13 @@ class _DataWriter:
         self.stream = stream
         self.location = location
         self.position = 0
-        self.hash: Any = None
-        self.checked: list[onnx.TensorProto] = []
-        self.large: list[tuple[onnx.StringStringEntryProto, Any]] = []
+        self.digest = hashlib.sha1(usedforsecurity=False)  # what ONNX calls the checksum of a data file
+        self.hashed = False
 
     def tensor(self, constant: Constant) -> onnx.TensorProto | onnx.SparseTensorProto:
+        """Return the message of an initializer, its values written to the data file if they are large."""
         weight = constant.weight
-        if weight.onnx_dtype == dtypes.STRING or weight.nbytes < SMALL_BYTES or hasattr(weight, "sparse"):
+        if weight.onnx_dtype == dtypes.STRING or weight.nbytes < SMALL_BYTES or isinstance(weight, SparseWeight):
             return tensor_inline(constant)
         align = _LARGE_ALIGN if weight.nbytes >= _LARGE_BYTES else _ALIGN
         self._write(bytes(-self.position % align))
@@ -175,20 +183,25 @@ class _DataWriter:
         entries = {"location": self.location, "offset": str(offset), "length": str(self.position - offset)}
         for key, value in entries.items():
             proto.external_data.add(key=key, value=value)
+        if _has_checksum(constant):
+            proto.external_data.add(key=_CHECKSUM)
         return proto
 
     def _write(self, data: Any) -> None:
         self.stream.write(data)
+        if self.hashed:
+            self.digest.update(data)
         self.position += len(data)
 
-    def finish(self) -> None:
-        """Nothing more will come."""
-
-
-def sha1_of(path: Path) -> str:
-    """Return the SHA-1 of a file, as external data descriptions have it."""
-    digest = hashlib.sha1(usedforsecurity=False)
-    with path.open("rb") as stream:
-        while chunk := stream.read(8 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    def complete(self, proto: onnx.ModelProto) -> None:
+        """Put the checksum of the whole file where tensors had one before, in bodies too."""
+        if not self.hashed:
+            return
+        graphs = [proto.graph]
+        while graphs:
+            graph = graphs.pop()
+            for tensor in graph.initializer:
+                for entry in tensor.external_data:
+                    if entry.key == _CHECKSUM:
+                        entry.value = self.digest.hexdigest()
+            graphs.extend(a.g for node in graph.node for a in node.attribute if a.HasField("g"))

@@ -17,6 +17,7 @@ from graphopt.graph.nodes import Node
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from graphopt.graph.edges import Edges
     from graphopt.graph.record import Record
     from graphopt.graph.tensors import Constant, Tensor
 
@@ -189,6 +190,24 @@ class Graph(gs.Graph):  # type: ignore[misc]
                     function, nested=recurse_subgraphs, unused_outputs=remove_unused_node_outputs
                 )
         return self
+
+    def layer(
+        self, inputs: Iterable[Any] | None = None, outputs: Iterable[Any] | None = None, *args: Any, **kwargs: Any
+    ) -> Edges:
+        """Append a node, as graphsurgeon does, of our classes.
+
+        Args:
+            inputs: Tensors; strings for new variables; arrays, numbers and lists of numbers for new constants.
+            outputs: Tensors, or strings for new variables.
+            args: Passed to Node.
+            kwargs: Passed to Node.
+
+        Returns:
+            The outputs of the node.
+        """
+        from graphopt.graph.layer import append_layer
+
+        return append_layer(self, list(inputs or ()), list(outputs or ()), *args, **kwargs)
 
     def copy(self, tensor_map: dict[str, Tensor] | None = None) -> Graph:
         """Return a copy that shares the values of constants until one side changes them.

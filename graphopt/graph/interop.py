@@ -45,8 +45,8 @@ def gs_pass(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function written for stock graphsurgeon run on our graphs.
 
     Its first argument is a Model or a Graph; the function gets the graph. While it runs, ``constant.values`` may be
-    written to. Afterwards stock objects that it created become ours, edges that stock lists lost are linked again, names and
-    order are checked, and the version counters move.
+    written to. Afterwards stock objects that it created become ours, edges that stock lists lost are linked again,
+    names and order are checked, and the version counters move.
     """
 
     @functools.wraps(function)
@@ -192,7 +192,7 @@ def _relink(root: Graph) -> None:
                 makers = tensors.setdefault(tensor, ([], []))[0]
                 if makers and tensor.name:
                     raise GraphError(
-                        f"tensor '{tensor.name}' is produced by '{makers[0].name}' ({makers[0].op}) and '{node.name}' ({node.op})",
+                        f"tensor '{tensor.name}' is produced by {_called(makers[0])} and {_called(node)}",
                         where=f"graph '{graph.name}'",
                         must="A tensor has one producer",
                     )
@@ -201,6 +201,10 @@ def _relink(root: Graph) -> None:
         for uses, nodes in ((tensor.inputs, makers), (tensor.outputs, users)):
             if list(uses) != nodes:
                 list.__setitem__(uses, slice(None), nodes)
+
+
+def _called(node: Any) -> str:
+    return f"'{node.name}' ({node.op})"
 
 
 def _check_names(graph: Graph) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx
 
 from graphopt.graph.copying import copy_roots
-from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.names import NameAllocator
 from graphopt.graph.order import sort_graph
 from graphopt.graph.scopes import nested_graphs, walk_graphs
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from graphopt.graph.graphs import Function, Graph
     from graphopt.graph.nodes import Node
     from graphopt.graph.scopes import Order
 
@@ -46,6 +46,7 @@ class Model:
         versions: Counters of edits.
         names: Gives out names that are new in every scope.
         carried: The ModelProto it was read from, or None.
+        metadata: The ``metadata_props``; may be changed.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Model:
         self.versions = Versions()
         self.names = NameAllocator()
         self.carried = carried
+        self.metadata = {} if carried is None else {entry.key: entry.value for entry in carried.metadata_props}
         self.names.bind(_Roots(self))
 
     @property
@@ -95,11 +97,6 @@ class Model:
             for graph in nested_graphs(root):
                 graph.ir_version = version
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The ``metadata_props`` of the model, as read."""
-        return {} if self.carried is None else {entry.key: entry.value for entry in self.carried.metadata_props}
-
     def roots(self) -> list[Graph]:
         """Return the main graph and the bodies of the functions."""
         return [self.graph, *self.functions]
@@ -130,7 +127,8 @@ class Model:
     def copy(self) -> Model:
         """Return an independent model that shares the values of constants until one side changes them."""
         graph, *functions = copy_roots(self.roots())
-        twin = Model(graph, functions, carried=self.carried, path=self.path)  # type: ignore[arg-type]
+        twin = Model(graph, functions, carried=self.carried, path=self.path)
+        twin.metadata = dict(self.metadata)
         twin.versions = Versions(self.versions.structure, self.versions.types, self.versions.weights)
         return twin
 

@@ -207,7 +207,7 @@ class NodeList(HookedList[Any]):
         return iter(tuple(list.__iter__(self)))
 
     def __reversed__(self) -> Iterator[Any]:
-        return reversed(tuple(self))
+        return iter(tuple(self)[::-1])
 
     def __len__(self) -> int:
         return list.__len__(self) if self._listed_now else self._size

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphError
 from graphopt.graph.graphs import Graph, node_subgraphs
-from graphopt.graph.nodes import Node
 from graphopt.graph.scopes import captures, nested_graphs
-from graphopt.graph.tensors import Constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from graphopt.graph.tensors import Tensor
+    from graphopt.graph.nodes import Node
+    from graphopt.graph.tensors import Constant, Tensor
 
 
 def tensors_read(node: Node) -> Iterator[Tensor]:
@@ -150,7 +149,7 @@ def eliminate_unreachable(
         if unused_outputs:
             _drop_unused_outputs(scope)
         if unused_inputs:
-            scope.inputs = [t for t in scope.inputs if t.outputs or len(t.roles) > 1]
+            scope.inputs[:] = [t for t in scope.inputs if t.outputs or len(t.roles) > 1]
         if unused_initializers:
             _drop_unused_initializers(scope)
     return removed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,8 @@ def read_model(source: str | Path | bytes | onnx.ModelProto, *, base: str | Path
         raise ReadError("graphs are nested too deeply", where=where, must=f"At most {MAX_DEPTH} levels") from error
 
 
+LIMIT_BYTES = (1 << 31) - 1  # of one protobuf message
+
 # A body is three messages deep and protobuf reads at most 100 levels.
 MAX_DEPTH = 32
 
@@ -68,7 +71,7 @@ def _parse(source: str | Path | bytes | onnx.ModelProto, where: str) -> onnx.Mod
         proto.CopyFrom(source)
         return proto
     try:
-        data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else Path(source).read_bytes()
+        data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else _file_bytes(Path(source), where)
     except OSError as error:
         raise ReadError(
             f"the file cannot be read: {error.strerror or error}", where=where, do="Check the path."
@@ -85,6 +88,20 @@ def _parse(source: str | Path | bytes | onnx.ModelProto, where: str) -> onnx.Mod
             do="Fetch the file again and compare its size.",
         ) from error
     return proto
+
+
+def _file_bytes(path: Path, where: str) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ReadError("it is not a regular file", where=where, must="It must be an .onnx file", do="Check the path.")
+    if status.st_size > LIMIT_BYTES:
+        raise ReadError(
+            f"it has {status.st_size} bytes",
+            where=where,
+            must="An .onnx file is one protobuf message of at most 2 GiB",
+            do="Export the model with external data.",
+        )
+    return path.read_bytes()
 
 
 class _Reader:

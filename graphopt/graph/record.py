@@ -59,5 +59,5 @@ class Record:
             for t, ps, proto in self.annotations
             if t is None or t in tensors
         ]
-        twin.idle = {tensors[t] for t in self.idle if t in tensors}  # type: ignore[misc]
+        twin.idle = {tensors[t] for t in self.idle if t in tensors}
         return twin

@@ -195,8 +195,7 @@ class Rewriter:
         if isinstance(graph, Function):
             value = Constant(label, weight)
             like = Variable(label, weight.dtype, list(weight.shape))
-            made = self.op("Constant", (), attrs={"value": value}, like=like, name=label, near=near)
-            return made
+            return self.op("Constant", (), attrs={"value": value}, like=like, name=label, near=near)
         if graph.parent is not None and (graph.ir_version or 4) < 4:
             graph = self.model.graph
         constant = Constant(label, weight)
@@ -258,8 +257,8 @@ class Rewriter:
     def replace_tensor(self, old: Tensor, new: Tensor) -> None:
         """Let every node read ``new`` instead of ``old`` and every graph give it out under the same public name.
 
-        The producer side of ``new`` takes over the name and the declared type of an output of a graph; where it cannot (it
-        is an input, a constant, or an output already) an Identity does.
+        The producer side of ``new`` takes over the name and the declared type of an output of a graph; where it cannot
+        (it is an input, a constant, or an output already) an Identity does.
 
         Raises:
             GraphError: The element types differ, or the output is also an input of the graph.
@@ -281,6 +280,12 @@ class Rewriter:
                 f"'{new.name}' has {new.onnx_dtype}",
                 must="Public types never change",
                 do="Insert a Cast.",
+            )
+        if not _shapes_agree(old.shape, new.shape):
+            raise GraphError(
+                f"output '{old.name}' of graph '{graph.name}' has shape {old.shape}, its replacement '{new.name}' has "
+                f"{new.shape}",
+                must="Public shapes never change",
             )
         made = producer(new)
         if isinstance(new, Constant) or made is None or made.graph is not graph or new.roles:
@@ -414,9 +419,15 @@ class Rewriter:
         self._touched[node] = None
 
     def drop_initializer(self, constant: Constant) -> None:
-        """Remove an initializer that nobody reads and nobody may feed; any other stays."""
-        if constant.home is not None and not is_used(constant) and constant not in constant.home.initializer_inputs:
-            self._loose[constant] = None
+        """Remove an initializer that nobody reads and nobody may feed; any other stays.
+
+        Before IR version 4, where an initializer is listed as an input but cannot be fed, that entry goes too.
+        """
+        home = constant.home
+        if home is not None and not is_used(constant):
+            home.initializers.pop(constant, None)
+            home.initializer_inputs.pop(constant, None)
+            constant.home = None
             self._structure = True
 
     def drop_function(self, function: Function) -> None:
@@ -442,7 +453,7 @@ class Rewriter:
                 if (tensor.outputs or tensor.roles) and not tensor.inputs:
                     user = tensor.outputs[0].name if tensor.outputs else "the outputs of its graph"
                     raise GraphError(
-                        f"node '{node.name}' ({node.op}) was erased, but its output '{tensor.name}' is still used by '{user}'",
+                        f"'{node.name}' ({node.op}) was erased, but its output '{tensor.name}' is used by '{user}'",
                         must="Replace the uses of a tensor before its producer goes",
                     )
             if node.graph is not None:
@@ -475,6 +486,15 @@ class Rewriter:
         versions.structure += self._structure
         versions.types += self._types
         versions.weights += self._weights
+
+
+def _shapes_agree(left: Sequence[Any] | None, right: Sequence[Any] | None) -> bool:
+    """Tell whether two shapes may be the same: numbers differ nowhere, symbols may stand for anything."""
+    if left is None or right is None:
+        return True
+    return len(left) == len(right) and all(
+        a == b or not isinstance(a, int) or not isinstance(b, int) for a, b in zip(left, right, strict=True)
+    )
 
 
 def _holder_in(graph: Graph, node: Node | None) -> Node | None:

@@ -10,13 +10,14 @@ from onnx import AttributeProto
 from graphopt.graph import dtypes
 from graphopt.graph.attributes import RawAttribute
 from graphopt.graph.graphs import Graph, node_subgraphs
-from graphopt.graph.nodes import Node
 from graphopt.graph.tensors import Constant, Tensor, Variable
 from graphopt.graph.weights import SparseWeight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
+
+    from graphopt.graph.nodes import Node
 
 Order = Literal["pre", "post"]
 
@@ -30,7 +31,7 @@ class Use(NamedTuple):
     """
 
     node: Node
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 def subgraphs(node: Node) -> Iterator[tuple[str, Graph]]:
@@ -62,8 +63,7 @@ def walk_graphs(roots: Iterable[Graph], order: Order = "pre") -> Iterator[tuple[
             bodies = [body for _, body in node_subgraphs(node)]
             if order == "post" and not bodies:
                 yield graph, node
-            for body in reversed(bodies):
-                stack.append((body, iter(body.nodes), node))
+            stack.extend((body, iter(body.nodes), node) for body in reversed(bodies))
 
 
 def nested_graphs(root: Graph) -> Iterator[Graph]:
@@ -84,7 +84,7 @@ def uses(tensor: Tensor) -> list[Use]:
     """Return every edge from a tensor to a node, of all scopes. Outputs of graphs are not nodes: see graph_outputs."""
     if not tensor.name:
         return []
-    found = []
+    found: list[Use] = []
     for node in dict.fromkeys(tensor.outputs):
         found.extend(Use(node, index) for index, item in enumerate(node.inputs) if item is tensor)
     return found

@@ -58,8 +58,12 @@ class Variable(_Identity, gs.Variable):  # type: ignore[misc]
     _known: bool = True
 
     def __init__(
-        self, name: str, dtype: Any = None, shape: Sequence[Any] | None = None, type: str = "tensor_type"
-    ) -> None:  # noqa: A002
+        self,
+        name: str,
+        dtype: Any = None,
+        shape: Sequence[Any] | None = None,
+        type: str = "tensor_type",  # noqa: A002 - the name that graphsurgeon has
+    ) -> None:
         fields = self.__dict__
         fields["name"] = name
         fields["inputs"] = Uses(self, "outputs")
@@ -127,7 +131,7 @@ class Variable(_Identity, gs.Variable):  # type: ignore[misc]
             self._know()
         return self._type
 
-    @type.setter
+    @type.setter  # noqa: A003
     def type(self, value: str) -> None:
         if not self._known:
             self._know()
@@ -153,7 +157,7 @@ class Variable(_Identity, gs.Variable):  # type: ignore[misc]
         _ = data_location
         for field in ("_dtype", "_shape", "_type", "_known", "carried"):
             self.__dict__.pop(field, None)
-        self.__class__ = Constant  # type: ignore[assignment]
+        self.__class__ = Constant
         constant = cast("Constant", self)
         constant.__dict__.update(_weight=as_weight(values, export_dtype), home=None, residual=None)
         return constant
@@ -344,7 +348,7 @@ class Constant(_Identity, gs.Constant):  # type: ignore[misc]
         shape = self.shape if shape is None else shape
         for field in ("_weight", "_scratch", "home", "residual", "carried"):
             self.__dict__.pop(field, None)
-        self.__class__ = Variable  # type: ignore[assignment]
+        self.__class__ = Variable
         variable = cast("Variable", self)
         variable.__dict__.update(_dtype=dtype, _shape=list(shape), _type="tensor_type", _known=True)
         return variable

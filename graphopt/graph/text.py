@@ -10,11 +10,12 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.graphs import Function, Graph, node_subgraphs
 from graphopt.graph.model import Model
-from graphopt.graph.nodes import Node
 from graphopt.graph.tensors import Constant, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from graphopt.graph.nodes import Node
 
 _SHORT = 8  # values shown in full
 
@@ -89,10 +90,8 @@ def _values(constant: Constant) -> str:
     array = constant.array()
     if array.size <= _SHORT:
         return str(array.tolist())
-    if array.dtype == np.dtype(object):
-        data = repr(array.tolist()).encode()
-    else:
-        data = np.ascontiguousarray(array).tobytes()
+    strings = array.dtype == np.dtype(object)
+    data = repr(array.tolist()).encode() if strings else np.ascontiguousarray(array).tobytes()
     return f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"
 
 

@@ -12,7 +12,7 @@ import stat
 import sys
 import weakref
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
@@ -70,7 +70,7 @@ class Weight(LazyValues):  # type: ignore[misc]
         if held is not None:
             array = held() if isinstance(held, weakref.ref) else held
             if array is not None:
-                return array  # type: ignore[no-any-return]
+                return cast("Array", array)
         array = self._decode()
         array.flags.writeable = False
         self._cached = array if array.nbytes <= _CACHED_BYTES else weakref.ref(array)
@@ -233,7 +233,7 @@ def _typed(tensor: TensorProto, onnx_dtype: int, shape: tuple[int, ...], dtype: 
     if onnx_dtype in {TensorProto.COMPLEX64, TensorProto.COMPLEX128}:
         part = np.float32 if onnx_dtype == TensorProto.COMPLEX64 else np.float64
         return np.array(data, part).view(dtype).reshape(shape)
-    if field == "int32_data" and onnx_dtype not in {TensorProto.INT32}:
+    if field == "int32_data" and onnx_dtype != TensorProto.INT32:
         words = np.array(data, np.int32).view(np.uint32)
         width = dtypes.bits(onnx_dtype)
         if width in {2, 4}:
@@ -241,9 +241,9 @@ def _typed(tensor: TensorProto, onnx_dtype: int, shape: tuple[int, ...], dtype: 
         if width == 6:
             return (words.astype(np.uint8) & 0x3F).view(dtype).reshape(shape)
         if onnx_dtype == TensorProto.BOOL:
-            return (words != 0).reshape(shape)
+            return np.asarray(words != 0).reshape(shape)
         return words.astype(np.uint8 if width == 8 else np.uint16).view(dtype).reshape(shape)
-    return np.array(data, dtype).reshape(shape)
+    return cast("Array", np.array(data, dtype).reshape(shape))
 
 
 class SparseWeight(Weight, SparseValues):  # type: ignore[misc]

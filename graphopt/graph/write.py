@@ -15,7 +15,7 @@ from graphopt.graph import attributes
 from graphopt.graph.graphs import Function, Graph, node_subgraphs
 from graphopt.graph.messages import has_type, stays_outside, tensor_as_is, tensor_inline, value_info, verbatim
 from graphopt.graph.order import is_used
-from graphopt.graph.read import MAX_DEPTH
+from graphopt.graph.read import LIMIT_BYTES, MAX_DEPTH
 from graphopt.graph.scopes import enclosing, walk_graphs
 from graphopt.graph.tensors import Constant, Tensor, Variable
 from graphopt.graph.unknown import copy_unknown
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from graphopt.graph.model import Model
-
-LIMIT_BYTES = (1 << 31) - 1
 
 _GRAPH_FIELDS = frozenset(
     [
@@ -85,7 +83,7 @@ def serialise(proto: onnx.ModelProto) -> bytes:
         raise too_large(None) from error
     if len(data) > LIMIT_BYTES:
         raise too_large(len(data))
-    return data
+    return bytes(data)
 
 
 def too_large(size: int | None) -> ModelTooLargeError:
@@ -264,13 +262,6 @@ class _Builder:
             proto.doc_string = function.doc_string
         proto.input.extend([t.name for t in function.inputs])
         proto.output.extend([t.name for t in function.outputs])
-        if function.initializers:
-            names = sorted(c.name for c in function.initializers)
-            raise GraphError(
-                f"function '{function.domain}::{function.name}' has initializers {names}",
-                must="Functions have none in ONNX",
-                do="Use Constant nodes in functions.",
-            )
         before = {a.name: a for a in carried.attribute_proto} if carried is not None else {}
         for key, value in function.attributes.items():
             if value is None:
@@ -282,6 +273,10 @@ class _Builder:
             else:
                 plain = tensor_inline(value) if isinstance(value, Constant) else value
                 proto.attribute_proto.append(onnx.helper.make_attribute(key, plain))
+        for constant in function.initializers:  # functions have none: a Constant node says the same
+            if is_used(constant):
+                target = proto.node.add(op_type="Constant", output=[constant.name])
+                target.attribute.add(name="value", type=AttributeProto.TENSOR).t.CopyFrom(tensor_inline(constant))
         for node in function.nodes:
             self.node(node, 0, proto.node)
         write_imports(function.imports, carried, proto)
@@ -433,6 +428,23 @@ def write_imports(imports: dict[str, int], carried: Any, proto: Any) -> None:
 # ------------------------------------------------------------------------------------------------------ whole model
 
 
+def _drop_stale_training(model: Model, proto: onnx.ModelProto) -> None:
+    """Drop training information that binds initializers which are gone: it would train other weights."""
+    if not len(proto.training_info):
+        return
+    kept = {c.name for c in model.graph.initializers if _is_written(model.graph, c)}
+    kept.update(tensor.name for info in proto.training_info for tensor in info.algorithm.initializer)
+    valid = []
+    for info in proto.training_info:
+        bound = [entry.key for entry in (*info.initialization_binding, *info.update_binding)]
+        if all(name in kept for name in bound):
+            valid.append(info)
+    if len(valid) != len(proto.training_info):
+        copies = [onnx.TrainingInfoProto.FromString(info.SerializeToString()) for info in valid]
+        proto.ClearField("training_info")
+        proto.training_info.extend(copies)
+
+
 def adopt_constants(model: Model) -> None:
     """Give every new constant a graph that owns it: the innermost one around all its users."""
     for root in model.roots():
@@ -468,9 +480,14 @@ def build(model: Model, tensor: Callable[[Constant], Any]) -> onnx.ModelProto:
     carried = model.carried
     if carried is not None:
         _copy_rest(carried, proto, _MODEL_FIELDS)
-    else:
-        proto.producer_name = model.graph.producer_name
-        proto.producer_version = model.graph.producer_version
+    for field in ("producer_name", "producer_version"):
+        if getattr(proto, field) != getattr(model.graph, field):
+            setattr(proto, field, getattr(model.graph, field))
+    if model.metadata != {entry.key: entry.value for entry in proto.metadata_props}:
+        proto.ClearField("metadata_props")
+        for key, value in model.metadata.items():
+            proto.metadata_props.add(key=key, value=value)
+    _drop_stale_training(model, proto)
     if model.graph.ir_version is not None or carried is None:
         proto.ir_version = model.ir_version
     builder = _Builder(tensor)
