@@ -33,7 +33,7 @@ def build(cls: type[P], options: Mapping[str, Any]) -> P:
     try:
         checked = option_model(cls).model_validate(dict(options))
     except ValidationError as error:
-        raise explain(error, where=f"options of {cls.name}", valid=_names(cls)) from error
+        raise explain(error, where=f"options of {cls.name}", model=option_model(cls)) from error
     try:
         return cls(**{name: getattr(checked, name) for name in checked.model_fields_set})
     except (ValueError, TypeError) as error:
@@ -51,18 +51,19 @@ def option_model(cls: type[Pass]) -> type[BaseModel]:
     return create_model(f"{cls.__name__}Options", __config__=config, **definitions)
 
 
-def explain(error: ValidationError, *, where: str, valid: Iterable[str]) -> RecipeError:
+def explain(error: ValidationError, *, where: str, model: type[BaseModel]) -> RecipeError:
     """Turn a validation failure into an error that names the option, the value and the nearest valid key.
 
     Args:
         error: What pydantic found; the first finding is told.
         where: The recipe, or the pass whose options were checked.
-        valid: The keys that are valid at the top level.
+        model: The model it was checked against.
     """
     finding = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in finding["loc"])
     if finding["type"] == "extra_forbidden":
-        return RecipeError(f"unknown key {path!r}", where=where, must=nearest(str(finding["loc"][-1]), valid))
+        hint = nearest(str(finding["loc"][-1]), _valid_keys(model, finding["loc"]))
+        return RecipeError(f"unknown key {path!r}", where=where, must=hint)
     if finding["type"] == "missing":
         return RecipeError(f"the key {path!r} is missing", where=where, do="Add it")
     return RecipeError(f"{path} is {finding['input']!r}", where=where, must=finding["msg"])
@@ -73,6 +74,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else f"Valid are {', '.join(names) or 'none'}"
+
+
+def _valid_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that are valid where the last part of a path was found."""
+    for part in path[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        kinds = typing.get_args(annotation) or (annotation,)
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(model.model_fields)
 
 
 def _names(cls: type[Pass]) -> list[str]:
