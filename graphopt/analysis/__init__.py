@@ -2,6 +2,7 @@
 
 from graphopt.analysis.base import Analysis
 from graphopt.analysis.captures import Captures, Uses
+from graphopt.analysis.cost import Cost, NodeCost, Total
 from graphopt.analysis.dims import Dim, Expr
 from graphopt.analysis.liveness import Liveness
 from graphopt.analysis.manager import Facts
@@ -13,13 +14,16 @@ from graphopt.analysis.types import Types
 __all__ = [
     "Analysis",
     "Captures",
+    "Cost",
     "Dim",
     "Expr",
     "Facts",
     "Liveness",
     "NetworkView",
+    "NodeCost",
     "RowScale",
     "ShapeValues",
+    "Total",
     "Types",
     "Uses",
 ]

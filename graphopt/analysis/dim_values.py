@@ -19,12 +19,13 @@ def symbols(dim: Dim) -> frozenset[str]:
     return frozenset(atom.text for atom in _leaves(dim))
 
 
-def evaluate(dim: Dim, values: Mapping[str, int]) -> int | None:
+def evaluate(dim: Dim, values: Mapping[str, int], default: int | None = None) -> int | None:
     """Return the value of the expression, or None where a symbol has no value or a divisor is 0.
 
     Args:
         dim: The expression.
         values: The value of each symbol, by name.
+        default: The value of the symbols that are not named; None for none.
     """
     if isinstance(dim, int):
         return dim
@@ -32,7 +33,7 @@ def evaluate(dim: Dim, values: Mapping[str, int]) -> int | None:
     for mono, coefficient in dim.terms:
         value = coefficient
         for atom, power in mono:
-            base = _evaluate_atom(atom, values)
+            base = _evaluate_atom(atom, values, default)
             if base is None:
                 return None
             value *= base**power
@@ -69,12 +70,12 @@ def _leaves(expr: Expr) -> Iterator[Atom]:
                     yield from _leaves(arg)
 
 
-def _evaluate_atom(atom: Atom, values: Mapping[str, int]) -> int | None:
+def _evaluate_atom(atom: Atom, values: Mapping[str, int], default: int | None) -> int | None:
     if atom.kind == "symbol":
-        return values.get(atom.text)
+        return values.get(atom.text, default)
     args = []
     for arg in atom.args:
-        value = evaluate(arg, values)
+        value = evaluate(arg, values, default)
         if value is None:
             return None
         args.append(value)

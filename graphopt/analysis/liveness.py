@@ -71,18 +71,19 @@ class Liveness(Analysis):
         """Yield the activations of a graph with their ranges, in order of birth."""
         yield from self._spans.get(graph, {}).items()
 
-    def peak(self, graph: Graph, sizes: Mapping[str, int] | None = None) -> Peak:
+    def peak(self, graph: Graph, sizes: Mapping[str, int] | None = None, *, default: int | None = None) -> Peak:
         """Return the largest sum of the activations that are live at one node.
 
         Args:
             graph: The graph; a body counts only its own tensors.
             sizes: The value of each symbolic dimension, by name.
+            default: The value of the dimensions that are not named; None leaves their tensors unknown.
         """
         nodes = list(graph.nodes)
         change = [0] * (len(nodes) + 1)
         unknown = 0
         for tensor, span in self.tensors(graph):
-            size = self._bytes(tensor, sizes or {})
+            size = self._bytes(tensor, sizes or {}, default)
             if size is None:
                 unknown += 1
                 continue
@@ -96,11 +97,11 @@ class Liveness(Analysis):
                 most, at = live, nodes[index]
         return Peak(most, at, unknown)
 
-    def _bytes(self, tensor: Tensor, sizes: Mapping[str, int]) -> int | None:
+    def _bytes(self, tensor: Tensor, sizes: Mapping[str, int], default: int | None) -> int | None:
         shape, dtype = self._types.shape(tensor), self._types.dtype(tensor)
         if shape is None or not dtype:
             return None
-        numbers = [evaluate(size, sizes) for size in shape]
+        numbers = [evaluate(size, sizes, default) for size in shape]
         known = [number for number in numbers if number is not None]
         return packed_size_bytes(dtype, known) if len(known) == len(numbers) else None
 
