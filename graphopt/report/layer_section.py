@@ -39,7 +39,7 @@ def layers(rows: Sequence[LayerRow]) -> str:
 
 def _counts(rows: Sequence[LayerRow]) -> str:
     states = [row.status for row in rows]
-    words = ("changed", "kept", "reverted", "untouched")
+    words = ("changed", "left", "reverted", "untouched")
     return ", ".join(f"{text.count(states.count(word))} {word}" for word in words if word in states)
 
 
@@ -75,7 +75,7 @@ def _entry(entry: LayerEntry) -> str:
     what, why = esc(entry.what, 300), esc(entry.reason, 600)
     if entry.reverted:
         return f'<div{by}><s>{what}</s> <span class="soft">taken back: {why}</span></div>'
-    if entry.kept:
+    if not entry.kept:
         return f'<div{by}><span class="soft">left as it was: {why or what}</span></div>'
     because = f' <span class="soft">{why}</span>' if why else ""
     return f"<div{by}>{what}{because}</div>"

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 NAME_LIMIT = 120
 """Longest name or word of a model that the page shows, in characters."""
-SHOWN_ZEROS = 0.005
-"""Smallest share of zeros worth showing; dense weights have a few by chance."""
+SHOWN_ZEROS = 0.1
+"""Smallest share of zeros worth showing: 8-bit weights that nobody pruned have a few percent."""
 LEAST_BAR = 0.8
 """Percent of the width that anything above zero gets at least, so that it stays visible."""
 

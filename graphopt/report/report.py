@@ -131,9 +131,9 @@ class LayerEntry(Entry):
     what: str
     """The change, for example `80 % zeros` or `int8 per channel`."""
     kept: bool
-    """True when the layer was left in its original form."""
+    """True when the change is in the model; false when it was refused, or reverted."""
     reverted: bool
-    """True when the change was made and taken back, for example because it cost too much accuracy or time."""
+    """True when the change was made and taken back, because it cost too much accuracy or time."""
     reason: str
     pass_name: str | None = None
     """The pass that made the record."""

@@ -83,13 +83,13 @@ class LayerRow:
     weight: WeightEntry | None = None
 
     @property
-    def status(self) -> Literal["changed", "kept", "reverted", "untouched"]:
-        """What became of the layer: changed by some pass, else reverted, else kept by decision, else not looked at."""
-        if any(not entry.kept and not entry.reverted for entry in self.entries):
+    def status(self) -> Literal["changed", "reverted", "left", "untouched"]:
+        """What became of the layer: changed by some pass, else taken back, else left on purpose, else not looked at."""
+        if any(entry.kept for entry in self.entries):
             return "changed"
         if any(entry.reverted for entry in self.entries):
             return "reverted"
-        return "kept" if self.entries else "untouched"
+        return "left" if self.entries else "untouched"
 
 
 def figures(report: Report) -> list[Figure]:
@@ -221,9 +221,11 @@ def budget_line(quality: Quality) -> str:
     """Return one sentence on the budget."""
     if quality.budget is None:
         return "No budget was set."
-    verdict = "is within" if quality.met else "exceeds"
     loss = "" if quality.drop is None else f" of {quality.drop:.3g}"
-    return f"The loss{loss} {verdict} the budget of {quality.budget:.3g} {_budget_unit(quality)}."
+    budget = f"the budget of {quality.budget:.3g} {_budget_unit(quality)}"
+    if quality.met and quality.drop is not None and quality.drop > quality.budget:
+        return f"The loss{loss} exceeds {budget} by less than its own standard error on {judged_on(quality)}."
+    return f"The loss{loss} {'is within' if quality.met else 'exceeds'} {budget}."
 
 
 def decibels(value: float) -> str:
@@ -269,8 +271,11 @@ def _tone(before: float, after: float) -> Tone:
 def _difference(before: int, after: int) -> str:
     if before == after:
         return "same"
-    share = f" ({100.0 * (after - before) / before:+.0f} %)" if before else ""
-    return f"{'+' if after > before else '-'}{text.count(abs(after - before))}{share}"
+    change = f"{'+' if after > before else '-'}{text.count(abs(after - before))}"
+    if not before:
+        return change
+    percent = 100.0 * (after - before) / before
+    return f"{change} ({percent:+.{0 if abs(percent) >= 1.0 else 1}f} %)"
 
 
 def _threads(count: int) -> str:

@@ -82,7 +82,7 @@ def make_big() -> Callable[[int], Report]:
                 name=name,
                 op="MatMul",
                 what="80 % zeros",
-                kept=index % 11 == 3,
+                kept=index % 11 != 3,
                 reverted=False,
                 reason="" if index % 11 != 3 else "too few weights to prune",
                 pass_name="prune-magnitude",
@@ -93,7 +93,7 @@ def make_big() -> Callable[[int], Report]:
                 name=name,
                 op="MatMul",
                 what="int8 per channel",
-                kept=False,
+                kept=index % 17 != 5,
                 reverted=index % 17 == 5,
                 reason="cost 2.1 dB at the output, the guard took it back" if index % 17 == 5 else "",
                 pass_name="insert-qdq",
@@ -202,7 +202,7 @@ def hostile(tiny: Report) -> Report:
             "passes": (
                 PassEntry(name=attack, options={attack: attack}, skips=(SkipEntry(node=attack, reason=attack),) * 2),
             ),
-            "layers": (LayerEntry(name=attack, op=attack, what=attack, kept=False, reverted=False, reason=attack),),
+            "layers": (LayerEntry(name=attack, op=attack, what=attack, kept=True, reverted=False, reason=attack),),
             "weights": (
                 WeightEntry(
                     name=attack,

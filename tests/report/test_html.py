@@ -142,15 +142,15 @@ def test_layer_says_what_was_kept_and_what_was_taken_back(tiny: Report) -> None:
         return LayerEntry(name=name, op="Conv", what="80 % zeros", kept=kept, reverted=reverted, reason="it hurts")
 
     rows = (
-        layer("a", kept=True, reverted=False),
+        layer("a", kept=False, reverted=False),
         layer("b", kept=False, reverted=True),
-        layer("c", kept=False, reverted=False),
+        layer("c", kept=True, reverted=False),
     )
     text = Page(render_html(tiny.model_copy(update={"layers": rows}))).text
-    assert "a Conv kept left as it was: it hurts" in text
+    assert "a Conv left left as it was: it hurts" in text
     assert "b Conv reverted 80 % zeros taken back: it hurts" in text
     assert "c Conv changed 80 % zeros it hurts" in text
-    assert "1 changed, 1 kept, 1 reverted" in text
+    assert "1 changed, 1 left, 1 reverted" in text
 
 
 @pytest.mark.parametrize(("count", "more"), [(200, False), (5000, True)])
@@ -163,8 +163,7 @@ def test_long_lists_of_skips_are_cut_and_say_so(tiny: Report, count: int, more: 
 
 def test_many_layers_are_cut_and_say_so(tiny: Report) -> None:
     rows = tuple(
-        LayerEntry(name=f"l{index}", op="Conv", what="x", kept=False, reverted=False, reason="")
-        for index in range(3001)
+        LayerEntry(name=f"l{index}", op="Conv", what="x", kept=True, reverted=False, reason="") for index in range(3001)
     )
     page = Page(render_html(tiny.model_copy(update={"layers": rows})))
     assert "1 more layer in report.json." in page.text
@@ -172,7 +171,7 @@ def test_many_layers_are_cut_and_say_so(tiny: Report) -> None:
 
 def test_long_names_are_shortened_in_the_middle(tiny: Report) -> None:
     name = "head" + "x" * 5000 + "tail"
-    entry = LayerEntry(name=name, op="Conv", what="x", kept=False, reverted=False, reason="")
+    entry = LayerEntry(name=name, op="Conv", what="x", kept=True, reverted=False, reason="")
     page = render_html(tiny.model_copy(update={"layers": (entry,)}))
     assert "x" * 200 not in page
     assert "…" in page

@@ -42,10 +42,10 @@ def test_types_inside_words_are_not_taken_for_numbers(tiny: Report) -> None:
     ("marks", "status"),
     [
         ([], "untouched"),
-        ([(True, False)], "kept"),
-        ([(True, False), (False, False)], "changed"),
-        ([(True, False), (False, True)], "reverted"),
-        ([(False, True), (False, False)], "changed"),
+        ([(False, False)], "left"),
+        ([(False, False), (True, False)], "changed"),
+        ([(False, False), (False, True)], "reverted"),
+        ([(False, True), (True, False)], "changed"),
     ],
 )
 def test_status_of_a_layer_is_what_finally_became_of_it(marks: list[tuple[bool, bool]], status: str) -> None:
@@ -66,7 +66,7 @@ def test_layers_join_weights_and_records_by_name(tiny: Report) -> None:
         zeros_after=0,
     )
     records = tuple(
-        LayerEntry(name=name, op="Conv", what=what, kept=False, reverted=False, reason="")
+        LayerEntry(name=name, op="Conv", what=what, kept=True, reverted=False, reason="")
         for name, what in (("conv", "80 % zeros"), ("add", "8 bit"), ("conv", "int8"))
     )
     rows = summary.layer_rows(tiny.model_copy(update={"weights": (weight,), "layers": records}))
@@ -104,6 +104,14 @@ def test_user_metric_is_the_figure_judged() -> None:
         ("Agreement", "", "99.0 %", ""),
     ]
     assert summary.budget_line(quality) == "The loss of 0.005 is within the budget of 0.01 metric units."
+
+
+def test_loss_beyond_the_budget_but_within_the_error_says_so() -> None:
+    quality = Quality(samples=40, agreement=0.975, standard_error=0.025, budget=1.0, drop=2.5)
+    line = summary.budget_line(quality)
+    assert line.startswith(
+        "The loss of 2.5 exceeds the budget of 1 points of agreement by less than its own standard error"
+    )
 
 
 def test_budget_that_is_not_met_says_so() -> None:
