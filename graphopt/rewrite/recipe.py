@@ -61,13 +61,13 @@ class RecipeBudget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     max_drop: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="With a metric, in its units; else percentage points of top-1 agreement of the first output, "
         "or dB of SQNR below 40 for other outputs. Absent: no limit.",
     )
     max_drop_db: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="For outputs that are judged by SQNR: dB below 40, in place of max_drop. Absent: max_drop.",
     )
