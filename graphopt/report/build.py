@@ -29,8 +29,8 @@ from graphopt.report.report import (
     Report,
     SkipEntry,
     Tool,
-    WeightEntry,
 )
+from graphopt.report.weights import weight_entries
 from graphopt.runtime.library import isa_report
 
 if TYPE_CHECKING:
@@ -38,12 +38,9 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from graphopt.graph import Model, Node
+    from graphopt.graph import Model
     from graphopt.rewrite.manager import PassRecord
     from graphopt.verify.quality import Quality as Measurement
-
-WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"})
-"""Operators whose constant operand is a layer's weight in the per-layer table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +113,6 @@ def model_info(model: Model, *, written: bool = True) -> ModelInfo:
         parameters=sum(_elements(each) for each in constants if _elements(each) > 1 and _is_number(each)),
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
     )
-
-
-def weight_entries(before: Model, after: Model) -> Iterable[WeightEntry]:
-    """Yield one row per weighted layer of the original, matched by name in the result."""
-    later = {name: (node, weight) for name, node, weight in _weighted(after)}
-    for name, node, weight in _weighted(before):
-        match = later.get(name)
-        if match is None:
-            continue
-        _, new = match
-        yield WeightEntry(
-            name=name,
-            op=str(node.op),
-            parameters=_elements(weight),
-            bytes_before=int(weight.nbytes),
-            bytes_after=int(new.nbytes),
-            type_before=_type_name(weight),
-            type_after=_type_name(new),
-            zeros_before=_zeros(weight),
-            zeros_after=_zeros(new),
-        )
 
 
 def environment() -> Environment:
@@ -226,44 +202,12 @@ def _constants(model: Model) -> Iterable[Constant]:
             yield value
 
 
-def _weighted(model: Model) -> Iterable[tuple[str, Node, Constant]]:
-    for _, node in model.walk():
-        if node.op not in WEIGHTED_OPERATORS and node.domain != "ai.graphopt":
-            continue
-        weight = next(
-            (found for found in map(_weight_of, node.inputs) if found is not None and _elements(found) > 1), None
-        )
-        if weight is not None and node.name:
-            yield str(node.name), node, weight
-
-
-def _weight_of(tensor: object) -> Constant | None:
-    """Return the stored weight behind an operand: itself, or what a DequantizeLinear of it reads."""
-    if isinstance(tensor, Constant):
-        return tensor
-    made_by = list(getattr(tensor, "inputs", ()))
-    if len(made_by) == 1 and made_by[0].op == "DequantizeLinear" and isinstance(made_by[0].inputs[0], Constant):
-        return made_by[0].inputs[0]
-    return None
-
-
 def _elements(constant: Constant) -> int:
     return int(np.prod(constant.shape, dtype=np.int64)) if constant.shape else 1
 
 
 def _is_number(constant: Constant) -> bool:
     return constant.onnx_dtype not in {onnx.TensorProto.STRING, onnx.TensorProto.BOOL}
-
-
-def _type_name(constant: Constant) -> str:
-    return str(onnx.TensorProto.DataType.Name(constant.onnx_dtype)).lower()
-
-
-def _zeros(constant: Constant) -> float:
-    size = _elements(constant)
-    if not size or not _is_number(constant):
-        return 0.0
-    return float(size - np.count_nonzero(constant.array())) / size
 
 
 def _digest(model: Model, path: Path | None) -> str:
