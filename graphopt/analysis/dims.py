@@ -103,8 +103,11 @@ class Expr:
     def __repr__(self) -> str:
         return f"Expr({self})"
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (tuple((tuple(_pack(a, p) for a, p in mono), c) for mono, c in self.terms),))
+    def __copy__(self) -> Expr:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Expr:
+        return self
 
 
 Dim: TypeAlias = int | Expr
@@ -212,6 +215,8 @@ def mod(a: Dim, b: Dim) -> Dim:
 
 def ceildiv(a: Dim, b: Dim) -> Dim:
     """Return ``a / b`` rounded towards plus infinity."""
+    if isinstance(b, int) and b > 0:
+        return floordiv(add(a, b - 1), b)
     return mul(-1, floordiv(mul(-1, a), b))
 
 
@@ -593,21 +598,3 @@ def _term_text(mono: Monomial, coefficient: int) -> str:
     if coefficient == 1:
         return _mono_text(mono)
     return f"-{_mono_text(mono)}" if coefficient == -1 else f"{coefficient}*{_mono_text(mono)}"
-
-
-Packed: TypeAlias = "tuple[str, str, tuple[Dim, ...], int | None, int | None, int]"
-
-
-def _pack(atom: Atom, power: int) -> Packed:
-    return atom.kind, atom.text, atom.args, atom.low, atom.high, power
-
-
-def _rebuild(terms: tuple[tuple[tuple[Packed, ...], int], ...]) -> Dim:
-    return _from_terms(
-        {
-            tuple(
-                (_atom(kind, text, args, low, high), power) for kind, text, args, low, high, power in mono
-            ): coefficient
-            for mono, coefficient in terms
-        }
-    )
