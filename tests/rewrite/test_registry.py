@@ -10,7 +10,7 @@ import pytest
 
 from graphopt.errors import PassError, RecipeError, UnknownPassError
 from graphopt.rewrite import create, pass_class, pass_names, registry
-from graphopt.rewrite.options import option_model
+from graphopt.rewrite.options import build, option_model
 from toy_passes import MergeRelu, ScaleWeights
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], said: str, installed
 
 
 def test_options_from_the_command_line_are_text() -> None:
-    assert registry.build(ScaleWeights, {"factor": "0.5", "first": "3"}) == ScaleWeights(factor=0.5, first=3)
+    assert build(ScaleWeights, {"factor": "0.5", "first": "3"}) == ScaleWeights(factor=0.5, first=3)
 
 
 @pytest.mark.parametrize("name", sorted(registry.builtin_modules()))

@@ -12,7 +12,7 @@ from graphopt.rewrite.pass_ import Pass, Steps
 from graphopt.rewrite.pattern import Op, Wild
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Constant, Model, Rewriter
@@ -77,7 +77,7 @@ class ScaleWeights(Pass):
             yield Patch(f"scale {constant.name}", users, apply)
 
 
-def edits(name: str, contract: Contract = Contract.EXACT, **attributes: Any) -> type[Pass]:
+def edits(name: str, contract: Contract = Contract.EXACT, **attributes: Any) -> Callable[..., Pass]:
     """Return a pass class whose single patch is the function in its field ``edit``, applied at the first node."""
 
     @dataclass(frozen=True, slots=True, kw_only=True)
