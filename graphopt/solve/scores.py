@@ -20,37 +20,34 @@ Scores = NDArray[np.float32]
 Weights = NDArray[np.generic]
 
 _HALF = 1 << 16
+_LARGEST = np.finfo(np.float32).max
 
 
 def magnitude(weight: Weights) -> Scores:
-    """Return |w| as float32, same shape.
+    """Return |w| as float32, same shape; what float32 cannot hold counts as its largest number.
 
     Source: Han et al. 2015, arXiv:1506.02626.
     """
-    return np.abs(weight.astype(np.float32))
+    with np.errstate(over="ignore"):
+        return np.minimum(np.abs(weight.astype(np.float32)), _LARGEST)
 
 
-def unfolded(weight: Weights, row_scale: NDArray[np.floating], axis: int) -> Scores:
+def unfolded(weight: Weights, row_scale: NDArray[np.floating]) -> Scores:
     """Return |w| / |scale of its row|: the magnitude before BatchNormalization was folded into the weight.
 
     Folding multiplies row r by gamma_r / sigma_r. That scale says how the network normalises its channels and nothing
     about which weights matter, and ranking across rows or layers by folded weights destroys the model.
 
     Args:
-        weight: Any shape; `weight.shape[axis]` output rows.
-        row_scale: One scale per output row. Rows of scale 0 (dead channels) score 0; a non-finite scale counts as 1.
-        axis: The axis of `weight` that holds the output rows.
+        weight: Any shape.
+        row_scale: The scales, in a shape that broadcasts to that of the weight. Where the scale is 0 (dead channels)
+            the score is 0; a non-finite scale counts as 1.
     """
-    scale = np.abs(row_scale.astype(np.float32)).reshape(-1)
+    scale = np.abs(row_scale.astype(np.float32))
     scale = np.where(np.isfinite(scale), scale, np.float32(1))
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
-    inverse = np.minimum(inverse, np.finfo(np.float32).max)
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    with np.errstate(over="ignore"):
-        scores = magnitude(weight) * inverse.reshape(shape)
-    return np.minimum(scores, np.finfo(np.float32).max)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.where(scale > 0, np.minimum(np.float32(1) / scale, _LARGEST), np.float32(0))
+        return np.minimum(magnitude(weight) * inverse, _LARGEST)
 
 
 def lamp(scores: Scores) -> Scores:

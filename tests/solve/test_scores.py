@@ -83,13 +83,13 @@ def test_unfolded_folded_rows_rank_as_before_folding() -> None:
     weight = rng.standard_normal((4, 3, 2, 2)).astype(np.float32)
     gain = np.array([0.01, -3.0, 40.0, 1.0], np.float32)
     folded = weight * gain[:, None, None, None]
-    np.testing.assert_allclose(scores.unfolded(folded, gain, axis=0), np.abs(weight), rtol=1e-6)
-    np.testing.assert_allclose(scores.unfolded(folded.T, gain, axis=3), np.abs(weight.T), rtol=1e-6)
+    np.testing.assert_allclose(scores.unfolded(folded, gain.reshape(4, 1, 1, 1)), np.abs(weight), rtol=1e-6)
+    np.testing.assert_allclose(scores.unfolded(folded.T, gain), np.abs(weight.T), rtol=1e-6)
 
 
 def test_unfolded_dead_and_odd_scales_stay_finite() -> None:
     weight = np.full((4, 2), 1e30, np.float32)
-    got = scores.unfolded(weight, np.array([0.0, 1e-40, np.nan, np.inf]), axis=0)
+    got = scores.unfolded(weight, np.array([[0.0], [1e-40], [np.nan], [np.inf]]))
     assert np.isfinite(got).all()
     assert (got[0] == 0).all()
     assert (got[2] == np.float32(1e30)).all()

@@ -1,0 +1,148 @@
+"""Solves a layer again on the weights it still has, so that it repairs what was removed and what earlier layers lost.
+
+The layer computes y = W x + b. Given samples of its input in the dense model (x) and in the compressed one (z), the best
+weights V on a given support minimise E |W x - V z|^2: a linear least-squares problem per output row, which needs only
+H = E[z z'], G = E[x z'] and the means.
+
+Source: He et al. 2017, arXiv:1707.06168, section 3.1.2; Hubara et al. 2021, arXiv:2102.08124, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums over samples of a layer's inputs, dense (x) and compressed (z), of C columns each.
+
+    Attributes:
+        inner: Sum of z z', [C, C].
+        cross: Sum of x z', [C, C].
+        dense: Sum of x, [C].
+        compressed: Sum of z, [C].
+        count: Number of samples.
+    """
+
+    columns: int
+    inner: Matrix = field(init=False)
+    cross: Matrix = field(init=False)
+    dense: Vector = field(init=False)
+    compressed: Vector = field(init=False)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.inner = np.zeros((self.columns, self.columns))
+        self.cross = np.zeros((self.columns, self.columns))
+        self.dense = np.zeros(self.columns)
+        self.compressed = np.zeros(self.columns)
+
+    def add(self, dense: NDArray[np.floating], compressed: NDArray[np.floating]) -> None:
+        """Add samples: x and z, [n, C] each, row by row of the same sample. Products are float32, sums float64."""
+        x, z = dense.astype(np.float32), compressed.astype(np.float32)
+        self.inner += z.T @ z
+        self.cross += x.T @ z
+        self.dense += x.sum(axis=0, dtype=np.float64)
+        self.compressed += z.sum(axis=0, dtype=np.float64)
+        self.count += len(x)
+
+    def finite(self) -> bool:
+        """Tell whether there are samples and no sum overflowed."""
+        return self.count > 0 and bool(np.isfinite(self.inner).all() and np.isfinite(self.cross).all())
+
+    def mean(self, *, centred: bool) -> Statistics:
+        """Return the statistics per sample; centred ones where a bias takes up the means."""
+        x, z = self.dense / self.count, self.compressed / self.count
+        inner, cross = self.inner / self.count, self.cross / self.count
+        if centred:
+            inner = inner - np.outer(z, z)
+            cross = cross - np.outer(x, z)
+        return Statistics(inner, cross, x, z)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a layer's problem is stated in: H [C, C], G [C, C] and the means of x and z, [C] each."""
+
+    inner: Matrix
+    cross: Matrix
+    dense_mean: Vector
+    compressed_mean: Vector
+
+    def columns(self, start: int, stop: int) -> Self:
+        """Return the statistics of a range of columns."""
+        part = slice(start, stop)
+        return type(self)(
+            self.inner[part, part], self.cross[part, part], self.dense_mean[part], self.compressed_mean[part]
+        )
+
+
+def solve_rows(weight: Matrix, support: NDArray[np.bool_], given: Statistics, *, damping: float = 0.01) -> Matrix:
+    """Return the weights on the support that best give the dense outputs from the compressed inputs.
+
+    Row r solves (H_SS + d I) v = (w_r G + d w_r)_S on its support S, with d = damping * mean of the diagonal of H: the
+    damping pulls towards the old weights, not towards zero, so that too few samples change little.
+
+    Args:
+        weight: The dense weights W, [R, C].
+        support: Which weights may be other than zero, [R, C].
+        given: Statistics of the layer's inputs.
+        damping: Relative strength of the pull, above 0.
+
+    Returns:
+        V, [R, C], zero off the support. Rows that have no solution in float64 keep the weights they had.
+    """
+    strength = damping * float(np.mean(np.diag(given.inner))) + np.finfo(np.float64).tiny
+    wanted = weight @ given.cross + strength * weight
+    solved = np.where(support, weight, 0.0)
+    for rows, columns in _by_support(support):
+        system = given.inner[np.ix_(columns, columns)]
+        system[np.diag_indices_from(system)] += strength
+        try:
+            found = np.linalg.solve(system, wanted[np.ix_(rows, columns)].T).T
+        except np.linalg.LinAlgError:
+            continue
+        good = np.isfinite(found).all(axis=1)
+        solved[np.ix_(rows[good], columns)] = found[good]
+    return solved
+
+
+def _by_support(support: NDArray[np.bool_]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Return (rows, columns) for each distinct support that is not empty: rows that share one share a factorization."""
+    groups: dict[bytes, list[int]] = {}
+    for row, kept in enumerate(support):
+        groups.setdefault(np.packbits(kept).tobytes(), []).append(row)
+    found = [(np.array(rows), np.flatnonzero(support[rows[0]])) for rows in groups.values()]
+    return [(rows, columns) for rows, columns in found if len(columns)]
+
+
+def row_errors(weight: Matrix, candidate: Matrix, given: Statistics) -> Vector:
+    """Return E |w_r x - v_r z|^2 per row up to a constant that does not depend on the candidate, [R].
+
+    Args:
+        weight: The dense weights W, [R, C].
+        candidate: The weights V that are judged, [R, C].
+        given: Statistics, best of samples that V was not fitted on.
+    """
+    reproduced = np.einsum("rc,rc->r", candidate @ given.inner, candidate)
+    return np.asarray(reproduced - 2 * np.einsum("rc,rc->r", weight @ given.cross, candidate))
+
+
+def bias_shift(weight: Matrix, candidate: Matrix, given: Statistics) -> Vector:
+    """Return what the bias must gain for the mean output to stay: W E[x] - V E[z], [R].
+
+    Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2.
+    """
+    return np.asarray(weight @ given.dense_mean - candidate @ given.compressed_mean)
+
+
+def solve_flops(support: NDArray[np.bool_]) -> float:
+    """Return about how many floating-point operations `solve_rows` takes for this support."""
+    return sum(2 / 3 * len(columns) ** 3 + 2 * len(rows) * len(columns) ** 2 for rows, columns in _by_support(support))

@@ -1,0 +1,163 @@
+"""The pass ``prune-magnitude``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import numpy as np
+
+from graphopt.analysis.dense_reference import DenseReference
+from graphopt.analysis.row_scale import RowScale
+from graphopt.graph import Constant
+from graphopt.passes.prune.ends import end_layers
+from graphopt.passes.prune.layers import Layer, find_layers
+from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip, node_label
+from graphopt.solve import scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from graphopt.analysis import Facts
+    from graphopt.graph import Model, Node, Rewriter
+
+    Mask = NDArray[np.bool_]
+
+_HELD_WEIGHTS = 1 << 26
+"""Scores of up to this many weights are held; for larger models they are computed again for each look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneMagnitude(Pass):
+    """Set the weights of least magnitude to zero.
+
+    Attributes:
+        sparsity: Share of zeros over all weights that can be pruned, 0..1; zeros that are there already count.
+        scope: How layers share it out. ``local``: every layer the same; ``global``: one ranking of all weights;
+            ``lamp``: one ranking of all weights, each relative to those of its layer that are not smaller; ``erk``: by
+            the layers' shapes, large ones sparser; ``threshold``: what is below `threshold` goes, whatever the share.
+        threshold: For ``threshold``: the least absolute value that stays.
+        protect_ends: Leave the first and the last layers as they are.
+        depthwise: Prune depthwise convolutions too.
+        keep: Names of nodes left as they are.
+
+    Matches: Conv, ConvTranspose, Gemm and MatMul with a constant float weight of rank 2 or more, in all bodies.
+    Produces: The same nodes; W becomes W * [score(W) >= cut], the number of zeros exact to the weight, ties in order.
+        The score is |W| divided by the scale that BatchNormalization left on each row when it was folded.
+    Requires: Finite weights that no other operator reads, that are not quantized, not graph outputs and not inputs.
+    Preserves: Names, types, shapes, structure. Not values: LOSSY. Zeros stay zeros; a second run changes nothing.
+    Source: Han et al. 2015, arXiv:1506.02626; Lee et al. 2021, arXiv:2010.07611 (lamp); Evci et al. 2020,
+        arXiv:1911.11134 (erk).
+    """
+
+    name: ClassVar[str] = "prune-magnitude"
+    contract: ClassVar[Contract] = Contract.LOSSY
+    guard: ClassVar[str] = "strength"
+
+    sparsity: float = 0.5
+    scope: Literal["local", "global", "lamp", "erk", "threshold"] = "lamp"
+    threshold: float = 0.0
+    protect_ends: bool = False
+    depthwise: bool = False
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity <= 1:
+            raise ValueError(f"sparsity is {self.sparsity}, but it is a share between 0 and 1 (0.8 for 80 %)")
+        if not (math.isfinite(self.threshold) and self.threshold >= 0):
+            raise ValueError(f"threshold is {self.threshold}, but it is an absolute value, 0 or larger")
+
+    def with_strength(self, fraction: float) -> Self:
+        """Return the pass at a share of its sparsity (of its threshold, for that scope)."""
+        return replace(self, sparsity=self.sparsity * fraction, threshold=self.threshold * fraction)
+
+    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
+        """Yield one patch per weight."""
+        layers: list[Layer] = []
+        for found in find_layers(model, keep=self.keep, depthwise=self.depthwise):
+            if isinstance(found, Skip):
+                yield found
+            else:
+                layers.append(found)
+        if self.protect_ends:
+            ends = end_layers(model.graph, {node for layer in layers for node in layer.nodes})
+            for layer in layers:
+                if ends.intersection(layer.nodes):
+                    yield Skip(layer.node, "it is a first or last layer, and these are protected")
+            layers = [layer for layer in layers if not ends.intersection(layer.nodes)]
+        DenseReference.remember(model, facts)
+        for layer, mask in self._masks(layers, facts.get(RowScale)):
+            yield _prune(layer, mask)
+
+    def _masks(self, layers: Sequence[Layer], row_scale: RowScale) -> Iterator[tuple[Layer, Mask]]:
+        """Yield every layer with the mask of what it keeps."""
+        if self.scope == "threshold":
+            for layer in layers:
+                yield layer, np.abs(layer.array()) >= self.threshold
+            return
+        if self.scope in {"local", "erk"}:
+            for layer, share in zip(layers, self._shares(layers), strict=True):
+                block = _scores(layer, row_scale)
+                yield layer, scores.cut(lambda block=block: [block], _count(share, block.size)).mask(block)[0]  # type: ignore[misc]
+            return
+        blocks = _blocks(layers, row_scale, scores.lamp if self.scope == "lamp" else None)
+        cut = scores.cut(blocks, _count(self.sparsity, sum(layer.array().size for layer in layers)))
+        for layer, block in zip(layers, blocks(), strict=True):
+            mask, cut = cut.mask(block)
+            yield layer, mask
+
+    def _shares(self, layers: Sequence[Layer]) -> list[float]:
+        if self.scope == "local":
+            return [self.sparsity] * len(layers)
+        densities = scores.erk_densities([layer.array().shape for layer in layers], 1 - self.sparsity)
+        return [1 - density for density in densities]
+
+
+def _count(share: float, size: int) -> int:
+    return min(size, math.floor(share * size + 0.5))
+
+
+def _scores(layer: Layer, row_scale: RowScale) -> scores.Scores:
+    scale = row_scale.of(layer.weight)
+    if scale is None or scale.size != layer.rows:
+        return scores.magnitude(layer.array())
+    return scores.unfolded(layer.array(), layer.per_row(scale))
+
+
+def _blocks(
+    layers: Sequence[Layer], row_scale: RowScale, rank: Callable[[scores.Scores], scores.Scores] | None
+) -> Callable[[], Iterable[scores.Scores]]:
+    """Return what yields the scores of all layers: held where they are few, else computed at each call."""
+
+    def compute() -> Iterator[scores.Scores]:
+        for layer in layers:
+            block = _scores(layer, row_scale)
+            yield rank(block) if rank else block
+
+    if sum(layer.array().size for layer in layers) > _HELD_WEIGHTS:
+        return compute
+    held = list(compute())
+    return lambda: held
+
+
+def _prune(layer: Layer, mask: Mask) -> Patch | Skip:
+    value = layer.array()
+    zeros = value.size - np.count_nonzero(value)
+    gone = int(np.count_nonzero(value[~mask]))
+    if not gone:
+        return Skip(layer.node, f"nothing to remove: {zeros / value.size:.1%} of its weights are zero already")
+    what = f"{(zeros + gone) / value.size:.1%} zeros"
+
+    def apply(rewriter: Rewriter) -> None:
+        pruned = np.where(mask, value, np.zeros((), value.dtype))
+        if isinstance(layer.weight, Constant):
+            rewriter.set_weight(layer.weight, pruned)
+            return
+        rewriter.replace_uses(layer.weight, rewriter.constant(pruned, name=layer.weight.name, near=layer.node))
+
+    records = tuple(LayerRecord(node_label(node), node.op, what) for node in layer.nodes)
+    reason = f"set {gone} of {value.size} weights of {layer.node.op} '{node_label(layer.node)}' to zero"
+    return Patch(reason, layer.nodes, apply, records)
