@@ -2,8 +2,8 @@
 
 The layout is documented in ``kernels/sparse_matmul/packed.h`` and ``contract.h``; the kernel checks every field of it.
 In short: w of shape [K, N] is cut into blocks of ``k_block`` rows x ``panel_rows`` columns. Inside a block the columns
-of w with equally many entries form a run, and the entries of a run are interleaved in groups of eight columns. An entry
-takes five bytes: its row within the block (uint8) and its value (float32).
+of w with equally many entries form a run, and the entries of a run are interleaved in groups of eight columns, the rest
+in groups of four, two and one. An entry takes five bytes: its row within the block (uint8) and its value (float32).
 """
 
 from __future__ import annotations
@@ -162,8 +162,15 @@ def _interleaved(
     in_run: NDArray[np.int64], run_rows: NDArray[np.int64], run_entries: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where, from the start of its run, each row has its first entry, and how far apart its entries lie."""
-    group, place = np.divmod(in_run, _GROUP_ROWS)
-    return group * _GROUP_ROWS * run_entries + place, np.minimum(_GROUP_ROWS, run_rows - group * _GROUP_ROWS)
+    rest = run_rows % _GROUP_ROWS
+    start, size = in_run // _GROUP_ROWS * _GROUP_ROWS, np.full_like(in_run, _GROUP_ROWS)
+    in_rest = in_run >= run_rows - rest
+    begin = run_rows - rest
+    for part in (4, 2, 1):
+        here = in_rest & (rest & part != 0) & (in_run >= begin) & (in_run < begin + part)
+        start, size = np.where(here, begin, start), np.where(here, part, size)
+        begin = begin + (rest & part)
+    return start * run_entries + in_run - start, size
 
 
 def _steps(rising: NDArray[np.uint32]) -> NDArray[np.int64]:

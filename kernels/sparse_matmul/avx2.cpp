@@ -43,15 +43,34 @@ struct Lane {
     }
   }
 
-  static void dot_group(const float* x, const unsigned char* indices, const unsigned char* values, size_t end, float* sums) {
-    __m256 sum = zero();
-    for (size_t at = 0; at < end; at += group_rows) {
-      const unsigned char* i = indices + at;
-      const __m256 gathered = _mm256_setr_ps(x[i[0]], x[i[1]], x[i[2]], x[i[3]], x[i[4]], x[i[5]], x[i[6]], x[i[7]]);
-      sum = fma(_mm256_loadu_ps(reinterpret_cast<const float*>(values + at * sizeof(float))), gathered, sum);
+  class Columns {
+   public:
+    Columns(const float* x, size_t) : x_(x) {}
+
+    void dot(const unsigned char* indices, const unsigned char* values, size_t end, size_t group, float* sums) const {
+      Vec sum = zero();
+      size_t at = 0;
+      for (; at + 8 <= end; at += 8) {
+        const unsigned char* i = indices + at;
+        const Vec x = _mm256_setr_ps(x_[i[0]], x_[i[1]], x_[i[2]], x_[i[3]], x_[i[4]], x_[i[5]], x_[i[6]], x_[i[7]]);
+        sum = fma(load(reinterpret_cast<const float*>(values + at * sizeof(float))), x, sum);
+      }
+      // 8 is a multiple of every group: lane l belongs to row l % group, and `at` to row 0.
+      if (group == 8) return store(sums, sum);
+      __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+      if (group < 4) four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+      if (group < 2) four = _mm_add_ss(four, _mm_movehdup_ps(four));
+      _mm_storeu_ps(sums, four);
+      for (; at < end; ++at) {
+        float value;
+        __builtin_memcpy(&value, values + at * sizeof value, sizeof value);
+        sums[at % group] += value * x_[indices[at]];
+      }
     }
-    store(sums, sum);
-  }
+
+   private:
+    const float* x_;
+  };
 };
 
 #include "sparse_matmul/tile.h"

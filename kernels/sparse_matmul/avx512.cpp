@@ -52,15 +52,59 @@ struct Lane {
     for (unsigned i = 0; i < 16; ++i) store(dst + i * ld_dst, with_relu ? relu(r[i]) : r[i]);
   }
 
-  static void dot_group(const float* x, const unsigned char* indices, const unsigned char* values, size_t end, float* sums) {
-    __m256 sum = _mm256_setzero_ps();
-    for (size_t at = 0; at < end; at += group_rows) {
-      const unsigned char* i = indices + at;
-      const __m256 gathered = _mm256_setr_ps(x[i[0]], x[i[1]], x[i[2]], x[i[3]], x[i[4]], x[i[5]], x[i[6]], x[i[7]]);
-      sum = _mm256_fmadd_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(values + at * sizeof(float))), gathered, sum);
+  // A K-block of one row of x, held in registers where it has at most 128 columns: sixteen entries pick theirs with
+  // four permutations of 32 columns each, of which bits 5 and 6 of the index choose one.
+  class Columns {
+   public:
+    Columns(const float* x, size_t count) : x_(x), in_registers_(count <= 128) {
+#pragma GCC unroll 8
+      for (size_t i = 0; i < 8; ++i) block_[i] = _mm512_maskz_loadu_ps(first(count, 16 * i), x + 16 * i);
     }
-    _mm256_storeu_ps(sums, sum);
-  }
+
+    void dot(const unsigned char* indices, const unsigned char* values, size_t end, size_t group, float* sums) const {
+      Vec sum = zero();
+      size_t at = 0;
+      for (; at + 16 <= end; at += 16) {
+        const __m128i index = _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices + at));
+        sum = fma(load(reinterpret_cast<const float*>(values + at * sizeof(float))), pick(index), sum);
+      }
+      if (at < end) {
+        const __mmask16 mask = first(end, at);
+        const __m128i index = _mm_maskz_loadu_epi8(mask, indices + at);
+        const Vec value = _mm512_maskz_loadu_ps(mask, values + at * sizeof(float));
+        sum = _mm512_mask3_fmadd_ps(value, pick(index), sum, mask);
+      }
+      // 16 is a multiple of every group: lane l belongs to row l % group.
+      const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
+      if (group == 8) return _mm256_storeu_ps(sums, eight);
+      __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+      if (group < 4) four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+      if (group < 2) four = _mm_add_ss(four, _mm_movehdup_ps(four));
+      _mm_storeu_ps(sums, four);
+    }
+
+   private:
+    // The lanes of sixteen starting at `at` that lie below `count`.
+    static __mmask16 first(size_t count, size_t at) {
+      return count >= at + 16 ? 0xffff : count <= at ? 0 : static_cast<__mmask16>((1u << (count - at)) - 1);
+    }
+
+    Vec pick(__m128i index) const {
+      const __m512i i = _mm512_cvtepu8_epi32(index);
+      if (!in_registers_) return _mm512_i32gather_ps(i, x_, 4);
+      const __mmask16 bit5 = _mm_test_epi8_mask(index, _mm_set1_epi8(32));
+      const __mmask16 bit6 = _mm_test_epi8_mask(index, _mm_set1_epi8(64));
+      const Vec low = _mm512_mask_mov_ps(_mm512_permutex2var_ps(block_[0], i, block_[1]), bit5,
+                                         _mm512_permutex2var_ps(block_[2], i, block_[3]));
+      const Vec high = _mm512_mask_mov_ps(_mm512_permutex2var_ps(block_[4], i, block_[5]), bit5,
+                                          _mm512_permutex2var_ps(block_[6], i, block_[7]));
+      return _mm512_mask_mov_ps(low, bit6, high);
+    }
+
+    const float* x_;
+    bool in_registers_;
+    Vec block_[8];
+  };
 };
 
 #include "sparse_matmul/tile.h"

@@ -16,15 +16,17 @@ namespace graphopt::sparse_matmul {
 
 enum class Activation : int { none = 0, relu = 1 };
 
-// Rows of one run are stored interleaved in groups of at most this many.
+// Rows of one run are stored interleaved in groups of this many; the rest in a group of 4, of 2 and of 1 as needed.
 constexpr unsigned group_rows = 8;
+constexpr size_t group_of(size_t rows_left) {
+  return rows_left >= group_rows ? group_rows : rows_left >= 4 ? 4 : rows_left >= 2 ? 2 : 1;
+}
 constexpr unsigned max_k_block = 256;      // an index within a K-block is one byte
 constexpr unsigned max_panel_rows = 4096;  // bounds the scratch memory of a task
 
 // The packed matrix w^T, N rows of K, cut into blocks of `panel_rows` x `k_block`; block = panel * k_blocks + k-block.
 // In a block, rows with equally many entries form a run; rows without entries are in no run. Within a run, groups of
-// group_rows rows (the last group may have fewer) hold their entries interleaved: entry j of row r of a group of g rows
-// lies at j * g + r. All pointers may be unaligned, all numbers are little-endian.
+// rows (group_of) hold their entries interleaved: entry j of row r of a group of g rows lies at j * g + r. All pointers may be unaligned, all numbers are little-endian.
 struct PackedMatrix {
   size_t k, n, entries;
   size_t k_block, k_blocks;

@@ -22,8 +22,8 @@ void for_each_entry(const PackedMatrix& w, Visit visit) {
     const size_t k0 = b % w.k_blocks * w.k_block, n0 = b / w.k_blocks * w.panel_rows;
     for (size_t run = load<uint32_t>(here + 8), end = load<uint32_t>(here + block_bytes + 8); run < end; ++run) {
       const size_t per_row = load<uint16_t>(w.runs + run * run_bytes), rows = load<uint16_t>(w.runs + run * run_bytes + 2);
-      for (size_t first = 0; first < rows; first += group_rows) {
-        const size_t group = rows - first < group_rows ? rows - first : group_rows;
+      for (size_t first = 0, group = 0; first < rows; first += group) {
+        group = group_of(rows - first);
         for (size_t j = 0; j < per_row; ++j) {
           for (size_t r = 0; r < group; ++r, ++entry) {
             const size_t n = n0 + load<uint16_t>(w.rows + (row + first + r) * row_bytes);

@@ -37,16 +37,21 @@ struct Lane {
       }
     }
   }
-  static void dot_group(const float* x, const unsigned char* indices, const unsigned char* values, size_t end, float* sums) {
-    for (unsigned r = 0; r < group_rows; ++r) sums[r] = 0.0f;
-    for (size_t at = 0; at < end; at += group_rows) {
-      for (unsigned r = 0; r < group_rows; ++r) {
-        float value;
-        __builtin_memcpy(&value, values + (at + r) * sizeof value, sizeof value);
-        sums[r] += value * x[indices[at + r]];
+
+  struct Columns {
+    const float* x;
+    Columns(const float* start, size_t) : x(start) {}
+    void dot(const unsigned char* indices, const unsigned char* values, size_t end, size_t group, float* sums) const {
+      for (size_t r = 0; r < group; ++r) sums[r] = 0.0f;
+      for (size_t at = 0; at < end; at += group) {
+        for (size_t r = 0; r < group; ++r) {
+          float value;
+          __builtin_memcpy(&value, values + (at + r) * sizeof value, sizeof value);
+          sums[r] += value * x[indices[at + r]];
+        }
       }
     }
-  }
+  };
 };
 
 #include "sparse_matmul/tile.h"

@@ -1,8 +1,9 @@
 // The algorithm of all instruction sets, written once over a vector type. Each implementation defines `Lane` in an
 // anonymous namespace and includes this file inside it, so that every function here is private to that file.
 //
-// Lane: using Vec; constexpr unsigned lanes; zero(), set1(float), load(const float*), store(float*, Vec),
-// fma(a, b, c), relu(v), transpose<relu>(src, ld_src, rows, dst, ld_dst): lanes x lanes, missing rows read as zero.
+// Lane: using Vec; constexpr unsigned lanes; zero(), set1(float), load(const float*), store(float*, Vec), fma(a, b, c);
+// transpose<relu>(src, ld_src, rows, dst, ld_dst): lanes x lanes, missing rows read as zero; class Columns(x, count), a
+// K-block of one row of x, with dot(indices, values, end, group, sums): sums[r] over the entries at r, r + group, ...
 //
 // x is transposed to p[k][width] so that one entry of w meets `width` rows of x at once. A K-block of p stays in L1
 // while the rows of a panel pass over it; the sums of a panel stay in L2. Rows of a run have equally many entries, so
@@ -68,7 +69,7 @@ inline void block(const PackedMatrix& w, size_t block, const float* p, float* pa
   for (; run != run_end; run += run_bytes) {
     const size_t per_row = load_as<uint16_t>(run);
     for (size_t left = load_as<uint16_t>(run + 2); left > 0;) {
-      const size_t group = left < group_rows ? left : group_rows;
+      const size_t group = group_of(left);
       const size_t end = per_row * group;
       size_t r = 0;
       if constexpr (together >= 8) {
@@ -155,7 +156,7 @@ inline void panel_of_width(const Call& call, size_t m0, unsigned rows, size_t pa
   }
 }
 
-// One row of x. The entries of a group lie side by side, so that the sums of its rows are independent.
+// One row of x: the entries of a group lie side by side and are multiplied as they lie.
 inline void vector(const Call& call, size_t panel) {
   const PackedMatrix& w = *call.w;
   const size_t n0 = panel * w.panel_rows;
@@ -171,22 +172,14 @@ inline void vector(const Call& call, size_t panel) {
     const unsigned char* run = w.runs + size_t{load_as<uint32_t>(here + 8)} * run_bytes;
     const unsigned char* run_end = w.runs + size_t{load_as<uint32_t>(here + block_bytes + 8)} * run_bytes;
     const unsigned char* rows = w.rows + size_t{load_as<uint32_t>(here + 12)} * row_bytes;
-    const float* x = call.x + kb * w.k_block;
+    const Lane::Columns x(call.x + kb * w.k_block, smaller(w.k_block, w.k - kb * w.k_block));
     for (; run != run_end; run += run_bytes) {
       const size_t per_row = load_as<uint16_t>(run);
       for (size_t left = load_as<uint16_t>(run + 2); left > 0;) {
-        const size_t group = smaller(left, group_rows);
+        const size_t group = group_of(left);
         const size_t end = per_row * group;
         float sums[group_rows];
-        if (group == group_rows) {
-          Lane::dot_group(x, indices, values, end, sums);
-        } else {
-          for (size_t r = 0; r < group; ++r) {
-            float sum = 0.0f;
-            for (size_t at = r; at < end; at += group) sum += load_as<float>(values + at * sizeof(float)) * x[indices[at]];
-            sums[r] = sum;
-          }
-        }
+        x.dot(indices, values, end, group, sums);
         for (size_t r = 0; r < group; ++r) y[load_as<uint16_t>(rows + r * row_bytes)] += sums[r];
         indices += end;
         values += end * sizeof(float);
