@@ -173,7 +173,12 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
 
 
 def recipe_of(
-    passes: list[Pass], *, name: str = "unnamed", description: str = "", max_drop: float | None = None
+    passes: list[Pass],
+    *,
+    name: str = "unnamed",
+    description: str = "",
+    max_drop: float | None = None,
+    max_drop_db: float | None = None,
 ) -> Recipe:
     """Return the recipe that runs these passes with all their options written out.
 
@@ -182,12 +187,13 @@ def recipe_of(
         name: Name of the recipe.
         description: One sentence.
         max_drop: The accuracy budget.
+        max_drop_db: The same for outputs that are judged by SQNR.
     """
     steps = tuple(
         Step(step.name, option_model(type(step)).model_validate(step.options()).model_dump(mode="json"))
         for step in passes
     )
-    return Recipe(name, description, RecipeBudget(max_drop=max_drop), steps)
+    return Recipe(name, description, RecipeBudget(max_drop=max_drop, max_drop_db=max_drop_db), steps)
 
 
 def schema() -> dict[str, Any]:
