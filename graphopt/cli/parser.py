@@ -166,6 +166,19 @@ def assignment(text: str) -> tuple[str, object]:
     return key.strip(), parsed
 
 
+def size(text: str) -> tuple[str, int]:
+    """Convert ``NAME=N``: the size of a symbolic dimension.
+
+    Raises:
+        argparse.ArgumentTypeError: The text does not have this form.
+    """
+    name, equals, number = text.rpartition("=")
+    if not (name and equals and number.isascii() and number.isdigit()):
+        message = f"'{text}' does not have the form NAME=N, for example sequence=128"
+        raise argparse.ArgumentTypeError(message)
+    return name, int(number)
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from graphopt.analysis import Cost as CostAnalysis
+from graphopt.analysis import Facts
+from graphopt.errors import UsageError
 from graphopt.graph import Constant, ExternalWeight, Model, read_model, uses
 from graphopt.report import text
 from graphopt.runtime import input_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rich.console import RenderableType
 
@@ -53,16 +56,18 @@ class Cost:
     """What one run costs, as far as shapes are known.
 
     Attributes:
-        flops: Floating-point operations; a multiplication and its addition count as two.
+        flops: Arithmetic operations; a multiplication and its addition count as two.
         bytes: Bytes of tensors read and written.
         dispatches: Operators that the runtime calls.
-        unknown: Nodes whose cost is not known.
+        unknown: Nodes whose cost is not known; they count 0.
+        sizes: What the symbolic dimensions of the inputs were taken as.
     """
 
     flops: int
     bytes: int
     dispatches: int
     unknown: int
+    sizes: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ class Inspection:
         weight_bytes: Their bytes.
         types: Bytes of weights by element type.
         largest: The largest weights.
-        cost: What one run costs; None where no analysis of it is possible.
+        cost: What one run costs.
     """
 
     path: str
@@ -105,30 +110,32 @@ class Inspection:
     weight_bytes: int
     types: dict[str, int]
     largest: tuple[Weight, ...]
-    cost: Cost | None
+    cost: Cost
 
     def to_dict(self) -> dict[str, Any]:
         """Return the findings as plain data for JSON."""
         return asdict(self)
 
 
-def inspect(source: str | Path) -> Inspection:
+def inspect(source: str | Path, sizes: Mapping[str, int] | None = None) -> Inspection:
     """Read a model and list what it consists of.
 
     Args:
         source: An ONNX file, or a bundle folder, whose ``model.onnx`` is read.
+        sizes: Symbolic dimensions by name, for the cost; the others are taken as 1.
 
     Raises:
         ReadError: The file is no model.
+        UsageError: No input has a dimension of such a name.
     """
     path = Path(source)
     path = path / "model.onnx" if path.is_dir() else path
     model = read_model(path)
     operators = Counter(_operator(node) for _, node in model.walk())
     weights = list(_weights(model))
-    sizes: Counter[str] = Counter()
+    types: Counter[str] = Counter()
     for weight in weights:
-        sizes[weight.type] += weight.bytes
+        types[weight.type] += weight.bytes
     return Inspection(
         path=str(path),
         bytes=_bytes_on_disk(path, model),
@@ -144,9 +151,9 @@ def inspect(source: str | Path) -> Inspection:
         subgraphs=sum(1 for _ in model.graphs()) - 1 - len(model.functions),
         parameters=sum(_elements(weight.shape) for weight in weights),
         weight_bytes=sum(weight.bytes for weight in weights),
-        types=dict(sizes.most_common()),
+        types=dict(types.most_common()),
         largest=tuple(sorted(weights, key=lambda weight: (-weight.bytes, weight.name))[:LARGEST]),
-        cost=_cost(model),
+        cost=_cost(model, sizes or {}),
     )
 
 
@@ -238,8 +245,18 @@ def _bytes_on_disk(path: Path, model: Model) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _cost(model: Model) -> Cost | None:
-    return None
+def _cost(model: Model, sizes: Mapping[str, int]) -> Cost:
+    symbols = {dim for spec in input_specs(model) for dim in spec.shape or () if isinstance(dim, str)}
+    for name in sizes:
+        if name not in symbols:
+            raise UsageError(
+                f"no input has a dimension '{name}'",
+                where="--size",
+                must=f"The symbolic dimensions are {', '.join(sorted(symbols)) or 'none'}",
+            )
+    total = Facts(model).get(CostAnalysis).total(sizes, default=1)
+    assumed = {name: sizes.get(name, 1) for name in sorted(symbols)}
+    return Cost(total.flops, total.read_bytes + total.written_bytes, total.dispatches, total.unknown, assumed)
 
 
 def _scopes(found: Inspection) -> str:
@@ -258,9 +275,10 @@ def _types(found: Inspection) -> str:
     return f" ({parts})"
 
 
-def _cost_line(cost: Cost | None) -> str:
-    if cost is None:
-        return ""
-    line = f"{text.short_count(cost.flops)} floating-point operations, {text.size(cost.bytes)} moved, "
-    line += f"{text.count(cost.dispatches)} calls"
+def _cost_line(cost: Cost) -> str:
+    line = (
+        f"{text.short_count(cost.flops)} operations, {text.size(cost.bytes)} moved, {text.count(cost.dispatches)} calls"
+    )
+    if cost.sizes:
+        line += f", with {', '.join(f'{name} {size}' for name, size in cost.sizes.items())}"
     return f"{line}; {text.count(cost.unknown)} nodes of unknown cost" if cost.unknown else line

@@ -104,6 +104,23 @@ def test_inspect_lists_what_a_model_consists_of(graphopt_here: Run, model: Path)
     assert found["custom_domains"] == []
 
 
+def test_inspect_counts_what_a_run_costs_at_the_sizes_given(graphopt_here: Run, model: Path) -> None:
+    one = json.loads(graphopt_here("inspect", model, "--json").out)["cost"]
+    ten = json.loads(graphopt_here("inspect", model, "--size", "N=10", "--json").out)["cost"]
+    assert one["flops"] == 2 * 8 * 16 + 16 + 16 + 2 * 16 * 4
+    assert ten["flops"] == 10 * one["flops"]
+    assert (one["sizes"], ten["sizes"]) == ({"N": 1}, {"N": 10})
+    assert one["dispatches"] == 5
+    assert "N 10" in graphopt_here("inspect", model, "--size", "N=10").out
+
+
+@pytest.mark.parametrize(("value", "said"), [("N", "NAME=N"), ("M=2", "no input has a dimension 'M'")])
+def test_inspect_refuses_sizes_of_no_dimension(graphopt_here: Run, model: Path, value: str, said: str) -> None:
+    ran = graphopt_here("inspect", model, "--size", value)
+    assert ran.status == 2
+    assert said in ran.err
+
+
 def test_inspect_counts_external_data_and_custom_domains(graphopt_here: Run, model: Path, tmp_path: Path) -> None:
     changed = onnx.load(model)
     changed.graph.node[2].domain = "com.example"
