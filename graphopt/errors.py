@@ -223,6 +223,8 @@ class VerificationError(GraphoptError):
     """A rewrite broke the legality of the graph or its declared numeric contract.
 
     The message names the pass, the patch and the command that bisects to it.
+
+    Fails: a pass that declares EXACT and folds ``x * 0`` into 0, which is wrong for NaN. Fixed: a pass that skips it.
     """
 
     code = "GO-V001"
@@ -267,7 +269,10 @@ class KernelError(GraphoptError):
 
 
 class MissingDependencyError(GraphoptError):
-    """An optional dependency is not installed; the message has the pip line."""
+    """An optional dependency is not installed; the message has the pip line.
+
+    Fails: a feature of an extra in an installation without it. Fixed: the ``pip install`` line of the message.
+    """
 
     code = "GO-X001"
     exit_code = 5

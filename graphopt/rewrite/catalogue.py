@@ -104,7 +104,8 @@ def _yaml(value: Any) -> str:
 
 def path() -> Path:
     """Return where the catalogue is kept in a checkout."""
-    return Path(next(iter(graphopt.__path__))) / "passes" / "README.md"
+    folders = [Path(root) / "passes" for root in graphopt.__path__]
+    return next(folder for folder in folders if folder.is_dir()) / "README.md"
 
 
 if __name__ == "__main__":
