@@ -117,8 +117,9 @@ def run(session: ort.InferenceSession, feed: Feed, outputs: list[str] | None = N
         RunError: The runtime failed inside the model.
     """
     names = output_names(session) if outputs is None else outputs
-    call, given = _prepared(session, feed, names)
+    given: Mapping[str, Any] = feed
     try:
+        call, given = _prepared(session, feed, names)
         found = call()
     except (*_ORT_ERRORS, ValueError, TypeError, RuntimeError) as error:
         raise _run_error(error, session, given) from error
@@ -262,13 +263,24 @@ def _text(error: Exception) -> str:
 _SMALL_TYPES = ("tensor(bfloat16)", "tensor(float8", "tensor(int4)", "tensor(uint4)")
 
 
+_STORED: dict[Any, tuple[Any, int]] = {
+    np.dtype(ml_dtypes.bfloat16): (np.uint16, 16),
+    np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, 17),
+    np.dtype(ml_dtypes.float8_e4m3fnuz): (np.uint8, 18),
+    np.dtype(ml_dtypes.float8_e5m2): (np.uint8, 19),
+    np.dtype(ml_dtypes.float8_e5m2fnuz): (np.uint8, 20),
+}
+"""How types that numpy lacks are handed over: as which type of the same size, and their ONNX number."""
+
+
 def _as_ort(value: Any, kind: str) -> Any:
     """Return what the runtime takes for a value: types that numpy lacks travel as OrtValue."""
     if isinstance(value, ort.OrtValue) or not kind.startswith("tensor("):
         return value
     array = np.asarray(value)
-    if array.dtype == ml_dtypes.bfloat16:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array).view(np.uint16), 16)
+    if array.dtype in _STORED:
+        stored, number = _STORED[array.dtype]
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array).view(stored), number)
     return array
 
 

@@ -9,7 +9,17 @@ import numpy as np
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.graph import Constant, Model, Node, constant_value, is_graph_input, is_graph_output, owner, producer
+from graphopt.graph import (
+    Constant,
+    Model,
+    Node,
+    Variable,
+    constant_value,
+    is_graph_input,
+    is_graph_output,
+    owner,
+    producer,
+)
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, is_constant, refers_to_function
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Patch, Skip
@@ -72,6 +82,10 @@ def _bypass(node: Node, source: Tensor) -> Patch:
     output = node.outputs[0]
 
     def apply(rewriter: Rewriter) -> None:
+        if is_graph_output(output) and isinstance(source, Variable):
+            rewriter.set_type(
+                source, output.dtype, output.shape
+            )  # what it declared may be wrong, what was proved is not
         rewriter.replace_tensor(output, source)
         rewriter.erase(node)
 

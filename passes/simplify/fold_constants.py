@@ -241,7 +241,12 @@ class _Plan:
 
     def patches(self) -> Iterator[Patch]:
         """Yield a patch for each folded node with a needed value, in topological order."""
-        remaining = {tensor: len(tensor.outputs) for node in self.folded for tensor in node.outputs if tensor.name}
+        remaining = {
+            tensor: len(tensor.outputs)
+            for node in self.folded
+            for tensor in (*node.inputs, *node.outputs)
+            if tensor.name and tensor.inputs
+        }
         for group in self._groups():
             values = self._computed(group)
             for candidate in group:
@@ -300,14 +305,14 @@ class _Plan:
         return sorted(found, key=found.__getitem__), given
 
     def _dead_with(self, node: Node, remaining: dict[Tensor, int]) -> list[Node]:
-        """Return the node and the folded nodes before it that nobody reads once it is gone."""
+        """Return the node and the folded and Constant nodes before it that nobody reads once it is gone."""
         dead, stack = [], [node]
         while stack:
             gone = stack.pop()
             dead.append(gone)
             for tensor in gone.inputs:
                 before = producer(tensor) if tensor.name else None
-                if before is None or before not in self.folded:
+                if before is None or not (before in self.folded or is_constant_node(before)):
                     continue
                 remaining[tensor] -= 1
                 if not any(remaining[t] for t in before.outputs if t.name) and not self._needed(before):

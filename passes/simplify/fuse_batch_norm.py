@@ -99,8 +99,10 @@ class _Fold:
     def apply(self, rewriter: Rewriter) -> None:
         """Write the new weight and bias and let the readers of the normalization read the layer."""
         self._set_weight(rewriter)
-        source = self._set_bias(rewriter)
-        rewriter.replace_tensor(self.norm.outputs[0], source)
+        source, output = self._set_bias(rewriter), self.norm.outputs[0]
+        if isinstance(source, Variable):
+            rewriter.set_type(source, output.dtype, output.shape)
+        rewriter.replace_tensor(output, source)
         rewriter.erase(self.norm)
 
     def _set_weight(self, rewriter: Rewriter) -> None:
