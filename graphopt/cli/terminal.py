@@ -80,7 +80,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress | None]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
         task = bar.add_task("reading", total=None)
 
         def advance(stage: str, done: int, total: int) -> None:

@@ -263,7 +263,7 @@ def _kind(reason: str) -> str:
 
 
 def _tone(before: float, after: float) -> Tone:
-    if before == after:
+    if abs(before - after) < text.SAME * max(before, after):
         return "neutral"
     return "good" if after < before else "bad"
 
@@ -275,6 +275,8 @@ def _difference(before: int, after: int) -> str:
     if not before:
         return change
     percent = 100.0 * (after - before) / before
+    if abs(percent) < 0.05:
+        return change
     return f"{change} ({percent:+.{0 if abs(percent) >= 1.0 else 1}f} %)"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+SAME = 0.005
+"""Quantities that differ by a smaller share are called the same."""
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories that move the cursor, reorder text or show nothing: control, format, surrogate, separators."""
@@ -84,7 +86,7 @@ def ratio(before: float, after: float, *, smaller: str, larger: str) -> str:
     factor = before / after
     word = smaller if factor >= 1.0 else larger
     factor = max(factor, 1.0 / factor)
-    if factor < 1.005:
+    if factor < 1.0 + SAME:
         return "same"
     return f"{factor:.2f}x {word}" if factor < 9.995 else f"{factor:.1f}x {word}"
 

@@ -10,7 +10,7 @@ from graphopt.solve.pack_sparse import pack_sparse
 RANDOM = np.random.default_rng(5)
 
 
-def build(text: str, **weights: np.ndarray) -> Model:  # type: ignore[type-arg]
+def build(text: str, **weights: np.ndarray) -> Model:
     model = parser.parse_model(
         f'<ir_version: 8, opset_import: ["": 17, "ai.graphopt": 1]> g (float[N, 8] x) => (y) {text}'
     )
@@ -37,7 +37,7 @@ def test_dequantized_weight_is_counted_as_it_is_stored() -> None:
     after = build(
         "{ w = DequantizeLinear (q, s) [fc] y = MatMul (x, w) }",
         q=RANDOM.integers(1, 100, (8, 4), dtype=np.int8),
-        s=np.float32(0.1),
+        s=np.array(0.1, np.float32),
     )
     (entry,) = weight_entries(before, after)
     assert (entry.type_before, entry.type_after, entry.bytes_after) == ("float", "int8", 32)
