@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphError
 from graphopt.graph.graphs import Graph, node_subgraphs
-from graphopt.graph.scopes import captures, nested_graphs
+from graphopt.graph.scopes import captures, nested_graphs, walk_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,14 +23,23 @@ def tensors_read(node: Node) -> Iterator[Tensor]:
         yield from captures(body)
 
 
-def is_sorted(graph: Graph) -> bool:
-    """Tell whether every node comes after the producers of what it reads; bodies are not looked into."""
-    position = {node: index for index, node in enumerate(graph.nodes)}
-    for node, index in position.items():
-        for tensor in tensors_read(node) if node.has_subgraphs() else node.inputs:
-            for made in tensor.inputs:
-                if position.get(made, -1) >= index:
-                    return False
+def is_sorted(graph: Graph, nested: bool = False) -> bool:
+    """Tell whether every node comes after the producers of what it and its bodies read.
+
+    Args:
+        graph: The graph to look at.
+        nested: Look at the bodies in it too.
+    """
+    captured = _captured_producers(graph)
+    for scope in nested_graphs(graph) if nested else [graph]:
+        position = {node: index for index, node in enumerate(scope.nodes)}
+        for node, index in position.items():
+            for tensor in node.inputs:
+                for made in tensor.inputs:
+                    if position.get(made, -1) >= index:
+                        return False
+            if any(position.get(made, -1) >= index for made in captured.get(node, ())):
+                return False
     return True
 
 
@@ -44,24 +53,50 @@ def sort_graph(graph: Graph, nested: bool = True) -> None:
     Raises:
         GraphError: There is a cycle; the message names its nodes.
     """
+    captured = _captured_producers(graph)
     for scope in list(nested_graphs(graph)) if nested else [graph]:
-        _sort_one(scope)
+        _sort_one(scope, captured)
 
 
-def _sort_one(graph: Graph) -> None:
+def _captured_producers(root: Graph) -> dict[Node, list[Node]]:
+    """Return for nodes with bodies the nodes beside them that produce what the bodies capture."""
+    captured: dict[Node, list[Node]] = {}
+
+    def note(graph: Graph, tensor: Tensor) -> None:
+        for made in tensor.inputs:
+            outer = made.graph
+            if outer is None or outer is graph:
+                continue
+            holder = graph.parent_node
+            while holder is not None and holder.graph is not None and holder.graph is not outer:
+                holder = holder.graph.parent_node
+            if holder is not None and holder.graph is outer:
+                captured.setdefault(holder, []).append(made)
+
+    for graph, node in walk_graphs([root]):
+        if graph is not root:
+            for tensor in node.inputs:
+                note(graph, tensor)
+        for _, body in node_subgraphs(node):
+            for tensor in body.outputs:
+                note(body, tensor)
+    return captured
+
+
+def _sort_one(graph: Graph, captured: dict[Node, list[Node]]) -> None:
     nodes = list(graph.nodes)
     position = {node: index for index, node in enumerate(nodes)}
     waiting = [0] * len(nodes)
     followers: list[list[int]] = [[] for _ in nodes]
     in_order = True
     for index, node in enumerate(nodes):
-        for tensor in tensors_read(node) if node.has_subgraphs() else node.inputs:
-            for made in tensor.inputs:
-                before = position.get(made)
-                if before is not None:
-                    followers[before].append(index)
-                    waiting[index] += 1
-                    in_order = in_order and before < index
+        sources = [made for tensor in node.inputs for made in tensor.inputs]
+        for made in sources + captured[node] if node in captured else sources:
+            before = position.get(made)
+            if before is not None:
+                followers[before].append(index)
+                waiting[index] += 1
+                in_order = in_order and before < index
     if in_order:
         return
     ready = [index for index, count in enumerate(waiting) if count == 0]

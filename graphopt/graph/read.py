@@ -18,6 +18,7 @@ from graphopt.graph.nodelist import NodeList, RoleList
 from graphopt.graph.nodes import Node
 from graphopt.graph.order import is_sorted, sort_graph
 from graphopt.graph.record import Record
+from graphopt.graph.scopes import nested_graphs
 from graphopt.graph.tensors import Constant, Tensor, Variable
 from graphopt.graph.weights import DataFolder, ProtoWeight, SparseWeight, Weight
 
@@ -347,11 +348,10 @@ def _imports(protos: Iterable[onnx.OperatorSetIdProto], where: str) -> dict[str,
 
 
 def _check_order(root: Graph) -> None:
-    """Refuse cycles; a graph that is merely not sorted is fine."""
-    from graphopt.graph.scopes import nested_graphs
-
-    for graph in nested_graphs(root):
-        if not is_sorted(graph):
-            nodes = list(graph.nodes)
-            sort_graph(graph, nested=False)
-            graph.nodes.replace_all(nodes)
+    """Refuse cycles; graphs that are merely not sorted stay as they are."""
+    if is_sorted(root, nested=True):
+        return
+    orders = [(graph, list(graph.nodes)) for graph in nested_graphs(root)]
+    sort_graph(root)
+    for graph, nodes in orders:
+        graph.nodes.replace_all(nodes)

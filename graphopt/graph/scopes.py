@@ -61,6 +61,9 @@ def walk_graphs(roots: Iterable[Graph], order: Order = "pre") -> Iterator[tuple[
             if order == "pre":
                 yield graph, node
             bodies = [body for _, body in node_subgraphs(node)]
+            for body in bodies:
+                if body.parent_node is not node or body.parent is not graph:
+                    body.__dict__.update(parent=graph, parent_node=node)  # an attribute was set by hand
             if order == "post" and not bodies:
                 yield graph, node
             stack.extend((body, iter(body.nodes), node) for body in reversed(bodies))
