@@ -135,7 +135,7 @@ def environment() -> Environment:
 
 def _quality(measured: Measured) -> Quality:
     found = measured.quality
-    name = {"top-1": "agreement", "nearest": "agreement", "sqnr": "sqnr_db"}.get(found.kind, found.kind)
+    name = {"top-1": "agreement", "sqnr": "sqnr_db"}.get(found.kind, found.kind)
     return Quality(
         samples=found.samples,
         held_back=measured.held_back,

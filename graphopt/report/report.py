@@ -71,13 +71,14 @@ class Quality(Entry):
     held_back: bool = True
     """True when the samples were kept apart from calibration; false for random inputs, or too few samples to split."""
     agreement: Share | None = None
-    """Share of samples whose first output has the same largest class; null for outputs that are not class scores."""
+    """Share of rows of the first output with the same largest class (for embeddings: the same nearest row), 0..1;
+    null for other outputs."""
     sqnr_db: Decibels | None = None
     """Signal to quantization noise of the worst output, dB; 200 stands for bitwise equal outputs."""
     standard_error: Finite | None = None
-    """Standard error of the judged figure, in the unit of that figure."""
+    """Standard error of the agreement, as a share; null where there is none."""
     metric: str | None = None
-    """The figure judged: `agreement`, `sqnr_db`, or the `module:function` the user gave."""
+    """The figure judged: `agreement`, `nearest` (agreement of embeddings), `sqnr_db`, or `metric` (the user's own)."""
     before: Finite | None = None
     """The user's metric on the original model."""
     after: Finite | None = None

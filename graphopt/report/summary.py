@@ -156,24 +156,23 @@ def figures(report: Report) -> list[Figure]:
 
 def quality_figures(quality: Quality) -> list[Figure]:
     """Return the figures of quality, the one that was judged first."""
-    tone: Tone = "good" if quality.met else "bad"
+    judged_tone: Tone = "good" if quality.met else "bad"
     detail = judged_on(quality)
     found = []
     own_metric = quality.after is not None
     if quality.after is not None:
-        error = f" ± {quality.standard_error:.2g}" if quality.standard_error else ""
         found.append(
             Figure(
-                quality.metric or "Metric",
+                (quality.metric or "metric").capitalize(),
                 f"{quality.before:.4g}" if quality.before is not None else "",
-                f"{quality.after:.4g}{error}",
+                f"{quality.after:.4g}",
                 f"{quality.after - quality.before:+.3g}" if quality.before is not None else "",
-                tone,
-                detail=detail,
+                judged_tone,
+                detail="your metric",
             )
         )
     if quality.agreement is not None:
-        error = "" if own_metric or quality.standard_error is None else f" ± {100.0 * quality.standard_error:.1f}"
+        error = "" if quality.standard_error is None else f" ± {100.0 * quality.standard_error:.1f}"
         label = "Agreement, nearest neighbour" if quality.metric == "nearest" else "Agreement"
         found.append(
             Figure(
@@ -181,8 +180,9 @@ def quality_figures(quality: Quality) -> list[Figure]:
                 "",
                 text.percent(quality.agreement) + error,
                 "" if own_metric else loss_of(quality),
-                tone,
+                "neutral" if own_metric else judged_tone,
                 detail=detail,
+                major=not own_metric,
                 share=quality.agreement,
             )
         )
@@ -194,7 +194,7 @@ def quality_figures(quality: Quality) -> list[Figure]:
                 "",
                 decibels(quality.sqnr_db),
                 "",
-                tone if judged else "neutral",
+                judged_tone if judged else "neutral",
                 detail=f"worst output, {detail}",
                 major=judged,
             )

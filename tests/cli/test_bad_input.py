@@ -37,7 +37,7 @@ def empty(_: onnx.ModelProto, __: Path) -> bytes:
 
 @bad("GO-R")
 def truncated(model: onnx.ModelProto, _: Path) -> bytes:
-    return model.SerializeToString()[:-200]
+    return bytes(model.SerializeToString())[:-200]
 
 
 @bad("GO-R")
@@ -48,19 +48,19 @@ def random(_: onnx.ModelProto, __: Path) -> bytes:
 @bad("GO-")
 def cyclic(model: onnx.ModelProto, _: Path) -> bytes:
     model.graph.node[0].input[0] = "d"
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @bad("GO-")
 def duplicate_name(model: onnx.ModelProto, _: Path) -> bytes:
     model.graph.node[1].output[0] = "a"
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @bad("GO-")
 def dangling_input(model: onnx.ModelProto, _: Path) -> bytes:
     model.graph.node[2].input[0] = "nothing"
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def external(model: onnx.ModelProto, location: str, **fields: object) -> bytes:
@@ -70,7 +70,7 @@ def external(model: onnx.ModelProto, location: str, **fields: object) -> bytes:
     for key, value in {"location": location, **fields}.items():
         entry = weight.external_data.add()
         entry.key, entry.value = key, str(value)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @bad("GO-R002")
@@ -107,34 +107,34 @@ def linked_external_data(model: onnx.ModelProto, folder: Path) -> bytes:
 @bad("GO-")
 def weight_with_too_few_bytes(model: onnx.ModelProto, _: Path) -> bytes:
     model.graph.initializer[0].raw_data = b"\0" * 7
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @bad("GO-")
 def weight_of_absurd_size(model: onnx.ModelProto, _: Path) -> bytes:
     del model.graph.initializer[0].dims[:]
     model.graph.initializer[0].dims.extend([1 << 40, 1 << 40])
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @bad("GO-")
 def operator_nobody_knows(model: onnx.ModelProto, _: Path) -> bytes:
     model.graph.node[2].op_type = "Releu"
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @bad("GO-")
 def custom_operator(model: onnx.ModelProto, _: Path) -> bytes:
     model.graph.node[2].domain = "com.example"
     model.opset_import.append(helper.make_opsetid("com.example", 1))
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @bad("GO-")
 def shapes_that_do_not_fit(model: onnx.ModelProto, _: Path) -> bytes:
     array = np.zeros((9, 16), np.float32)
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(array, model.graph.initializer[0].name))
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @pytest.mark.parametrize("verb", ["compile", "simplify"])
