@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.rewrite.manager import Outcome, PassManager, PatchRecord
-from graphopt.runtime import random_feeds, session
 from graphopt.verify.bound import rounding_tolerances
 from graphopt.verify.contract import Contract, weakest
 from graphopt.verify.equality import compare
 from graphopt.verify.legality import Interface, check_legal
-from graphopt.verify.reference import KERNEL_DOMAIN, evaluate
+from graphopt.verify.reference import evaluate, sample_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -119,8 +118,7 @@ class _Search:
         seed: int,
         target: str,
     ) -> None:
-        kernels: Any = True if KERNEL_DOMAIN in model.opset_imports else "auto"
-        feeds = data or random_feeds(session(model, optimize=False, kernels=kernels), count=SAMPLES, seed=seed)
+        feeds = data if data is not None else sample_feeds(model, SAMPLES, seed)
         self.model = model
         self.passes = passes
         self.data = data

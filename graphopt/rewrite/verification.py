@@ -24,12 +24,11 @@ from graphopt.errors import (
     VerificationError,
 )
 from graphopt.graph import read_model
-from graphopt.runtime import random_feeds, session
 from graphopt.verify.bound import rounding_tolerances
 from graphopt.verify.contract import Contract
 from graphopt.verify.equality import compare
 from graphopt.verify.legality import Interface, check_legal
-from graphopt.verify.reference import KERNEL_DOMAIN, evaluate
+from graphopt.verify.reference import evaluate, sample_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,8 +145,7 @@ class Verifier:
         if data_or_none is not None:
             self._accepted = {name: not _refusal(check, data_or_none) for name, check in _CHECKS.items()}
         try:
-            kernels: Any = True if KERNEL_DOMAIN in model.opset_imports else "auto"
-            feeds = data or random_feeds(session(model, optimize=False, kernels=kernels), count=SAMPLES, seed=self.seed)
+            feeds = data if data is not None else sample_feeds(model, SAMPLES, self.seed)
             self._feeds = [dict(feed) for feed, _ in zip(feeds, range(SAMPLES), strict=False)]
             *self._outputs, again = evaluate(model, [*self._feeds, *self._feeds[:1]])
         except (UnsupportedError, RunError, DataError, ModelTooLargeError) as error:

@@ -9,13 +9,16 @@ import onnx
 import onnx.reference
 
 from graphopt.errors import UnsupportedError
-from graphopt.runtime import run, session
+from graphopt.runtime import random_feeds, run, session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    import onnxruntime
+
     from graphopt.graph import Model
+    from graphopt.runtime import Feeds
 
 KERNEL_DOMAIN = "ai.graphopt"
 
@@ -35,11 +38,29 @@ def evaluate(model: Model | Path | str | bytes, feeds: Iterable[Mapping[str, Any
         DataError: A feed does not fit.
         RunError: The model failed inside.
     """
+    running = _open(model)
+    return [run(running, feed) for feed in feeds]
+
+
+def sample_feeds(model: Model | Path | str | bytes, count: int, seed: int = 0) -> Feeds:
+    """Return random feeds on which a model runs.
+
+    Args:
+        model: The model, as for `evaluate`.
+        count: Number of samples.
+        seed: The same seed gives the same values.
+
+    Raises:
+        UnsupportedError: ONNX Runtime refuses the model, or an input is no tensor.
+    """
+    return random_feeds(_open(model), count=count, seed=seed)
+
+
+def _open(model: Model | Path | str | bytes) -> onnxruntime.InferenceSession:
     with_kernels = KERNEL_DOMAIN in getattr(model, "opset_imports", {})
     # a weight that became an initializer is prepacked for another matrix kernel, which adds up in another order
     plain = {"session.disable_prepacking": "1"}
-    running = session(model, optimize=False, kernels=True if with_kernels else "auto", config=plain)
-    return [run(running, feed) for feed in feeds]
+    return session(model, optimize=False, kernels=True if with_kernels else "auto", config=plain)
 
 
 def interpret(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

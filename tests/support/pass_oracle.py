@@ -17,17 +17,17 @@ import onnx.parser
 from graphopt.errors import UnsupportedError
 from graphopt.graph import Model, dump_text, read_model
 from graphopt.rewrite.manager import Outcome, PassManager, PassRecord
-from graphopt.runtime import Feeds, random_feeds, session
 from graphopt.verify.bound import rounding_tolerances
 from graphopt.verify.contract import Contract
 from graphopt.verify.equality import compare
 from graphopt.verify.legality import check_legal
-from graphopt.verify.reference import evaluate, interpret
+from graphopt.verify.reference import evaluate, interpret, sample_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from graphopt.rewrite.pass_ import Pass
+    from graphopt.runtime import Feeds
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def check_pass(
 
 def some_feeds(model: Model, data: Feeds | None = None, samples: int = 2) -> list[dict[str, Any]]:
     """Return the first feeds of the data, else random ones."""
-    chosen = data or random_feeds(session(model, optimize=False), count=samples, seed=1)
+    chosen = data if data is not None else sample_feeds(model, samples, seed=1)
     return [dict(feed) for feed, _ in zip(chosen, range(samples), strict=False)]
 
 
