@@ -36,6 +36,7 @@ Array = np.ndarray[Any, Any]
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _LONGEST_VIEW_CHAIN = 16
 _SMALL_CONSTANT = 4096
+_INTEGERS_AND_BOOL = (2, 3, 4, 5, 6, 7, 9, 12, 13)  # element types of ONNX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +45,9 @@ class EliminateIdentity(Pass):
 
     Matches:   Identity; Dropout in inference mode; Cast to the type the input has; Reshape, Flatten, Squeeze, Unsqueeze
                (also chains of them that return to an earlier shape), Expand, Tile, Slice, Pad, Transpose and Resize
-               that change nothing; Transpose that undoes a Transpose; Concat, Sum, Mean, Max, Min of one input; Split
-               into one output; Clip without bounds; reductions over no axes; x + 0 and x - 0 where exact, x * 1,
-               x / 1, x ** 1, and the same for logical operators; Where with a constant condition of one value.
+               that change nothing; Transpose that undoes a Transpose; Concat, Max, Min of one input; Split into one
+               output; x + 0 and x - 0 where exact, x * 1, x / 1, x ** 1, and the same for logical operators; Where
+               of integers with a constant condition of one value.
     Produces:  The readers of the output read the input.
     Requires:  The shapes are proved equal, symbolic sizes included. For floats x + 0 counts only with a zero of
                negative sign, since 0 added to -0 gives +0. An output of a graph keeps its name: its producer
@@ -286,29 +287,15 @@ def _split(look: _Look) -> Tensor | None:
     return look.first() if len(look.node.outputs) == 1 else None
 
 
-def _clip(look: _Look) -> Tensor | None:
-    if look.opset < 11 or look.input(1) is not None or look.input(2) is not None:
-        return None
-    return look.first()
-
-
-def _reduce(look: _Look) -> Tensor | None:
-    """A reduction that names no axes and says that this means none."""
-    if not int(look.attr("noop_with_empty_axes", 0)) or "axes" in look.node.attrs:
-        return None
-    if look.input(1) is None:
-        return look.first()
-    axes = look.ints(1, "axes")
-    return look.first() if axes == [] else None
-
-
 def _resize(look: _Look) -> Tensor | None:
-    """A resize to the same size whose sampling points are the elements themselves."""
+    """A resize to the same size that picks elements, which are then all of them in their order.
+
+    One that interpolates weighs neighbours with 0, which is NaN beside an infinity.
+    """
     source = look.first()
-    if source is None or not look.same_shape(source) or int(look.attr("antialias", 0)):
+    if source is None or not look.same_shape(source) or look.attr("mode", "nearest") != "nearest":
         return None
-    mode = look.attr("coordinate_transformation_mode", "half_pixel")
-    if mode not in {"half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"}:
+    if look.attr("coordinate_transformation_mode", "half_pixel") not in {"half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"}:
         return None
     if look.node.op == "Upsample" or look.opset < 11:
         scales = look.attr("scales", None) if "scales" in look.node.attrs else look.constant(1)
@@ -363,11 +350,14 @@ def _is_one(value: Array) -> bool:
 
 
 def _where(look: _Look) -> Tensor | None:
+    """A choice that is always the same; not of floats, which ONNX Runtime chooses by adding 0, so that -0 becomes 0."""
     condition = look.constant(0)
     if condition is None or condition.size == 0 or not (condition.all() or not condition.any()):
         return None
     source = look.input(1 if condition.all() else 2)
-    return source if source is not None and look.same_shape(source) else None
+    if source is None or not look.same_shape(source) or look.types.dtype(source) not in _INTEGERS_AND_BOOL:
+        return None
+    return source
 
 
 _RULES: dict[str, Callable[[_Look], Any]] = {
@@ -381,10 +371,8 @@ _RULES: dict[str, Callable[[_Look], Any]] = {
     "Slice": _slice,
     "Pad": _pad,
     "Transpose": _transpose,
-    **dict.fromkeys(("Concat", "Sum", "Mean", "Max", "Min"), _only_input),
+    **dict.fromkeys(("Concat", "Max", "Min"), _only_input),
     "Split": _split,
-    "Clip": _clip,
-    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"), _reduce),
     "Resize": _resize,
     "Upsample": _resize,
     "Add": _neutral(_is_exact_zero(negative=True), both=True),
@@ -395,4 +383,5 @@ _RULES: dict[str, Callable[[_Look], Any]] = {
     "And": _neutral(lambda value: bool(value.all()), both=True),
     "Or": _neutral(lambda value: not value.any(), both=True),
     "Xor": _neutral(lambda value: not value.any(), both=True),
+    "Where": _where,
 }
