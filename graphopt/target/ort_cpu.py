@@ -34,6 +34,8 @@ def _refuse_conv(node: Node) -> str | None:
         return "the weight is not a constant"
     if not 3 <= weight.ndim <= 5:
         return f"a weight of rank {weight.ndim}: the integer kernel convolves over 1 to 3 axes"
+    if weight.shape[1] == 1 and int(node.attrs.get("group", 1)) == 1:
+        return "one input channel: gathering its patches byte by byte costs more than integer products save"
     return None
 
 

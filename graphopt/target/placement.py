@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 FLOAT32 = 1
 UNBOUNDED = (-np.inf, np.inf)
+PRODUCTS_PER_CONVERSION = 32
+"""Products per converted value from which an integer convolution between float neighbours is faster than a float one."""
+
 DEPTHWISE = "a depthwise convolution is slower in int8 than in float where its neighbours are float"
+
+TOO_SMALL = "too few products per value to pay for converting its float neighbours"
+OVERRIDABLE = "its weight is also an input of the model, which a caller may override"
 
 Bounds = tuple[float, float]
 
@@ -154,18 +160,10 @@ class _Placer:
             return "no run of the calibration data reached it" if rule.role is Role.WEIGHTED else ""
         if rule.role is Role.ABSORBED:
             return None if activation_bounds(node) is not None else ""
+        if is_overridable(self.model, node):
+            return OVERRIDABLE if rule.role is Role.WEIGHTED else ""
         why = rule.refuse(node)
-        if why is None and rule.role is Role.WEIGHTED:
-            if self.is_overridable(node, rule):
-                return "its weight is also an input of the model, which a caller may override"
-            return self.only(node)
-        return why
-
-    def is_overridable(self, node: Node, rule: OpRule) -> bool:
-        positions = [i for i in (rule.weight, rule.bias) if i is not None and i < len(node.inputs)]
-        return any(
-            isinstance(node.inputs[i], Constant) and self.model.graph.is_overridable(node.inputs[i]) for i in positions
-        )
+        return self.only(node) if why is None and rule.role is Role.WEIGHTED else why
 
     # --------------------------------------------------------------------------------------------- lonely nodes
 
@@ -180,7 +178,7 @@ class _Placer:
                 continue
             rule = self.chosen.pop(node)
             if rule.role is Role.WEIGHTED:
-                self.refused[node] = DEPTHWISE
+                self.refused[node] = DEPTHWISE if is_depthwise(node) else TOO_SMALL
             for neighbour in self._neighbours(node):
                 if neighbour in self.chosen and neighbour not in queued:
                     queue.append(neighbour)
@@ -201,9 +199,12 @@ class _Placer:
 
     def _is_worth_it(self, node: Node, rule: OpRule) -> bool:
         if rule.role is Role.WEIGHTED:
-            if not is_depthwise(node):
+            if node.op != "Conv":
                 return True
-            return self._is_made(node.inputs[0]) and any(self._uses_integers(node))
+            neighbours = self._is_made(node.inputs[0]) + any(self._uses_integers(node))
+            if is_depthwise(node):
+                return neighbours == 2
+            return neighbours > 0 or products_per_conversion(node) >= PRODUCTS_PER_CONVERSION
         if rule.role is Role.ABSORBED and self._is_absorbed(node):
             return True
         tensors = [node.inputs[i] for i in rule.data_positions(node) if constant_value(node.inputs[i]) is None]
@@ -223,8 +224,10 @@ class _Placer:
         return self._has_output_grid(source, self.chosen[source])
 
     def _is_made(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor comes out of an integer operator, so that reading it as integers costs nothing."""
+        """Tell whether a tensor comes out of integer arithmetic, data movement aside: its integers cost nothing."""
         source = producer(tensor)
+        while source is not None and source in self.chosen and self.chosen[source].role is Role.MOVE:
+            source = producer(source.inputs[self.chosen[source].data_positions(source)[0]])
         if source is None or source not in self.chosen:
             return False
         return self._has_output_grid(source, self.chosen[source])
@@ -351,6 +354,19 @@ def activation_bounds(node: Node) -> Bounds | None:
         bounds[place] = float(value.reshape(-1)[0])
     # 0.0 must lie on every grid, and a lower bound other than 0 or none would move the zero point.
     return (bounds[0], bounds[1]) if bounds[0] <= 0.0 < bounds[1] else None
+
+
+def is_overridable(model: Model, node: Node) -> bool:
+    """Tell whether a constant that a node reads is also an input of the model, which a caller may override."""
+    return any(isinstance(tensor, Constant) and model.graph.is_overridable(tensor) for tensor in node.inputs)
+
+
+def products_per_conversion(node: Node) -> float:
+    """Return how many products a convolution between float neighbours computes per value rounded or restored."""
+    outputs, inputs, *kernel = (int(size) for size in node.inputs[1].shape)
+    strides = [int(step) for step in node.attrs.get("strides", [])] or [1] * len(kernel)
+    read = inputs * int(node.attrs.get("group", 1)) * float(np.prod(strides)) / outputs
+    return float(inputs * np.prod(kernel) / (1 + read))
 
 
 def is_depthwise(node: Node) -> bool:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from graphopt.analysis.types import Types
 from graphopt.analysis.ranges import Ranges, TensorRange
-from graphopt.graph import Constant, uses
+from graphopt.graph import producer, uses
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
 from graphopt.passes.quantize.static import StaticForm
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip
 from graphopt.target import find_target
 from graphopt.target.grid import Grid, activation_grid
-from graphopt.target.placement import Group, Placement, place
+from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Group, Placement, is_overridable, place
 from graphopt.target.rules import Role
 
 if TYPE_CHECKING:
@@ -34,7 +34,11 @@ QUANTIZED = frozenset(
 
 NO_DATA = "its inputs have no known range: static quantization needs calibration data, and a convolution that rounds \
 its inputs at run time is slower than float"
-OVERRIDABLE = "its weight is also an input of the model, which a caller may override"
+STOPS_LOGARITHM = frozenset(("Softmax", "Sigmoid", "Exp", "LSTM", "GRU", "RNN"))
+GRID_LEVELS = 256
+PRODUCTS_PER_ROUNDING = 16
+"""Products per rounded or restored value below which a matrix product is faster in float."""
+
 DYNAMIC_SINCE = 11
 FLOAT32 = 1
 SEQUENCE = "rows of a sequence: its inputs are rounded at run time, because single tokens stretch a fixed grid"
@@ -129,9 +133,15 @@ class InsertQdq(Pass):
     ) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield the patches of static grids, in graph order."""
 
+        before_log = logarithm_readers(model, target, ranges)
+
         def refuse(node: Node) -> str | None:
             if node in dynamic:
                 return ""
+            if self.activations == "auto" and is_sequence_product(node, types):
+                return TOO_SMALL
+            if node in before_log:
+                return f"its values reach Log '{before_log[node]}', which makes rounding errors of small values large"
             return None if ranges.get(node.inputs[0].name) else "no run of the calibration data reached it"
 
         placement = place(model, types, target, leave=leave, only=refuse, known=ranges.tensors.keys())
@@ -189,13 +199,15 @@ class InsertQdq(Pass):
                 continue
             if types.dtype(node.inputs[0]) != FLOAT32:
                 continue
+            if products_per_rounding(node) < PRODUCTS_PER_ROUNDING:
+                continue
             if self.activations == "dynamic":
                 found[node] = "its inputs are rounded at run time, as asked"
             elif graph is not model.graph:
                 found[node] = "it lies inside a body, where no range can be observed: rounded at run time"
             elif not static:
                 found[node] = "without data its inputs are rounded at run time"
-            elif node.op == "MatMul" and (types.rank(node.inputs[0]) or 0) >= 3:
+            elif is_sequence_product(node, types):
                 found[node] = SEQUENCE
         return found
 
@@ -289,9 +301,41 @@ def has_weights(model: Model, target: Target, without: Collection[Node]) -> bool
     return False
 
 
-def is_overridable(model: Model, node: Node) -> bool:
-    """Tell whether a constant that a node reads is also an input of the model, which a caller may override."""
-    return any(isinstance(tensor, Constant) and model.graph.is_overridable(tensor) for tensor in node.inputs)
+def is_sequence_product(node: Node, types: Types) -> bool:
+    """Tell whether a MatMul reads the rows of sequences: three axes or more."""
+    return node.op == "MatMul" and (types.rank(node.inputs[0]) or 0) >= 3
+
+
+def products_per_rounding(node: Node) -> float:
+    """Return how many products a matrix product computes per value that is rounded or restored."""
+    rows, columns = (int(size) for size in node.inputs[1].shape)
+    return rows * columns / (rows + columns)
+
+
+def logarithm_readers(model: Model, target: Target, ranges: Ranges) -> dict[Node, str]:
+    """Return the weighted operators whose results reach a Log of values that span more than a grid holds.
+
+    Rounding errors are equally large for all values of a tensor; behind a Log those of small values grow without
+    bound, as in every model that takes the logarithm of a spectrum. Behind Softmax and Sigmoid there are none.
+    """
+    found: dict[Node, str] = {}
+    seen: set[Node] = set()
+    for log in (node for node in model.graph.nodes if node.op == "Log"):
+        span = ranges.get(log.inputs[0].name)
+        if span is not None and span.low * GRID_LEVELS >= span.high:
+            continue
+        stack = [source for tensor in log.inputs if (source := producer(tensor)) is not None]
+        while stack:
+            node = stack.pop()
+            if node in seen or node.op in STOPS_LOGARITHM:
+                continue
+            seen.add(node)
+            rule = target.rule(node)
+            if rule is not None and rule.role is Role.WEIGHTED:
+                found[node] = log.name or log.outputs[0].name
+                continue
+            stack += [source for tensor in node.inputs if (source := producer(tensor)) is not None]
+    return found
 
 
 def float_neighbours(model: Model, target: Target, placement: Placement) -> Iterator[tuple[Node, str]]:

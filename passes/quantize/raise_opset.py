@@ -24,9 +24,6 @@ LATEST = 13
 OLDEST = 7
 """Below this opset operators broadcast by attributes."""
 
-IR_OF_LATEST = 7
-"""Models of opset 13 have at least this version of the file format."""
-
 UNCHANGED = frozenset(
     (
         *("Abs", "Acos", "Add", "And", "ArgMax", "ArgMin", "Asin", "Atan", "AveragePool", "Cast", "Ceil", "Concat"),
@@ -53,7 +50,8 @@ class RaiseOpset(Pass):
     Matches: models of opset 7 to 12 without functions, all of whose operators have a known equal form in opset 13.
     Produces: the same operators; attributes that became inputs (axes, starts, pads, bounds, split) as constants.
     Requires: no operator whose meaning changed: Softmax over an axis other than the last, Dropout, Resize, Upsample.
-    Preserves: values, names, types and shapes: EXACT.
+    Preserves: values, names, types and shapes, and the version of the file format, which decides whether a caller may
+        override initializers: EXACT.
     Source: ONNX operator changelog, versions 7 to 13.
     """
 
@@ -85,7 +83,6 @@ class RaiseOpset(Pass):
                 if node.op in ADAPTERS and opset < ADAPTERS[node.op][0]:
                     ADAPTERS[node.op][1](rw, node)
             model.opset = LATEST
-            model.ir_version = max(model.ir_version, IR_OF_LATEST)
 
         yield Patch(f"raise opset {model.opset} to {LATEST}", (), apply)
 
