@@ -5,6 +5,8 @@ The results are checked against numpy before anything is timed. With one thread 
 counts, so that other jobs on the machine disturb little; with more the wall time.
 
     python benchmarks/bench_kernels.py --isa avx512 --threads 1
+
+With --cost-table FILE it measures the grid of sizes from which the lowering pass decides, and writes that table.
 """
 
 from __future__ import annotations
@@ -21,15 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.analysis.cost_table import table_from_cases
 from graphopt.runtime.library import isa_report, kernel_library
 from graphopt.solve.pack_sparse import DEFAULT_K_BLOCK, DEFAULT_PANEL_ROWS, pack_sparse
 
 SHAPES = ("16x768x3072", "64x768x3072", "256x768x3072", "197x3072x768", "128x384x1536", "1x4096x4096")
 SPARSITIES = (50, 70, 80, 90, 95)
+GRID_M = (1, 4, 16, 64, 256)
+GRID_WEIGHTS = ("64x64", "128x384", "384x1536", "768x3072", "3072x768")
+GRID_SPARSITIES = (50, 60, 70, 80, 90, 95)
+MARGIN = 0.1
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 
 
@@ -58,7 +64,8 @@ def model_bytes(weights: list[np.ndarray], m: int, packing: dict[str, int] | Non
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [m, k])
     graph = helper.make_graph(nodes, "case", [x], outputs, initializers)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.graphopt", 1)]
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    data: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    return data
 
 
 class Candidate:
@@ -181,17 +188,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--k-block", type=int, default=DEFAULT_K_BLOCK)
     parser.add_argument("--panel-rows", type=int, default=DEFAULT_PANEL_ROWS)
     parser.add_argument("--json", type=Path, default=RESULTS)
-    return parser.parse_args()
+    parser.add_argument("--cost-table", type=Path, help="measure the grid of the cost table and write it here")
+    args = parser.parse_args()
+    if args.cost_table:
+        args.shapes = ",".join(f"{m}x{weight}" for weight in GRID_WEIGHTS for m in GRID_M)
+        args.sparsity = ",".join(map(str, GRID_SPARSITIES))
+        args.json = args.cost_table.with_suffix(".cases.json")
+        if not args.isa:
+            args.isa = ",".join(name for name in isa_report().supported if name != "scalar")
+    return args
 
 
 def main() -> None:
     args = parse_arguments()
     wanted = args.isa.split(",") if args.isa else list(isa_report().supported)
-    if len(wanted) > 1 or isa_report().chosen != wanted[0]:
+    if len(wanted) > 1 or (args.cost_table and "GRAPHOPT_ISA" not in os.environ) or isa_report().chosen != wanted[0]:
         # The instruction set is chosen once per process.
         for isa in wanted:
             command = [sys.executable, __file__, *sys.argv[1:], "--isa", isa]
             subprocess.run(command, env={**os.environ, "GRAPHOPT_ISA": isa}, check=True)
+        if args.cost_table:
+            write_cost_table(args)
         return
 
     if hasattr(os, "sched_setaffinity"):
@@ -204,6 +221,13 @@ def main() -> None:
             print(f"{shape} {percent} %: {last['speedup']:.2f}x", file=sys.stderr, flush=True)
     print(table(cases))
     write(cases, args)
+
+
+def write_cost_table(args: argparse.Namespace) -> None:
+    measured = json.loads(args.json.read_text(encoding="utf-8"))
+    source = f"{measured['cpu']}, onnxruntime {measured['onnxruntime']}, one thread"
+    table = table_from_cases(measured["cases"], margin=MARGIN, measured_on=source)
+    args.cost_table.write_text(table.to_json(), encoding="utf-8")
 
 
 def write(cases: list[dict[str, Any]], args: argparse.Namespace) -> None:

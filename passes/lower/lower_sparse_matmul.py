@@ -1,0 +1,138 @@
+"""Let sparse matrix products run on the sparse kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from graphopt.analysis.cost_table import ANY_ISA, CostTable
+from graphopt.analysis.types import Types
+from graphopt.graph import Constant, Model, Node, Tensor, is_graph_output, uses
+from graphopt.passes.lower.linear import Linear, is_linear, match_linear
+from graphopt.rewrite.pass_ import Pass
+from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
+from graphopt.solve.pack_sparse import pack_sparse
+from graphopt.verify.contract import Contract
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from graphopt.analysis.manager import Facts
+    from graphopt.graph import Rewriter
+
+_DOMAIN = "ai.graphopt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowerSparseMatmul(Pass):
+    """Replace sparse MatMul and Gemm by ai.graphopt::SparseMatMul where that is faster than dense.
+
+    Matches:   MatMul with a constant 2-D float32 weight as second input; Gemm with such a weight, alpha = 1, beta = 1,
+               transA = 0 and a constant C that adds one number per column. A following Add of such a constant and a
+               following Relu, each the only reader, go with them.
+    Produces:  SparseMatMul with the packed weight, the bias and the activation; Y = act(X W + b), summed in float32 in
+               another order. The dense weight disappears; a weight that several nodes share is packed once.
+    Requires:  The sparsity of the weight is at or above the break-even of the cost table for its size, its rows of
+               activations (unknown: the highest of all) and the instruction set; every reader of the weight is
+               lowered, so that the file does not grow.
+    Preserves: Names, types and shapes of all outputs; values up to rounding where activations are finite. An infinity
+               or NaN no longer reaches outputs whose weight for it is zero.
+    Source:    Elsen et al. 2020, arXiv:1911.09723, section 3; layout in kernels/sparse_matmul/contract.h.
+    """
+
+    name: ClassVar[str] = "lower-sparse-matmul"
+    contract: ClassVar[Contract] = Contract.ROUNDING
+    requires: ClassVar[tuple[type[Any], ...]] = (Types,)
+    lowers: ClassVar[bool] = True
+
+    cost_table: str = ""
+    """Path of a measured cost table; the default table of the package if empty."""
+    isa: str = ANY_ISA
+    """Instruction set whose break-even counts: one of the cost table's, or ``any`` for the most demanding."""
+
+    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
+        """Yield one patch per lowered node, in topological order.
+
+        Raises:
+            RecipeError: The cost table cannot be read, or does not have the instruction set.
+        """
+        table = CostTable.load(self.cost_table) if self.cost_table else CostTable.default()
+        types = facts.get(Types)
+        found = {node: self._judge(node, types, table) for _, node in model.walk() if is_linear(node)}
+        packed: dict[tuple[Tensor, bool], Constant] = {}
+        for node, layer in found.items():
+            reason = layer if isinstance(layer, str) else _why_weight_stays(layer, found)
+            if isinstance(layer, str) or reason:
+                yield Skip(node, reason)
+                continue
+            yield _patch(layer, packed)
+
+    def _judge(self, node: Node, types: Types, table: CostTable) -> Linear | str:
+        layer = match_linear(node, types)
+        if isinstance(layer, str):
+            return layer
+        sparsity = _sparsity(layer.weight())
+        needed = table.break_even(layer.rows, layer.k, layer.n, self.isa)
+        if needed is not None and sparsity >= needed:
+            return layer
+        rows = "an unknown number of" if layer.rows is None else str(layer.rows)
+        size = f"for {rows} rows of activations and a weight of {layer.k} x {layer.n}"
+        share = f"its weight has {sparsity:.1%} zeros"
+        return (
+            f"{share}; {size} the sparse kernel is faster from {needed:.1%} on"
+            if needed is not None
+            else f"{share}; {size} the sparse kernel is not known to be faster at any sparsity"
+        )
+
+
+def _sparsity(weight: np.ndarray[Any, Any]) -> float:
+    return 1 - np.count_nonzero(weight) / weight.size
+
+
+def _why_weight_stays(layer: Linear, found: dict[Node, Linear | str]) -> str:
+    """The reader of the weight that needs it dense, as a reason; nothing if there is none."""
+    weight = layer.stored_weight
+    if is_graph_output(weight):
+        return f"its weight '{weight.name}' is an output of the graph, so that the file would grow"
+    for use in uses(weight):
+        other = found.get(use.node)
+        lowered = isinstance(other, Linear) and use.index == 1 and use.node.graph is layer.node.graph
+        if not lowered:
+            return f"its weight '{weight.name}' is also read by '{node_label(use.node)}', so that the file would grow"
+    return ""
+
+
+def _patch(layer: Linear, packed: dict[tuple[Tensor, bool], Constant]) -> Patch:
+    sparsity = _sparsity(layer.weight())
+    extras = "".join(f" and {node.op} '{node_label(node)}'" for node in layer.nodes[1:])
+    label = node_label(layer.node)
+
+    def apply(rewriter: Rewriter) -> None:
+        key = (layer.stored_weight, layer.transposed)
+        if key not in packed:
+            blob = pack_sparse(layer.weight())
+            packed[key] = rewriter.constant(blob, name=f"{layer.stored_weight.name}_packed", near=layer.node)
+        inputs: list[Tensor] = [layer.node.inputs[0], packed[key]]
+        if layer.bias is not None:
+            inputs.append(rewriter.constant(layer.bias, name=f"{label}_bias", near=layer.node))
+        attributes: dict[str, Any] = {"K": layer.k, "N": layer.n}
+        if layer.relu:
+            attributes["activation"] = "relu"
+        result = rewriter.op(
+            "SparseMatMul",
+            inputs,
+            attrs=attributes,
+            domain=_DOMAIN,
+            like=layer.output,
+            near=layer.nodes[-1],
+            origin=layer.nodes,
+        )
+        rewriter.replace_tensor(layer.output, result)
+        rewriter.erase(layer.nodes)
+
+    record = LayerRecord(
+        label, layer.node.op, f"SparseMatMul, {sparsity:.1%} zeros", reason="faster than dense by the cost table"
+    )
+    return Patch(f"run {layer.node.op} '{label}'{extras} on the sparse kernel", layer.nodes, apply, (record,))
