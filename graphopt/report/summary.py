@@ -173,7 +173,7 @@ def quality_figures(quality: Quality) -> list[Figure]:
         )
     if quality.agreement is not None:
         error = "" if quality.standard_error is None else f" ± {100.0 * quality.standard_error:.1f}"
-        label = "Agreement, nearest neighbour" if quality.metric == "nearest" else "Agreement"
+        label = "Agreement, order of similarities" if quality.metric == "similarity" else "Agreement"
         found.append(
             Figure(
                 label,

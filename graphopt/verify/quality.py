@@ -4,11 +4,12 @@ The first output decides what is counted:
 
 * class scores (rows of logits or of probabilities) and token logits: top-1 agreement, the share of rows whose largest
   entry is the same in both models;
-* embeddings (rows of length one): the share of rows whose nearest other row is the same in both models;
+* embeddings (rows of length one): Spearman's rank correlation, over all pairs of rows, of their similarity in one model
+  and in the other, since pairs are what embeddings are compared by;
 * anything else: the signal-to-quantization-noise ratio (SQNR) of the worst output, in dB.
 
 SQNR is recorded for every output in every case. The standard error of an agreement p over n rows is
-sqrt(p (1 - p) / n).
+sqrt(p (1 - p) / n), that of a correlation r about (1 - r^2) / sqrt(n - 1).
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ SQNR_TARGET_DB = 40.0
 TOKEN_CLASSES = 32
 """Fewest entries in the last axis of a rank-3 output for it to be taken as token logits."""
 
+FEWEST_EMBEDDINGS = 4
+"""Fewer rows have no correlation worth the name and are judged by SQNR."""
+
 CACHE_BYTES = 256 << 20
 """Reference outputs up to this size are kept between measurements; larger ones are computed again."""
 
@@ -61,10 +65,10 @@ class Quality:
     """One measurement of a candidate against its reference.
 
     Attributes:
-        kind: ``top-1``, ``nearest`` or ``sqnr``: what ``drop`` counts; ``metric`` where the user gave one.
+        kind: ``top-1``, ``similarity`` or ``sqnr``: what ``drop`` counts; ``metric`` where the user gave one.
         samples: Complete feeds compared.
         rows: Rows judged (samples, tokens or embeddings); 0 for ``sqnr``.
-        agreement: Share of rows that agree, 0 to 1, or None for ``sqnr``.
+        agreement: Share of rows that agree, or correlation of similarities, 0 to 1; None for ``sqnr``.
         standard_error: Of the agreement, as a share, or None.
         sqnr_db: SQNR of each floating-point output in dB; equal outputs have ``SQNR_CEILING_DB``.
         metric: The user's metric of the candidate, or None.
@@ -97,7 +101,7 @@ class Quality:
     @property
     def drop_error(self) -> float:
         """Standard error of ``drop`` in its units; 0 where none is known."""
-        return 100.0 * self.standard_error if self.kind in {"top-1", "nearest"} and self.standard_error else 0.0
+        return 100.0 * self.standard_error if self.kind in {"top-1", "similarity"} and self.standard_error else 0.0
 
     @property
     def unit(self) -> str:
@@ -106,7 +110,7 @@ class Quality:
 
 
 def kind_of(outputs: Iterable[NDArray[np.generic]]) -> str:
-    """Decide how a model is judged from its first output on every feed: ``top-1``, ``nearest`` or ``sqnr``.
+    """Decide how a model is judged from its first output on every feed: ``top-1``, ``similarity`` or ``sqnr``.
 
     All rows of all feeds have a say: one row of logits can have length one, or lie in [0, 1], by chance.
     """
@@ -125,7 +129,7 @@ def kind_of(outputs: Iterable[NDArray[np.generic]]) -> str:
         unit_length &= bool(np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3))
     if within_unit:
         return "top-1" if adds_to_one and not tokens else "sqnr"
-    return "nearest" if unit_length and not tokens else "top-1"
+    return "similarity" if unit_length and not tokens else "top-1"
 
 
 def open_session(source: Source, *, threads: int) -> ort.InferenceSession:
@@ -160,7 +164,7 @@ class _Tally:
                 same = want.reshape(-1, classes).argmax(axis=1) == got.reshape(-1, classes).argmax(axis=1)
                 self.agreeing += int(same.sum())
                 self.rows += len(same)
-            elif position == 0 and kind == "nearest":
+            elif position == 0 and kind == "similarity":
                 self.embeddings.append((want.astype(np.float64), got.astype(np.float64)))
 
     def _mismatch(self, name: str) -> None:
@@ -180,15 +184,40 @@ class _Tally:
     def sqnr_db(self) -> dict[str, float]:
         return {name: _decibel(self.signal.get(name, 0.0), noise) for name, noise in self.noise.items()}
 
-    def judge_embeddings(self) -> None:
-        if not self.embeddings:
-            return
-        want = np.concatenate([a for a, _ in self.embeddings])
-        got = np.concatenate([b for _, b in self.embeddings])
-        if len(want) < 3:
-            return
-        same = _nearest(want) == _nearest(got)
-        self.agreeing, self.rows = int(same.sum()), len(same)
+    def agreement(self, kind: str) -> tuple[float | None, float | None, int]:
+        """Return the agreement, its standard error, and the rows it was judged on."""
+        if kind == "similarity" and self.embeddings:
+            want = np.concatenate([a for a, _ in self.embeddings])
+            got = np.concatenate([b for _, b in self.embeddings])
+            if len(want) < FEWEST_EMBEDDINGS:
+                return None, None, 0
+            share = max(0.0, correlation(similarities(want), similarities(got)))
+            return share, (1 - share**2) / math.sqrt(len(want) - 1), len(want)
+        if not self.rows:
+            return None, None, 0
+        share = self.agreeing / self.rows
+        return share, math.sqrt(share * (1 - share) / self.rows), self.rows
+
+
+def similarities(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the inner product of every pair of different rows: [n, d] gives [n (n - 1) / 2]."""
+    first, second = np.triu_indices(len(rows), k=1)
+    products: NDArray[np.float64] = (rows @ rows.T)[first, second]
+    return products
+
+
+def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Return Spearman's rank correlation of two vectors; ties share their mean rank, constant vectors give 0."""
+    ranks = [_ranks(a), _ranks(b)]
+    if any(float(np.ptp(each)) == 0.0 for each in ranks):
+        return float(np.array_equal(a, b))
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def _decibel(signal: float, noise: float) -> float:
@@ -197,13 +226,6 @@ def _decibel(signal: float, noise: float) -> float:
     if signal == 0.0 or not math.isfinite(noise):
         return -SQNR_CEILING_DB
     return min(SQNR_CEILING_DB, 10.0 * math.log10(signal / noise))
-
-
-def _nearest(rows: NDArray[np.float64]) -> NDArray[np.intp]:
-    similarity = rows @ rows.T
-    np.fill_diagonal(similarity, -np.inf)
-    nearest: NDArray[np.intp] = similarity.argmax(axis=1)
-    return nearest
 
 
 class Judge:
@@ -244,9 +266,7 @@ class Judge:
             tally.samples += 1
         if not tally.samples:
             raise DataError("no feed is left for judging", must="At least one held-back sample is needed")
-        tally.judge_embeddings()
-        agreement = tally.agreeing / tally.rows if tally.rows else None
-        error = math.sqrt(agreement * (1 - agreement) / tally.rows) if agreement is not None else None
+        agreement, error, rows = tally.agreement(kind)
         metric, metric_reference = self._measure_metric(other)
         if metric is not None:
             kind = "metric"
@@ -255,7 +275,7 @@ class Judge:
         return Quality(
             kind=kind,
             samples=tally.samples,
-            rows=tally.rows,
+            rows=rows,
             agreement=agreement,
             standard_error=error,
             sqnr_db=tally.sqnr_db(),
