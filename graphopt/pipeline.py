@@ -189,6 +189,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
             met=limit is None or stop_after is not None or limit.allows(quality),
             milliseconds=_time(original, work.model, work.fallback, next(iter(held_back)), threads),
             threads=threads,
+            metric_name=metric if isinstance(metric, str) else str(getattr(metric, "__name__", "metric")),
         )
     report = build_report(
         original,

@@ -54,6 +54,7 @@ class Measured:
         met: Whether it was met.
         milliseconds: Timed runs of the original, the result and, where there is one, the fallback.
         threads: Intra-op threads.
+        metric_name: Of the user's metric: ``module:function``, or the function's name.
     """
 
     quality: Measurement
@@ -62,6 +63,7 @@ class Measured:
     met: bool
     milliseconds: Sequence[Sequence[float]]
     threads: int
+    metric_name: str = "metric"
 
 
 def build_report(
@@ -136,6 +138,7 @@ def environment() -> Environment:
 def _quality(measured: Measured) -> Quality:
     found = measured.quality
     name = {"top-1": "agreement", "sqnr": "sqnr_db"}.get(found.kind, found.kind)
+    name = measured.metric_name if found.kind == "metric" else name
     return Quality(
         samples=found.samples,
         held_back=measured.held_back,

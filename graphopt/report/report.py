@@ -71,14 +71,15 @@ class Quality(Entry):
     held_back: bool = True
     """True when the samples were kept apart from calibration; false for random inputs, or too few samples to split."""
     agreement: Share | None = None
-    """Share of rows of the first output with the same largest class (for embeddings: rank correlation of their similarities), 0..1;
+    """Share of rows of the first output with the same largest class (for embeddings: the rank correlation of
+    their similarities), 0..1;
     null for other outputs."""
     sqnr_db: Decibels | None = None
     """Signal to quantization noise of the worst output, dB; 200 stands for bitwise equal outputs."""
     standard_error: Finite | None = None
     """Standard error of the agreement, as a share; null where there is none."""
     metric: str | None = None
-    """The figure judged: `agreement`, `similarity` (order of embeddings), `sqnr_db`, or `metric` (the user's own)."""
+    """The figure judged: `agreement`, `similarity` (order of embeddings), `sqnr_db`, or the user's own, by name."""
     before: Finite | None = None
     """The user's metric on the original model."""
     after: Finite | None = None

@@ -163,10 +163,10 @@ def quality_figures(quality: Quality) -> list[Figure]:
     if quality.after is not None:
         found.append(
             Figure(
-                (quality.metric or "metric").capitalize(),
+                _metric_label(quality.metric),
                 f"{quality.before:.4g}" if quality.before is not None else "",
                 f"{quality.after:.4g}",
-                f"{quality.after - quality.before:+.3g}" if quality.before is not None else "",
+                _metric_change(quality.before, quality.after),
                 judged_tone,
                 detail="your metric",
             )
@@ -256,6 +256,17 @@ def layer_rows(report: Report) -> list[LayerRow]:
     for entry in report.layers:
         rows.setdefault(entry.name, LayerRow(entry.name, entry.op)).entries.append(entry)
     return list(rows.values())
+
+
+def _metric_label(name: str | None) -> str:
+    words = (name or "metric").rpartition(":")[2].replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def _metric_change(before: float | None, after: float) -> str:
+    if before is None:
+        return ""
+    return "same" if before == after else f"{after - before:+.3g}"
 
 
 def _kind(reason: str) -> str:

@@ -90,7 +90,7 @@ def test_latency_within_noise_is_called_the_same(tiny: Report) -> None:
 def test_user_metric_is_the_figure_judged() -> None:
     quality = Quality(
         samples=9,
-        metric="metric",
+        metric="mine:top_f1",
         before=0.91,
         after=0.905,
         agreement=0.99,
@@ -100,7 +100,7 @@ def test_user_metric_is_the_figure_judged() -> None:
     )
     found = summary.quality_figures(quality)
     assert [(figure.label, figure.before, figure.after, figure.change) for figure in found] == [
-        ("Metric", "0.91", "0.905", "-0.005"),
+        ("Top f1", "0.91", "0.905", "-0.005"),
         ("Agreement", "", "99.0 % ± 0.4", ""),
     ]
     assert summary.budget_line(quality) == "The loss of 0.005 is within the budget of 0.01 metric units."
