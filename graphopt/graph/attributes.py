@@ -94,6 +94,8 @@ def decode(proto: AttributeProto, constant: Callable[[onnx.TensorProto], Any]) -
         float, int, str, TypedList, Constant, ``gs.Node.AttributeRef`` or RawAttribute.
     """
     if proto.ref_attr_name:
+        if not isinstance(proto.ref_attr_name, str):
+            return RawAttribute(proto)
         return gs.Node.AttributeRef(proto.ref_attr_name, gs.util.misc.convert_from_onnx_attr_type(proto.type))
     kind = kind_of(proto)
     if kind == AttributeProto.INT:

@@ -11,6 +11,7 @@ from graphopt.graph.copying import copy_roots
 from graphopt.graph.names import NameAllocator
 from graphopt.graph.order import sort_graph
 from graphopt.graph.scopes import nested_graphs, walk_graphs
+from graphopt.graph.unknown import properties
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,7 @@ class Model:
         self.versions = Versions()
         self.names = NameAllocator()
         self.carried = carried
-        self.metadata = {} if carried is None else {entry.key: entry.value for entry in carried.metadata_props}
+        self.metadata = {} if carried is None else properties(carried.metadata_props)
         self.names.bind(_Roots(self))
 
     @property

@@ -10,6 +10,7 @@ from graphopt.errors import GraphError
 from graphopt.graph import attributes
 from graphopt.graph.edges import Edges, set_edges
 from graphopt.graph.tensors import Constant
+from graphopt.graph.unknown import properties, text_of
 from graphopt.graph.weights import ProtoWeight
 
 if TYPE_CHECKING:
@@ -93,18 +94,18 @@ class Node(gs.Node):  # type: ignore[misc]
         """The ``metadata_props`` of the node; may be changed."""
         if self._metadata is None:
             props = () if self.carried is None else self.carried.metadata_props
-            self.__dict__["_metadata"] = {entry.key: entry.value for entry in props}
+            self.__dict__["_metadata"] = properties(props)
         return cast("dict[str, str]", self._metadata)
 
     @property
     def doc_string(self) -> str:
         """The documentation carried by the source model."""
-        return "" if self.carried is None else str(self.carried.doc_string)
+        return "" if self.carried is None else text_of(self.carried.doc_string)
 
     @property
     def overload(self) -> str:
         """Which overload of a function the node calls."""
-        return "" if self.carried is None else str(self.carried.overload)
+        return "" if self.carried is None else text_of(self.carried.overload)
 
     def has_subgraphs(self) -> bool:
         """Tell whether an attribute holds a graph."""

@@ -136,9 +136,11 @@ class _Reader:
 
     def _function(self, proto: onnx.FunctionProto) -> Function:
         where = f"function '{proto.domain}::{proto.name}'"
-        defaults: dict[str, Any] = dict.fromkeys(proto.attribute)
-        defaults.update({a.name: attributes.decode(a, self._constant) for a in proto.attribute_proto})
-        function = Function(proto.name, proto.domain, attrs=defaults, overload=proto.overload)
+        defaults: dict[str, Any] = dict.fromkeys(_text(name, where) for name in proto.attribute)
+        defaults.update({_text(a.name, where): attributes.decode(a, self._constant) for a in proto.attribute_proto})
+        function = Function(
+            _text(proto.name, where), _text(proto.domain, where), attrs=defaults, overload=_text(proto.overload, where)
+        )
         self._head(function, proto, _imports(proto.opset_import, where))
         function.ir_version = self.proto.ir_version
         infos = {info.name: info for info in proto.value_info}
@@ -241,8 +243,8 @@ class _Reader:
             node = Node.__new__(Node)
             fields = node.__dict__
             fields["op"] = _text(proto.op_type, graph.name)
-            fields["name"] = proto.name
-            fields["domain"] = proto.domain if proto.HasField("domain") else None
+            fields["name"] = _text(proto.name, graph.name)
+            fields["domain"] = _text(proto.domain, graph.name) if proto.HasField("domain") else None
             fields["carried"] = proto
             inputs = []
             for name in proto.input:
@@ -291,7 +293,7 @@ class _Reader:
         raise GraphError(f"output '{name}' is not defined", where=where, must="Every output is a tensor of the graph")
 
     def _attributes(self, node: Node, proto: onnx.NodeProto, scopes: list[_Scope], graph: Graph) -> None:
-        names = [a.name for a in proto.attribute]
+        names = [_text(a.name, graph.name) for a in proto.attribute]
         if len(set(names)) != len(names):
             raise GraphError(
                 f"node '{proto.name}' ({proto.op_type}) has an attribute twice: {sorted(names)}",

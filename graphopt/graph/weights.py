@@ -71,6 +71,7 @@ class Weight(LazyValues):  # type: ignore[misc]
             array = held() if isinstance(held, weakref.ref) else held
             if array is not None:
                 return cast("Array", array)
+        _ = self.dtype  # refuses types that numpy does not have
         array = self._decode()
         array.flags.writeable = False
         self._cached = array if array.nbytes <= _CACHED_BYTES else weakref.ref(array)
@@ -385,6 +386,8 @@ class DataFolder:
         """
         where = f"tensor '{proto.name}'"
         entries = {entry.key: entry.value for entry in proto.external_data}
+        if not all(isinstance(text, str) for pair in entries.items() for text in pair):
+            raise ExternalDataError("the description of its external data is not UTF-8", where=where)
         location = entries.get("location", "")
         shape = check_dims(proto.dims, proto.name)
         needed = dtypes.packed_size_bytes(proto.data_type, shape)

@@ -18,7 +18,7 @@ from graphopt.graph.order import is_used
 from graphopt.graph.read import LIMIT_BYTES, MAX_DEPTH
 from graphopt.graph.scopes import enclosing, walk_graphs
 from graphopt.graph.tensors import Constant, Tensor, Variable
-from graphopt.graph.unknown import copy_unknown
+from graphopt.graph.unknown import copy_unknown, properties, set_text
 from graphopt.graph.weights import ExternalWeight, ProtoWeight
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class _Builder:
         elif proto.HasField("domain"):
             proto.ClearField("domain")
         metadata = getattr(node, "_metadata", None)
-        if metadata is not None and metadata != {e.key: e.value for e in proto.metadata_props}:
+        if metadata is not None and metadata != properties(proto.metadata_props):
             proto.ClearField("metadata_props")
             for key, value in metadata.items():
                 proto.metadata_props.add(key=key, value=value)
@@ -224,7 +224,7 @@ class _Builder:
         if carried is None or carried.HasField("name") or graph.name:
             proto.name = graph.name
         if graph.doc_string or (carried is not None and carried.HasField("doc_string")):
-            proto.doc_string = graph.doc_string
+            set_text(proto, "doc_string", graph.doc_string)
         for node in graph.nodes:
             self.node(node, depth, proto.node)
         for constant in graph.initializers:
@@ -259,7 +259,7 @@ class _Builder:
         if function.overload or (carried is not None and carried.HasField("overload")):
             proto.overload = function.overload
         if function.doc_string or (carried is not None and carried.HasField("doc_string")):
-            proto.doc_string = function.doc_string
+            set_text(proto, "doc_string", function.doc_string)
         proto.input.extend([t.name for t in function.inputs])
         proto.output.extend([t.name for t in function.outputs])
         before = {a.name: a for a in carried.attribute_proto} if carried is not None else {}
@@ -293,7 +293,7 @@ def _copy_rest(source: Any, target: Any, owned: frozenset[str]) -> None:
         elif field.message_type is not None:
             getattr(target, field.name).CopyFrom(value)
         else:
-            setattr(target, field.name, value)
+            set_text(target, field.name, value) if isinstance(value, bytes) else setattr(target, field.name, value)
     copy_unknown(source, target)
 
 
@@ -482,8 +482,8 @@ def build(model: Model, tensor: Callable[[Constant], Any]) -> onnx.ModelProto:
         _copy_rest(carried, proto, _MODEL_FIELDS)
     for field in ("producer_name", "producer_version"):
         if getattr(proto, field) != getattr(model.graph, field):
-            setattr(proto, field, getattr(model.graph, field))
-    if model.metadata != {entry.key: entry.value for entry in proto.metadata_props}:
+            set_text(proto, field, getattr(model.graph, field))
+    if model.metadata != properties(proto.metadata_props):
         proto.ClearField("metadata_props")
         for key, value in model.metadata.items():
             proto.metadata_props.add(key=key, value=value)

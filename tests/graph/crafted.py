@@ -18,7 +18,10 @@ def base() -> ModelProto:
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
     h = helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 4])
     w = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
-    nodes = [helper.make_node("Relu", ["x"], ["h"], name="relu"), helper.make_node("Add", ["h", "w"], ["y"], name="add")]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"], name="relu"),
+        helper.make_node("Add", ["h", "w"], ["y"], name="add"),
+    ]
     graph = helper.make_graph(nodes, "g", [x], [y], [w], value_info=[h])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="crafted")
 
@@ -390,7 +393,10 @@ def loop_with_captures(m: ModelProto) -> None:
             helper.make_tensor_value_info("c", TensorProto.BOOL, []),
             helper.make_tensor_value_info("acc", TensorProto.FLOAT, None),
         ],
-        [helper.make_tensor_value_info("c2", TensorProto.BOOL, []), helper.make_tensor_value_info("acc2", TensorProto.FLOAT, None)],
+        [
+            helper.make_tensor_value_info("c2", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("acc2", TensorProto.FLOAT, None),
+        ],
     )
     m.graph.initializer.append(numpy_helper.from_array(np.array(3, np.int64), "trips"))
     m.graph.node.append(helper.make_node("Loop", ["trips", "", "h"], ["l"], name="loop", body=body))
@@ -442,9 +448,19 @@ def _attribute_models() -> Iterator[tuple[str, ModelProto]]:
         model.graph.node.append(node)
         model.opset_import.append(helper.make_opsetid("custom", 1))
         yield f"attribute_{name}", model
-    for key in ("value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings", "sparse_value"):
+    for key in (
+        "value_float",
+        "value_floats",
+        "value_int",
+        "value_ints",
+        "value_string",
+        "value_strings",
+        "sparse_value",
+    ):
         model = base()
-        single: object = {"float": 1.5, "int": 2, "string": "s", "sparse": sparse}[key.replace("value", "").strip("_").rstrip("s")]
+        single: object = {"float": 1.5, "int": 2, "string": "s", "sparse": sparse}[
+            key.replace("value", "").strip("_").rstrip("s")
+        ]
         value = [single, single] if key.endswith("s") else single
         model.graph.node.append(helper.make_node("Constant", [], ["k"], **{key: value}))
         yield f"constant_{key}", model

@@ -266,7 +266,14 @@ def test_attributes_without_a_value_in_onnx_are_refused(chain: Model) -> None:
 def test_numpy_and_python_attribute_values_are_written(chain: Model) -> None:
     relu = node(chain, "Relu")
     relu.attrs.update(
-        flag=True, i=np.int32(3), f=np.float32(0.5), ints=np.array([1, 2]), floats=(0.5, 1), s="x", b=b"\xff", t=np.float32
+        flag=True,
+        i=np.int32(3),
+        f=np.float32(0.5),
+        ints=np.array([1, 2]),
+        floats=(0.5, 1),
+        s="x",
+        b=b"\xff",
+        t=np.float32,
     )
     written = {a.name: onnx.helper.get_attribute_value(a) for a in chain.to_proto().graph.node[0].attribute}
     assert written["flag"] == 1

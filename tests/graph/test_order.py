@@ -69,7 +69,11 @@ def test_diamond_is_no_cycle() -> None:
 def test_cycle_names_its_nodes() -> None:
     a, b = Variable("a"), Variable("b")
     graph = Graph(
-        [Node("Relu", "one", {}, [b], [a]), Node("Neg", "two", {}, [a], [b]), Node("Abs", "after", {}, [b], [Variable("c")])]
+        [
+            Node("Relu", "one", {}, [b], [a]),
+            Node("Neg", "two", {}, [a], [b]),
+            Node("Abs", "after", {}, [b], [Variable("c")]),
+        ]
     )
     with pytest.raises(GraphError, match=r"'two', 'one'|'one', 'two'") as info:
         sort_graph(graph)
@@ -77,13 +81,18 @@ def test_cycle_names_its_nodes() -> None:
 
 
 def test_cycle_through_a_body_is_found_when_read() -> None:
-    body = helper.make_graph([helper.make_node("Relu", ["late"], ["b"])], "b", [], [helper.make_tensor_value_info("b", 1, None)])
+    body = helper.make_graph(
+        [helper.make_node("Relu", ["late"], ["b"])], "b", [], [helper.make_tensor_value_info("b", 1, None)]
+    )
     nodes = [
         helper.make_node("If", ["c"], ["z"], name="branch", then_branch=body, else_branch=body),
         helper.make_node("Neg", ["z"], ["late"], name="neg"),
     ]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("c", TensorProto.BOOL, [])], [helper.make_tensor_value_info("late", 1, None)]
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("late", 1, None)],
     )
     with pytest.raises(GraphError, match="branch"):
         read_model(helper.make_model(graph))
