@@ -1,0 +1,211 @@
+"""The main job from a file to a bundle, on the embedded models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import graphopt
+from graphopt import demo
+from graphopt.errors import BudgetError, DataError, OutputExistsError, RecipeError, UsageError
+from graphopt.pipeline import group_lossy
+from graphopt.rewrite import Contract, create
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+
+def calibration() -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(demo.CALIBRATION) as feeds:
+        return {name: feeds[name][:80] for name in feeds.files}
+
+
+def accuracy(session: onnxruntime.InferenceSession) -> float:
+    with np.load(demo.TEST) as test:
+        logits = session.run(None, {session.get_inputs()[0].name: test["image"]})[0]
+        return float((logits.argmax(1) == test["label"]).mean())
+
+
+def test_default_recipe_keeps_every_output_and_names_the_interface_alike() -> None:
+    result = graphopt.compile(demo.CNN)
+    before, after = graphopt.load(demo.CNN), result.model
+    assert [value.name for value in after.graph.inputs] == [value.name for value in before.graph.inputs]
+    assert [value.name for value in after.graph.outputs] == [value.name for value in before.graph.outputs]
+    assert "BatchNormalization" not in result.report.model.after.operators
+    assert graphopt.check(demo.CNN, after).passed
+    assert result.met
+    assert result.fallback is None
+
+
+def test_int8_bundle_loads_in_a_stock_runtime_and_keeps_the_accuracy(tmp_path: Path) -> None:
+    result = graphopt.compile(demo.CNN, recipe="int8", data=calibration())
+    result.save(tmp_path / "bundle")
+    files = {path.name for path in (tmp_path / "bundle").iterdir()}
+    assert files == {"model.onnx", "recipe.yaml", "report.json", "report.html", "manifest.json", "load.py", "load.cpp"}
+    stock = onnxruntime.InferenceSession(tmp_path / "bundle" / "model.onnx")
+    assert accuracy(stock) > accuracy(onnxruntime.InferenceSession(demo.CNN)) - 0.01
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text())
+    assert report["model"]["after"]["bytes"] < 0.4 * report["model"]["before"]["bytes"]
+    assert report["quality"]["held_back"]
+
+
+def test_manifest_has_the_hash_and_size_of_every_file(tmp_path: Path) -> None:
+    graphopt.compile(demo.CNN).save(tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        content = (tmp_path / "bundle" / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    assert set(manifest["files"]) == {path.name for path in (tmp_path / "bundle").iterdir()} - {"manifest.json"}
+    assert manifest["minimum_onnxruntime"] == "1.17"
+
+
+def test_sparse_bundle_has_kernels_sources_and_a_fallback_that_agrees(tmp_path: Path) -> None:
+    result = graphopt.compile(demo.TRANSFORMER, recipe="sparse", data=calibration())
+    assert "ai.graphopt::SparseMatMul" in result.report.model.after.operators
+    result.save(tmp_path / "bundle")
+    folder = tmp_path / "bundle"
+    assert (folder / "src" / "CMakeLists.txt").is_file()
+    fallback = onnxruntime.InferenceSession(folder / "fallback.onnx")
+    compiled = graphopt.session(folder)
+    with np.load(demo.TEST) as test:
+        feed = {"image": test["image"][:50]}
+        np.testing.assert_allclose(compiled.run(None, feed)[0], fallback.run(None, feed)[0], rtol=1e-3, atol=1e-4)
+    assert (folder / "model.onnx").stat().st_size < demo.TRANSFORMER.stat().st_size
+
+
+def test_written_recipe_gives_the_same_model_again(tmp_path: Path) -> None:
+    result = graphopt.compile(demo.CNN, recipe="int8", data=calibration())
+    (tmp_path / "recipe.yaml").write_text(result.recipe.to_yaml())
+    again = graphopt.compile(demo.CNN, recipe=tmp_path / "recipe.yaml", data=calibration())
+    assert again.model.to_bytes() == result.model.to_bytes()
+
+
+def test_two_processes_write_the_same_model(tmp_path: Path) -> None:
+    code = (
+        "import sys, graphopt; from graphopt import demo; "
+        "graphopt.compile(demo.CNN, recipe='int8', data=sys.argv[1]).save_model(sys.argv[2])"
+    )
+    np.savez(tmp_path / "feeds.npz", **calibration())  # type: ignore[arg-type]
+    written = []
+    for seed in ("1", "2"):
+        out = tmp_path / f"{seed}.onnx"
+        command = [sys.executable, "-c", code, str(tmp_path / "feeds.npz"), str(out)]
+        subprocess.run(command, check=True, env={"PYTHONHASHSEED": seed, "PATH": ""})
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_strict_budget_reverts_layers_and_says_which() -> None:
+    options = {"recipe": "int8", "data": calibration(), "metric": worse_with_every_integer}
+    full = graphopt.compile(demo.CNN, **options, max_drop=1e9).report.quality
+    result = graphopt.compile(demo.CNN, **options, max_drop=full.drop / 2)
+    reverted = [layer for layer in result.report.layers if layer.reverted]
+    assert result.met
+    assert reverted
+    assert all("alone it loses" in layer.reason for layer in reverted)
+    assert any("left" in note and "layers as they were" in note for note in result.report.notes)
+
+
+def worse_with_every_integer(run: Callable[[Any], Any], feeds: Iterable[Any]) -> float:
+    """A metric that only the guard's own search can satisfy: minus the error of the outputs in percent."""
+    reference = onnxruntime.InferenceSession(demo.CNN)
+    error = [np.abs(run(feed)["logits"] - reference.run(None, dict(feed))[0]).mean() for feed in feeds]
+    return -100.0 * float(np.mean(error))
+
+
+def test_an_unmet_budget_writes_nothing_unless_kept(tmp_path: Path) -> None:
+    recipe = {"passes": ["fuse-batch-norm"]}
+    result = graphopt.compile(demo.CNN, recipe=recipe, data=calibration(), metric=never_the_same(), max_drop=0.5)
+    assert not result.met
+    with pytest.raises(BudgetError, match="--keep") as caught:
+        result.save(tmp_path / "bundle")
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "bundle").exists()
+    result.save(tmp_path / "bundle", keep=True)
+    assert (tmp_path / "bundle" / "model.onnx").is_file()
+
+
+def never_the_same() -> Callable[[Any, Any], float]:
+    calls = iter(range(10, 0, -1))
+    return lambda run, feeds: float(next(calls))
+
+
+def test_no_data_is_judged_on_random_inputs_and_says_so() -> None:
+    report = graphopt.compile(demo.CNN, recipe="int8").report
+    assert report.quality is not None
+    assert not report.quality.held_back
+    assert any("No data was given" in note for note in report.notes)
+
+
+def test_options_change_the_recipe_and_skip_leaves_passes_out() -> None:
+    changed = graphopt.compile(
+        demo.TRANSFORMER,
+        recipe="sparse",
+        options={"prune-magnitude.sparsity": 0.25},
+        skip=["lower-sparse-matmul"],
+        data=calibration(),
+    )
+    pruned = next(entry for entry in changed.report.passes if entry.name == "prune-magnitude")
+    assert pruned.options["sparsity"] == 0.25
+    assert "lower-sparse-matmul" not in [entry.name for entry in changed.report.passes]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"recipe": "int9"}, RecipeError, "int8"),
+        ({"skip": ["fuse-bn"]}, UsageError, "fuse-bn"),
+        ({"options": {"fold-constants.limt": 3}}, RecipeError, "limt"),
+        ({"max_drop": -1.0}, UsageError, "negative"),
+        ({"metric": "accuracy"}, UsageError, "module:function"),
+        ({"metric": "no_such_module:accuracy"}, UsageError, "cannot be imported"),
+        ({"metric": "json:accuracy"}, UsageError, "accuracy"),
+        ({"data": {"picture": np.zeros((4, 1, 8, 8), np.float32)}}, DataError, "picture"),
+        ({"target": "abacus", "recipe": "int8"}, UsageError, "ort-cpu"),
+    ],
+)
+def test_what_cannot_be_used_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        graphopt.compile(demo.CNN, **({"data": calibration()} | arguments))
+
+
+def test_stop_after_runs_that_many_patches() -> None:
+    total = sum(entry.patches for entry in graphopt.compile(demo.CNN).report.passes)
+    for count in (0, 1, total):
+        report = graphopt.compile(demo.CNN, stop_after=count).report
+        assert sum(entry.patches for entry in report.passes) == count
+
+
+def test_the_loaded_model_is_not_changed() -> None:
+    model = graphopt.load(demo.CNN)
+    before = model.to_bytes()
+    graphopt.compile(model, recipe="int8", data=calibration())
+    assert model.to_bytes() == before
+
+
+def test_existing_file_needs_force(tmp_path: Path) -> None:
+    result = graphopt.compile(demo.CNN)
+    result.save_model(tmp_path / "m.onnx")
+    with pytest.raises(OutputExistsError):
+        result.save_model(tmp_path / "m.onnx")
+    result.save_model(tmp_path / "m.onnx", force=True)
+
+
+def test_repairs_join_the_lossy_pass_before_them() -> None:
+    names = ("fold-constants", "prune-magnitude", "refit-weights", "insert-qdq", "eliminate-dead")
+    groups = group_lossy([create(name) for name in names])
+    assert [[step.name for step in group] for group in groups] == [
+        ["fold-constants"],
+        ["prune-magnitude", "refit-weights"],
+        ["insert-qdq"],
+        ["eliminate-dead"],
+    ]
+    assert groups[1][0].contract is Contract.LOSSY
