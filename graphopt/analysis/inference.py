@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from graphopt.analysis import control_flow, shape_rules_linear, shape_rules_movement, shape_rules_sizes
-from graphopt.analysis.dims import Expr, differ, symbol
+from graphopt.analysis.dims import Expr, atom_of, differ, symbol
 from graphopt.analysis.merging import join, outside, signature
 from graphopt.analysis.schema_inference import infer_by_schema
 from graphopt.analysis.shape_rules import RULES
@@ -23,6 +23,7 @@ from graphopt.graph.scopes import captures
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from graphopt.analysis.dims import Dim
     from graphopt.analysis.site import PartialShape, Value
     from graphopt.graph.model import Model
     from graphopt.graph.weights import Weight
@@ -329,10 +330,7 @@ class Sweep:
         if clash:
             self.conflicts[tensor] = Conflict(tensor, f"shape {_text(declared)}", f"shape {_text(shape)}")
             return shape
-        return tuple(
-            other if size is None or (isinstance(other, int) and not isinstance(size, int)) else size
-            for size, other in zip(shape, stated, strict=True)
-        )
+        return tuple(_more_exact(size, other) for size, other in zip(shape, stated, strict=True))
 
     def _declared_size(self, size: object) -> int | Expr | None:
         """Return a declared size; a parameter means something only where an input of the model has it too."""
@@ -415,6 +413,14 @@ def _agrees(shape: PartialShape, declared: Any) -> bool:
     return len(shape) == len(declared) and all(
         size == other for size, other in zip(shape, declared, strict=True) if isinstance(other, int) and other >= 0
     )
+
+
+def _more_exact(size: Dim | None, declared: Dim | None) -> Dim | None:
+    """Return the declared size where it says more: a number, or a name of the model's in the place of an own symbol."""
+    if isinstance(size, int) or declared is None:
+        return size
+    own = size is None or ((atom := atom_of(size)) is not None and atom.text.startswith("?"))
+    return declared if own or isinstance(declared, int) else size
 
 
 def _text(shape: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import onnx
 from onnx import AttributeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
@@ -13,13 +14,17 @@ from graphopt.graph.attributes import RawAttribute, encode_plain
 from graphopt.graph.objects import Constant
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from graphopt.analysis.dims import Dim, Expr
     from graphopt.analysis.site import PartialShape, Site
 
 _PROBE = 5040
 """Stands for a symbol where sizes are compared: a number that most head counts and block sizes divide."""
+
+
+_named: WeakValueDictionary[str, Expr] = WeakValueDictionary()
+"""The expression behind each parameter name: the type of a sequence keeps only the name."""
 
 
 @cache
@@ -113,7 +118,7 @@ def _number(size: Dim, numbers: Mapping[str, int]) -> int | None:
 def _with_numbers(given: TypeProto, numbers: Mapping[str, int]) -> TypeProto:
     proto = TypeProto()
     proto.CopyFrom(given)
-    for dim in proto.tensor_type.shape.dim:
+    for dim in _dims(proto):
         if dim.dim_param in numbers:
             dim.dim_value = numbers[dim.dim_param]
     return proto
@@ -141,6 +146,7 @@ def encode_attribute(name: str, value: Any, where: str) -> AttributeProto:
 def type_proto(known: Known, symbols: dict[str, Expr]) -> TypeProto:
     """Return the ONNX type of a tensor; symbolic sizes become parameters that ``symbols`` maps back."""
     if known.proto is not None:
+        symbols.update((dim.dim_param, _named[dim.dim_param]) for dim in _dims(known.proto) if dim.dim_param in _named)
         return known.proto
     proto = TypeProto()
     proto.tensor_type.elem_type = known.dtype
@@ -152,8 +158,16 @@ def type_proto(known: Known, symbols: dict[str, Expr]) -> TypeProto:
                 dim.dim_value = size
             elif size is not None:
                 dim.dim_param = str(size)
-                symbols[str(size)] = size
+                symbols[str(size)] = _named[str(size)] = size
     return proto
+
+
+def _dims(proto: TypeProto) -> Iterator[Any]:
+    """Yield the sizes of a tensor type, or of the tensor type inside a sequence or an optional."""
+    while proto.WhichOneof("value") in {"sequence_type", "optional_type"}:
+        proto = getattr(proto, proto.WhichOneof("value")).elem_type
+    if proto.WhichOneof("value") == "tensor_type":
+        yield from proto.tensor_type.shape.dim
 
 
 def known_of(proto: TypeProto | None, symbols: Mapping[str, Expr]) -> Known:

@@ -174,8 +174,13 @@ def _windows(site: Site, data: PartialShape, kernel: PartialShape, *, ceil: bool
     return tuple(result)
 
 
-def _window_count(size: Dim, window: Dim, stride: int, dilation: int, padding: int, front: int, *, ceil: bool) -> Dim:
+def _window_count(
+    size: Dim, window: Dim, stride: int, dilation: int, padding: int, front: int, *, ceil: bool
+) -> Dim | None:
     reach = size + padding - (window - 1) * dilation - 1
+    if isinstance(reach, int) and reach < 0:
+        # The window does not fit. Runtimes disagree on what that gives: an error, no window, or one.
+        return None
     if not ceil:
         return floordiv(reach, stride) + 1
     # A last window that would start in the padding behind the data is left out.

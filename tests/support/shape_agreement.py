@@ -21,7 +21,12 @@ Feed = dict[str, Any]
 
 
 def read_text(text: str) -> Model:
-    return read_model(parser.parse_model(text))
+    """Read a model; an output written as ``float y`` declares its element type and no shape."""
+    proto = parser.parse_model(text)
+    for output in proto.graph.output:
+        if not output.type.tensor_type.shape.dim:
+            output.type.tensor_type.ClearField("shape")
+    return read_model(proto)
 
 
 def observe(proto: onnx.ModelProto, feed: Mapping[str, Any]) -> dict[str, Any]:

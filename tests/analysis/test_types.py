@@ -1,0 +1,562 @@
+"""Types and shapes on small graphs: every scope, symbolic sizes, what must stay unknown, what must be reported."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, parser
+
+from graphopt.analysis import Facts, Types
+from graphopt.graph import Model, Variable, read_model
+from shape_agreement import check_run, read_text
+
+HEAD = '<ir_version: 9, opset_import: ["" : {}]>\n'
+
+
+def read(body: str, *, opset: int = 17) -> Model:
+    return read_text(HEAD.format(opset) + body)
+
+
+def shapes(model: Model) -> dict[str, str]:
+    """The shape of every named output of every scope, as text."""
+    types = Facts(model).get(Types)
+    found = {}
+    for _, node in model.walk():
+        for tensor in node.outputs:
+            shape = types.shape(tensor)
+            found[tensor.name] = "?" if shape is None else "[" + ", ".join(map(str, shape)) + "]"
+    return found
+
+
+CASES = {
+    "broadcast": (
+        "g (float[b, 1, 4] x, float[s, 1] z) => (float y) { y = Add (x, z) }",
+        {"y": "[b, s, 4]"},
+    ),
+    "two unknown sizes are not equal": (
+        "g (float[b] x, float[s] z) => (float y) { y = Add (x, z) }",
+        {"y": "[?y.0]"},
+    ),
+    "unnamed input sizes are not equal": (
+        "g (float[?, ?] x) => (float y) { t = Transpose (x)\n y = Add (x, t) }",
+        {"t": "[?x.1, ?x.0]", "y": "[?y.0, ?y.1]"},
+    ),
+    "a size beside its capped self is that size": (
+        """g (float[b, 8] x, float[64, 8] table) => (float y)
+        <int64[1] zero = {0}, int64[1] axis = {0}, int64 first = {0}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            rows = Slice (table, zero, n, axis)
+            y = Add (x, rows)
+        }""",
+        {"rows": "[min(64, b), 8]", "y": "[b, 8]"},
+    ),
+    "matmul of stacks": (
+        "g (float[b, 1, s, 8] x, float[h, 8, 5] w) => (float y) { y = MatMul (x, w) }",
+        {"y": "[b, h, s, 5]"},
+    ),
+    "matmul of vectors": (
+        "g (float[8] x, float[8] z, float[b, 8] m) => (float y) { y = MatMul (x, z)\n u = MatMul (m, x) }",
+        {"y": "[]", "u": "[b]"},
+    ),
+    "gemm": (
+        "g (float[8, b] x, float[5, 8] w) => (float y) { y = Gemm <transA = 1, transB = 1> (x, w) }",
+        {"y": "[b, 5]"},
+    ),
+    "convolution with strides, pads and dilations": (
+        """g (float[b, 6, h, 9] x, float[4, 3, 3, 3] w) => (float y) {
+            y = Conv <group = 2, strides = [2, 1], pads = [1, 0, 1, 0], dilations = [1, 2]> (x, w)
+            z = Conv <auto_pad = "SAME_UPPER", strides = [2, 2], group = 2> (x, w)
+            v = Conv <auto_pad = "VALID", group = 2> (x, w)
+        }""",
+        {"y": "[b, 4, floordiv(h + 1, 2), 5]", "z": "[b, 4, floordiv(h + 1, 2), 5]", "v": "[b, 4, h - 2, 7]"},
+    ),
+    "transposed convolution": (
+        """g (float[1, 2, h, 4] x, float[2, 3, 3, 3] w) => (float y) {
+            y = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 0]> (x, w)
+        }""",
+        {"y": "[1, 3, 2*h, 7]"},
+    ),
+    "pooling rounds down or up": (
+        """g (float[1, 2, 7, 7] x) => (float y) {
+            y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)
+            z = AveragePool <kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1> (x)
+            a = GlobalAveragePool (x)
+        }""",
+        {"y": "[1, 2, 3, 3]", "z": "[1, 2, 4, 4]", "a": "[1, 2, 1, 1]"},
+    ),
+    "reshape by a computed target": (
+        """g (float[b, s, 768] x) => (float y)
+        <int64 i0 = {0}, int64 i1 = {1}, int64[1] axis = {0}, int64[1] heads = {12}, int64[1] rest = {-1}> {
+            shape = Shape (x)
+            batch = Gather (shape, i0)
+            length = Gather (shape, i1)
+            batch1 = Unsqueeze (batch, axis)
+            length1 = Unsqueeze (length, axis)
+            target = Concat <axis = 0> (batch1, length1, heads, rest)
+            y = Reshape (x, target)
+            t = Transpose <perm = [0, 2, 1, 3]> (y)
+        }""",
+        {"y": "[b, s, 12, 64]", "t": "[b, 12, s, 64]"},
+    ),
+    "reshape with zeros and a rest": (
+        """g (float[b, s, 6] x) => (float y)
+        <int64[3] a = {0, 0, -1}, int64[2] c = {-1, 6}, int64[2] d = {0, -1}, int64[4] e = {0, 2, -1, 3}> {
+            y = Reshape (x, a)
+            z = Reshape (x, c)
+            u = Reshape (x, d)
+            v = Reshape (x, e)
+        }""",
+        {"y": "[b, s, 6]", "z": "[b*s, 6]", "u": "[b, 6*s]", "v": "[b, 2, s, 3]"},
+    ),
+    "reshape by an unknown target keeps the rank": (
+        "g (float[b, 6] x, int64[3] target) => (float y) { y = Reshape (x, target) }",
+        {"y": "[?y.0, ?y.1, ?y.2]"},
+    ),
+    "slices": (
+        """g (float[s, 10] x) => (float y)
+        <int64[1] n1 = {1}, int64[1] n3 = {3}, int64[1] m2 = {-2}, int64[1] all = {9223372036854775807},
+         int64[1] a0 = {0}, int64[1] a1 = {1}, int64[1] back = {-1}, int64[1] low = {-9223372036854775807}> {
+            tail = Slice (x, n1, all, a0)
+            last = Slice (x, m2, all, a0)
+            front = Slice (x, a0, n3, a0)
+            cut = Slice (x, a0, m2, a0)
+            fixed = Slice (x, n1, all, a1, n3)
+            flipped = Slice (x, back, low, a0, back)
+            y = Slice (x, n3, n1, a0)
+        }""",
+        {
+            "tail": "[max(0, s - 1), 10]",
+            "last": "[min(2, s), 10]",
+            "front": "[min(3, s), 10]",
+            "cut": "[max(0, s - 2), 10]",
+            "fixed": "[s, 3]",
+            "flipped": "[s, 10]",
+        },
+    ),
+    "concat and split": (
+        """g (float[b, 3] x, float[b, 5] z) => (float y) <int64[2] parts = {2, 6}> {
+            y = Concat <axis = -1> (x, z)
+            p, q = Split <axis = 1> (y, parts)
+            r, t = Split <axis = 1> (y)
+        }""",
+        {"y": "[b, 8]", "p": "[b, 2]", "q": "[b, 6]", "r": "[b, 4]", "t": "[b, 4]"},
+    ),
+    "concat of symbolic sizes": (
+        "g (float[p, 4] past, float[s, 4] x) => (float y) { y = Concat <axis = 0> (past, x) }",
+        {"y": "[p + s, 4]"},
+    ),
+    "gather and friends": (
+        """g (float[v, 8] table, int64[b, s] ids, float[b, 8] x) => (float y) <int64[1, 2] where = {0, 1}> {
+            y = Gather (table, ids)
+            e = GatherElements (x, ids)
+            n = GatherND (x, where)
+            f = Flatten <axis = 1> (y)
+        }""",
+        {"y": "[b, s, 8]", "e": "[b, s]", "n": "[1]", "f": "[b, 8*s]"},
+    ),
+    "expand, tile, pad": (
+        """g (float[b, 1] x) => (float y)
+        <int64[2] to = {1, 5}, int64[2] twice = {2, 3}, int64[4] pads = {1, 0, 2, -1}, float zero = {0}> {
+            y = Expand (x, to)
+            t = Tile (x, twice)
+            p = Pad (y, pads, zero)
+        }""",
+        {"y": "[b, 5]", "t": "[2*b, 3]", "p": "[b + 3, 4]"},
+    ),
+    "resize by scales and by sizes": (
+        """g (float[1, 2, h, 5] x) => (float y)
+        <float[4] twice = {1, 1, 2, 1.5}, float[4] half = {1, 1, 0.5, 0.5}, int64[4] to = {1, 2, 7, 8}> {
+            y = Resize (x, , twice)
+            z = Resize (x, , half)
+            u = Resize (x, , , to)
+        }""",
+        {"y": "[1, 2, 2*h, 7]", "z": "[1, 2, floordiv(h, 2), 2]", "u": "[1, 2, 7, 8]"},
+    ),
+    "reductions": (
+        """g (float[b, s, 8] x) => (float y) <int64[1] axis = {-1}, int64[2] axes = {0, 2}> {
+            y = ReduceSum <keepdims = 0> (x, axes)
+            k = ReduceSum (x, axis)
+            m = ReduceMean <axes = [1], keepdims = 0> (x)
+            all = ReduceMax <keepdims = 0> (x)
+            i = ArgMax <axis = 1, keepdims = 0> (x)
+        }""",
+        {"y": "[s]", "k": "[b, s, 1]", "m": "[b, 8]", "all": "[]", "i": "[b, 8]"},
+    ),
+    "tensors from shapes": (
+        """g (float[s, 4] x) => (float y) <int64 zero = {0}, int64 one = {1}, int64[1] first = {0}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            r = Range (zero, n, one)
+            n1 = Gather (shape, first)
+            c = ConstantOfShape (n1)
+            y = ConstantOfShape (shape)
+            size = Size (x)
+        }""",
+        {"r": "[s]", "c": "[s]", "y": "[s, 4]", "size": "[]"},
+    ),
+    "quantization": (
+        """g (float[b, 8] x, float scale, int8 zero) => (float y) {
+            q = QuantizeLinear (x, scale, zero)
+            y = DequantizeLinear (q, scale, zero)
+            dq, ds, dz = DynamicQuantizeLinear (x)
+        }""",
+        {"q": "[b, 8]", "y": "[b, 8]", "dq": "[b, 8]", "ds": "[]", "dz": "[]"},
+    ),
+    "recurrent layers": (
+        """g (float[s, b, 4] x, float[2, 24, 4] w, float[2, 24, 6] r) => (float y) {
+            y, h, c = LSTM <hidden_size = 6, direction = "bidirectional"> (x, w, r)
+        }""",
+        {"y": "[s, 2, b, 6]", "h": "[2, b, 6]", "c": "[2, b, 6]"},
+    ),
+    "how many elements are found is not known": (
+        "g (float[b, 4] x) => (int64 y) { n = NonZero (x)\n m = NonZero (x)\n y = Concat <axis = 1> (n, m) }",
+        {"n": "[2, ?n.1]", "m": "[2, ?m.1]", "y": "[2, ?m.1 + ?n.1]"},
+    ),
+    "an operator without a rule": (
+        """g (float[b, 2, 8, 8] x, float[n, 4] rois, int64[n] at) => (float y) {
+            y = RoiAlign <output_height = 3, output_width = 2> (x, rois, at)
+        }""",
+        {"y": "[n, 2, 3, 2]"},
+    ),
+    "einsum": (
+        'g (float[b, s, 8] x, float[8, 5] w) => (float y) { y = Einsum <equation = "bsi,io->bso"> (x, w) }',
+        {"y": "[b, s, 5]"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_shapes_of_the_outputs(name: str) -> None:
+    body, expected = CASES[name]
+    model = read(body)
+    found = shapes(model)
+    assert {name: found[name] for name in expected} == expected
+    assert Facts(model).get(Types).failures == ()
+
+
+def test_element_types() -> None:
+    model = read(
+        """g (float[b, 4] x, float16[4] h, float scale, int8 zero) => (float y) {
+            shape = Shape (x)
+            cast = Cast <to = 7> (h)
+            less = Less (x, x)
+            q = QuantizeLinear (x, scale, zero)
+            u = QuantizeLinear (x, scale)
+            i = MatMulInteger (q, q)
+            vals, at = TopK (x, shape)
+            y = Dropout (x)
+        }""",
+        opset=13,
+    )
+    types = Facts(model).get(Types)
+    found = {t.name: types.dtype(t) for node in model.graph.nodes for t in node.outputs}
+    assert found["shape"] == found["cast"] == found["at"] == TensorProto.INT64
+    assert found["less"] == TensorProto.BOOL
+    assert found["q"] == TensorProto.INT8
+    assert found["u"] == TensorProto.UINT8
+    assert found["i"] == TensorProto.INT32
+    assert found["vals"] == found["y"] == TensorProto.FLOAT
+
+
+# ------------------------------------------------------------------------------------------------------------- scopes
+
+IF = """g (float[b, 4] x, bool c) => (float y) <int64[1] axis = {0}, int64[2] flat = {-1, 4}> {
+    y, z = If (c) <
+        then_branch = then () => (ty, tz) { ty = Neg (x)  tz = Unsqueeze (x, axis) },
+        else_branch = other () => (ey, ez) { ey = Relu (x)  ez = Identity (x) }
+    >
+}"""
+
+
+def test_if_joins_its_branches() -> None:
+    found = shapes(read(IF))
+    assert found["ty"] == "[b, 4]"
+    assert found["tz"] == "[1, b, 4]"
+    assert found["y"] == "[b, 4]"
+    assert found["z"] == "?"
+
+
+def test_if_with_a_known_condition_takes_that_branch() -> None:
+    body = IF.replace(", bool c) =>", ") =>").replace("<int64[1] axis", "<bool c = {1}, int64[1] axis")
+    assert shapes(read(body))["z"] == "[1, b, 4]"
+
+
+def test_loop_with_constant_shapes_and_a_known_trip_count() -> None:
+    found = shapes(
+        read(
+            """g (float[b, 4] x) => (float y) <int64 n = {7}, bool go = {1}> {
+                y, stack = Loop (n, go, x) <
+                    body = step (int64 i, bool c, float[?, ?] state) => (c2, next, out) {
+                        c2 = Identity (c)
+                        next = Relu (state)
+                        out = ReduceSum <keepdims = 0> (next)
+                    }>
+            }"""
+        )
+    )
+    assert found["next"] == "[b, 4]"
+    assert found["y"] == "[b, 4]"
+    assert found["stack"] == "[7]"
+
+
+def test_loop_whose_state_grows_does_not_claim_its_first_size() -> None:
+    model = read(
+        """g (float[1, 4] x, int64 n, bool go) => (float[?, ?] y) {
+            y, stack = Loop (n, go, x) <
+                body = step (int64 i, bool c, float[?, ?] state) => (c2, next, out) {
+                    c2 = Identity (c)
+                    next = Concat <axis = 0> (state, x)
+                    out = Shape (state)
+                }>
+        }"""
+    )
+    found = shapes(model)
+    assert found["next"] == "[?y/body:state.0 + 1, 4]"
+    assert found["y"] == "[?y.0, 4]"
+    assert found["stack"] == "[?stack.0, 2]"
+
+
+def test_names_of_one_iteration_do_not_leave_the_loop() -> None:
+    found = shapes(
+        read(
+            """g (float[b, 4] x, int64 n, bool go) => (float[?, ?] y) {
+                y, stack = Loop (n, go, x) <
+                    body = step (int64 i, bool c, float[?, ?] state) => (c2, next, out) {
+                        c2 = Identity (c)
+                        where = NonZero (state)
+                        next = Cast <to = 1> (where)
+                        out = Transpose (where)
+                    }>
+                z = Relu (y)
+            }"""
+        )
+    )
+    assert found["where"].startswith("[2, ?y/body:where.1")
+    assert found["y"] == found["z"] == "[?y.0, ?y.1]"
+    assert found["stack"] == "[?stack.0, ?stack.1, 2]"
+
+
+def test_scan_slices_its_inputs_and_stacks_its_outputs() -> None:
+    found = shapes(
+        read(
+            """g (float[b] x, float[s, b, 3] seq) => (float y) {
+                y, stack = Scan <num_scan_inputs = 1, scan_output_axes = [1],
+                    body = step (float[?] state, float[?, ?] slice) => (next, out) {
+                        sum = ReduceSum <keepdims = 0> (slice)
+                        next = Add (state, sum)
+                        out = Identity (slice)
+                    }> (x, seq)
+            }"""
+        )
+    )
+    assert found["next"] == found["y"] == "[b]"
+    assert found["stack"] == "[b, s, 3]"
+
+
+def function_model() -> Model:
+    text = """<ir_version: 9, opset_import: ["" : 17, "own" : 1]>
+    g (float[b, 4] x, float[7] z) => (float y) {
+        y = own.twice <width = 3> (x)
+        u = own.twice <width = 3> (z)
+        w = own.once (x)
+        v = own.once (x)
+    }
+    <domain: "own", opset_import: ["" : 17]>
+    twice <width> (a) => (r) { c = Concat <axis = 0> (a, a)  r = Relu (c)  k = Constant <value_int: int = @width> () }
+    <domain: "own", opset_import: ["" : 17]>
+    once (a) => (r) { n = NonZero (a)  r = Transpose (n) }
+    <domain: "own", opset_import: ["" : 17]>
+    never (a) => (r) { r = Shape (a) }
+    """
+    return read_text(text)
+
+
+def test_functions_are_followed_call_by_call_and_their_bodies_hold_for_all() -> None:
+    model = function_model()
+    types = Facts(model).get(Types)
+    main = {t.name: types.shape(t) for node in model.graph.nodes for t in node.outputs}
+    assert str(main["y"]) == "(Expr(2*b), 4)"
+    assert main["u"] == (14,)
+    twice, once, never = model.functions
+    inside = {t.name: types.shape(t) for node in twice.nodes for t in node.outputs}
+    assert inside["c"] is None
+    assert inside["k"] == ()
+    inside = {t.name: types.shape(t) for node in once.nodes for t in node.outputs}
+    assert inside["n"] is not None
+    assert inside["n"][0] == 2
+    assert types.shape(never.nodes[0].outputs[0]) is not None
+    assert types.failures == ()
+
+
+def test_two_calls_with_equal_inputs_do_not_share_an_unknown_size() -> None:
+    model = function_model()
+    types = Facts(model).get(Types)
+    w, v = (types.shape(node.outputs[0]) for node in list(model.graph.nodes)[2:])
+    assert w is not None
+    assert v is not None
+    assert w[1] == v[1] == 2
+    assert w[0] is not v[0]
+
+
+def test_a_function_that_calls_itself_is_reported() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17, "own" : 1]>
+    g (float[b] x) => (float y) { y = own.f (x) }
+    <domain: "own", opset_import: ["" : 17, "own" : 1]>
+    f (a) => (r) { r = own.f (a) }
+    """
+    model = read_text(text)
+    reasons = [failure.reason for failure in Facts(model).get(Types).failures]
+    assert reasons == ["function f calls itself"]
+
+
+def test_calls_that_unfold_exponentially_end_with_a_reason() -> None:
+    depth = 40
+    functions = [
+        f'<domain: "own", opset_import: ["" : 17, "own" : 1]>\n'
+        f"f{level} (a) => (r) {{ b = own.f{level + 1} (a)  c = Concat <axis = 0> (b, b)  r = own.f{level + 1} (c) }}"
+        for level in range(depth)
+    ]
+    last = f'<domain: "own", opset_import: ["" : 17]>\nf{depth} (a) => (r) {{ r = Concat <axis = 0> (a, a) }}'
+    text = '<ir_version: 9, opset_import: ["" : 17, "own" : 1]>\ng (float[b] x) => (float y) { y = own.f0 (x) }\n'
+    model = read_text(text + "\n".join([*functions, last]))
+    types = Facts(model).get(Types)
+    assert any("unfold to more than" in failure.reason for failure in types.failures)
+    assert types.shape(model.graph.outputs[0]) is None
+
+
+def test_nested_loops_are_swept_in_bounded_time() -> None:
+    inner = "next = Concat <axis = 0> (s12, x)"
+    for level in range(12, 0, -1):
+        inner = (
+            f"n{level}, t{level} = Loop (n, go, s{level - 1}) <body = b{level} (int64 i{level}, bool c{level}, "
+            f"float[?] s{level}) => (d{level}, r{level}, o{level}) {{ d{level} = Identity (c{level})\n"
+            f"{inner}\nr{level} = Concat <axis = 0> (s{level}, x)\no{level} = Identity (s{level}) }}>"
+        )
+    model = read(f"g (float[k] x, float[m] s0, int64 n, bool go) => (float y) {{ {inner}\n y = Relu (n1) }}")
+    assert Facts(model).get(Types).failures == ()
+
+
+# ------------------------------------------------------------------------------------------ declarations and failures
+
+
+def test_declared_sizes_refine_what_is_unknown() -> None:
+    model = read("g (float[b, 4] x, int64[2] target) => (float[b, 6] y) { t = Reshape (x, target)\n y = Relu (t) }")
+    assert shapes(model)["y"] == "[b, 6]"
+
+
+def test_a_declared_name_that_no_input_has_means_nothing() -> None:
+    model = read("g (float[b] x) => (int64[2, other] n, int64[2, other] m) { n = NonZero (x)\n m = NonZero (x) }")
+    found = shapes(model)
+    assert found["n"] != found["m"]
+
+
+def test_a_wrong_declaration_is_reported_and_does_not_hold() -> None:
+    model = read("g (float[b, 4] x) => (float[b, 5] y, int64[b] z) { y = Relu (x)\n z = ReduceSum <keepdims = 0> (x) }")
+    types = Facts(model).get(Types)
+    assert shapes(model)["y"] == "[b, 4]"
+    assert [(c.tensor.name, c.declared, c.inferred) for c in types.conflicts] == [
+        ("y", "shape [b, 5]", "shape [b, 4]"),
+        ("z", "shape [b]", "shape []"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("y = Add (x, z)", "sizes 4 and 3 do not broadcast"),
+        ("y = MatMul (x, x)", "sizes 4 and 2 must be equal"),
+        ("y = Transpose <perm = [0, 0]> (x)", r"\[0, 0\] is not a permutation of 2 axes"),
+        ("y = Concat <axis = 0> (x, z)", "ranks .* differ"),
+        ("y = Softmax <axis = 0> (x)\n u = Flatten <axis = 5> (x)", "axis 5 is outside rank 2"),
+        ("y = Nonsense (x)", "operator Nonsense of domain '' version 17 has no schema"),
+        ("y = Conv <strides = [0, 0]> (x, x)", "Conv|weight|rank|strides"),
+        ("y = Cast <to = 1> (x)\n u = Gather <axis = 2> (x, x)", "axis 2 is outside rank 2"),
+    ],
+)
+def test_a_node_that_cannot_run_is_recorded_and_leaves_its_outputs_unknown(body: str, reason: str) -> None:
+    types = Facts(read(f"g (float[2, 4] x, float[3] z) => (float y) {{ {body} }}")).get(Types)
+    assert len(types.failures) == 1
+    assert re.search(reason, types.failures[0].reason)
+    failed = types.failures[0].node
+    assert types.shape(failed.outputs[0]) is None
+
+
+def test_an_unsorted_graph_is_inferred_in_order_and_left_as_it_is() -> None:
+    model = read("g (float[b, 4] x) => (float y) { a = Relu (x)\n c = Neg (a)\n y = Identity (c) }")
+    model.graph.nodes.replace_all(list(reversed(list(model.graph.nodes))))
+    assert shapes(model)["y"] == "[b, 4]"
+    assert [node.op for node in model.graph.nodes] == ["Identity", "Neg", "Relu"]
+
+
+def test_an_overridable_initializer_has_a_type_but_no_value() -> None:
+    text = "g (float[b, 4] x, int64[2] target) => (float y) <int64[2] target = {2, -1}> { y = Reshape (x, target) }"
+    proto = parser.parse_model(HEAD.format(17) + text)
+    if "target" not in [info.name for info in proto.graph.input]:
+        proto.graph.input.append(helper.make_tensor_value_info("target", TensorProto.INT64, [2]))
+    assert shapes(read_model(proto))["y"] == "[?y.0, ?y.1]"
+
+
+def test_a_tensor_added_later_is_answered_from_its_declaration() -> None:
+    model = read("g (float[b, 4] x) => (float y) { y = Relu (x) }")
+    types = Facts(model).get(Types)
+    assert types.shape(Variable("new", np.dtype(np.float32), [2, 3])) == (2, 3)
+    assert types.shape(Variable("new", np.dtype(np.float32), ["b", 3])) is None
+    assert types.rank(Variable("new", np.dtype(np.float32), ["b", 3])) == 2
+    assert types.dtype(Variable("new", np.dtype(np.float32))) == TensorProto.FLOAT
+
+
+def test_sequences_have_no_shape_but_their_elements_do() -> None:
+    model = read(
+        """g (float[b, 4] x) => (float y) <int64 zero = {0}> {
+            seq = SequenceConstruct (x, x)
+            y = SequenceAt (seq, zero)
+        }"""
+    )
+    assert shapes(model)["seq"] == "?"
+    assert shapes(model)["y"] == "[b, 4]"
+    assert Facts(model).get(Types).failures == ()
+
+
+def test_old_opsets_have_attributes_where_new_ones_have_inputs() -> None:
+    model = read(
+        """g (float[2, 6] x) => (float y) {
+            s = Slice <starts = [1], ends = [5], axes = [1]> (x)
+            q = Unsqueeze <axes = [0]> (s)
+            p = Pad <pads = [0, 1, 0, 0, 0, 2]> (q)
+            z = Squeeze <axes = [0]> (p)
+            u, v = Split <axis = 1, split = [2, 3]> (z)
+            t, i = TopK <k = 1> (z)
+            r = Upsample <scales = [2.0, 1.0]> (z)
+            y = Identity (r)
+        }""",
+        opset=8,
+    )
+    found = shapes(model)
+    assert (found["s"], found["p"], found["z"]) == ("[2, 4]", "[1, 3, 6]", "[3, 6]")
+    assert (found["u"], found["v"], found["t"]) == ("[3, 2]", "[3, 3]", "[3, 1]")
+
+
+def test_the_types_of_a_loop_agree_with_a_run() -> None:
+    model = read(
+        """g (float[b, 4] x, int64 n) => (float[b, 4] y, float[?, b, 4] z) <bool go = {1}> {
+            y, z = Loop (n, go, x) <
+                body = step (int64 i, bool c, float[?, ?] state) => (bool c2, float[?, ?] next, float[?, ?] out) {
+                    c2 = Identity (c)
+                    next = Relu (state)
+                    out = Neg (next)
+                }>
+        }"""
+    )
+    for batch, count in ((2, 3), (5, 1)):
+        feed = {"x": np.ones((batch, 4), np.float32), "n": np.array(count, np.int64)}
+        assert check_run(model, feed).unknown_rank == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_onnx_finds_no_fault_in_the_cases(name: str) -> None:
+    """The cases themselves are right: onnx infers them strictly."""
+    onnx.shape_inference.infer_shapes(read(CASES[name][0]).to_proto(), strict_mode=True, data_prop=True)
