@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from typing import TYPE_CHECKING
 
 from graphopt import __version__
@@ -50,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get(TRACEBACK_VARIABLE, "") not in {"", "0"}
     try:
-        return _run(arguments)
+        with warnings.catch_warnings():
+            if not debug and not sys.warnoptions:  # warnings of libraries are for their developers
+                warnings.simplefilter("ignore")
+            return _run(arguments)
     except GraphoptError as error:
         return _fail(f"error: {error}", error.exit_code, debug=debug)
     except KeyboardInterrupt:

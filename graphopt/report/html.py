@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 MEMBERS_SHOWN = 200
 """Nodes listed under one reason; the rest is in report.json."""
+OPERATORS_LISTED = 500
+"""Operators that are listed at all."""
+GROUPS_SHOWN = 200
+"""Kinds of reasons that are listed."""
+NOTES_SHOWN = 200
+"""Notes that are listed."""
 ONE_ROW = 3
 """Figures that fit one row together."""
 OPERATORS_SHOWN = 14
@@ -116,8 +122,9 @@ def _card(figure: Figure) -> str:
 def _notes(report: Report) -> str:
     if not report.notes:
         return ""
-    items = "".join(f"<li>{esc(note, 2000)}</li>" for note in report.notes)
-    return section("What was decided", f'<ul class="notes">{items}</ul>')
+    items = "".join(f"<li>{esc(note, 2000)}</li>" for note in report.notes[:NOTES_SHOWN])
+    more = _rest(len(report.notes) - NOTES_SHOWN, "more note")
+    return section("What was decided", f'<ul class="notes">{items}</ul>{more}')
 
 
 def _passes(report: Report) -> str:
@@ -153,7 +160,8 @@ def _skips(groups: Sequence[SkipGroup]) -> str:
         return ""
     total = sum(len(group.members) for group in groups)
     note = f"{plural(total, 'place')}, {plural(len(groups), 'kind')} of reasons"
-    return section("What was skipped and why", "".join(map(_skip, groups)), note)
+    body = "".join(map(_skip, groups[:GROUPS_SHOWN])) + _rest(len(groups) - GROUPS_SHOWN, "more kind")
+    return section("What was skipped and why", body, note)
 
 
 def _skip(group: SkipGroup) -> str:
@@ -189,7 +197,8 @@ def _operators(report: Report) -> str:
     heads = ("Operator", "Before", "After", "Change", "")
     shown = table("operators", heads, rows[:OPERATORS_SHOWN], numeric={1, 2, 3})
     if len(rows) > OPERATORS_SHOWN:
-        rest = table("operators-rest", heads, rows[OPERATORS_SHOWN:], numeric={1, 2, 3})
+        rest = table("operators-rest", heads, rows[OPERATORS_SHOWN:OPERATORS_LISTED], numeric={1, 2, 3})
+        rest += _rest(len(rows) - OPERATORS_LISTED, "more operator")
         shown += f"<details><summary>{len(rows) - OPERATORS_SHOWN} more operators</summary>{rest}</details>"
     note = f"{text.count(report.model.before.nodes)} nodes before, {text.count(report.model.after.nodes)} after"
     return section("Operators", shown, note)
@@ -222,6 +231,11 @@ def _provenance(report: Report) -> str:
 def _list(pairs: Iterable[tuple[str, str]]) -> str:
     items = "".join(f"<dt>{esc(key)}</dt><dd>{esc(value, 400)}</dd>" for key, value in pairs if value)
     return f"<dl>{items}</dl>"
+
+
+def _rest(count: int, what: str) -> str:
+    """Return how many things are not shown; empty when all are."""
+    return f'<p class="soft small">{plural(count, what)} in report.json.</p>' if count > 0 else ""
 
 
 def _option(value: JsonValue) -> str:

@@ -52,7 +52,7 @@ def _row(row: LayerRow, largest: int, *, weighed: bool) -> str:
     return (
         f'<tr><td class="name">{esc(row.name)}</td><td>{esc(row.op)}</td>{cells}'
         f'<td><span class="state {row.status}">{row.status}</span></td>'
-        f'<td class="done">{"".join(map(_entry, row.entries))}</td></tr>'
+        f'<td class="done">{"".join(map(_entry, row.entries))}{_skips(row)}</td></tr>'
     )
 
 
@@ -62,7 +62,7 @@ def _weight(weight: WeightEntry, largest: int) -> str:
         kind = f'<span class="soft">{esc(weight.type_before)} →</span> {kind}'
     zeros = text.percent(weight.zeros_after) if weight.zeros_after >= SHOWN_ZEROS else ""
     before = bar(weight.bytes_before, largest, "old")
-    after = bar(weight.bytes_after, largest, zeros=weight.zeros_after)
+    after = bar(weight.bytes_after, largest, zeros=_stored_zeros(weight))
     return (
         f'<td class="n" data-value="{weight.bytes_after}" title="was {text.size(weight.bytes_before)}">'
         f'{text.size(weight.bytes_after)}</td><td class="bars">{before}{after}</td>'
@@ -81,6 +81,20 @@ def _entry(entry: LayerEntry) -> str:
     return f"<div{by}>{what}{because}</div>"
 
 
+def _skips(row: LayerRow) -> str:
+    """Return why passes skipped the layer, unfolded where nothing else was done to it."""
+    unfolded = "" if row.entries else " open"
+    return "".join(
+        f'<details class="soft small"{unfolded}><summary>{esc(name)} skipped it</summary>{esc(reason, 600)}</details>'
+        for name, reason in row.skips
+    )
+
+
+def _stored_zeros(weight: WeightEntry) -> float:
+    """Return the share of the stored bytes that are zeros: packed sparse weights store none."""
+    return 0.0 if weight.type_after.startswith("sparse") else weight.zeros_after
+
+
 def _chart(weights: Sequence[WeightEntry]) -> str:
     """Return bars of all weights: bytes before behind bytes after, of which the zeros are marked."""
     largest = max((weight.bytes_before for weight in weights), default=0)
@@ -88,7 +102,7 @@ def _chart(weights: Sequence[WeightEntry]) -> str:
         return ""
     step = WIDTH / len(weights)
     drawn = "".join(_column(weight, index * step, step, HEIGHT / largest) for index, weight in enumerate(weights))
-    sparse = any(weight.zeros_after >= SHOWN_ZEROS for weight in weights)
+    sparse = any(_stored_zeros(weight) >= SHOWN_ZEROS for weight in weights)
     zeros = '<span class="key zero">of it zeros</span>' if sparse else ""
     return (
         f'<figure><svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" preserveAspectRatio="none" role="img" '
@@ -106,8 +120,9 @@ def _column(weight: WeightEntry, left: float, step: float, scale: float) -> str:
     old = weight.bytes_before * scale
     new = min(weight.bytes_after * scale, HEIGHT)
     bars = [("o", old, old), ("a", new, new)]
-    if weight.zeros_after >= SHOWN_ZEROS:
-        bars.append(("z", new, new * weight.zeros_after))
+    zeros = _stored_zeros(weight)
+    if zeros >= SHOWN_ZEROS:
+        bars.append(("z", new, new * zeros))
     tip = f"{weight.name}: {text.size(weight.bytes_before)} to {text.size(weight.bytes_after)}"
     drawn = "".join(
         f'<rect class="{kind}" x="{left:.2f}" y="{HEIGHT - top:.2f}" width="{width:.2f}" height="{height:.2f}"/>'

@@ -74,12 +74,14 @@ class LayerRow:
         name: Name of the node.
         op: Its operator.
         entries: What passes did, in order.
+        skips: Passes that left it alone, with the reason.
         weight: Its weight before and after, where known.
     """
 
     name: str
     op: str
     entries: list[LayerEntry] = field(default_factory=list)
+    skips: list[tuple[str, str]] = field(default_factory=list)
     weight: WeightEntry | None = None
 
     @property
@@ -89,7 +91,7 @@ class LayerRow:
             return "changed"
         if any(entry.reverted for entry in self.entries):
             return "reverted"
-        return "left" if self.entries else "untouched"
+        return "left" if self.entries or self.skips else "untouched"
 
 
 def figures(report: Report) -> list[Figure]:
@@ -131,7 +133,7 @@ def figures(report: Report) -> list[Figure]:
             text.count(before.nodes),
             text.count(after.nodes),
             _difference(before.nodes, after.nodes),
-            _tone(before.nodes, after.nodes),
+            "good" if after.nodes < before.nodes else "neutral",  # more nodes need not run slower: Q and DQ fuse
             before.nodes,
             after.nodes,
             "all scopes",
@@ -255,6 +257,10 @@ def layer_rows(report: Report) -> list[LayerRow]:
         row.weight = weight
     for entry in report.layers:
         rows.setdefault(entry.name, LayerRow(entry.name, entry.op)).entries.append(entry)
+    for step in report.passes:
+        for skip in step.skips:
+            if skip.node in rows and (step.name, skip.reason) not in rows[skip.node].skips:
+                rows[skip.node].skips.append((step.name, skip.reason))
     return list(rows.values())
 
 

@@ -142,6 +142,23 @@ def test_interruption_is_status_130_and_one_line(graphopt_here: Run, monkeypatch
     assert ran.err.startswith("interrupted")
 
 
+def test_warnings_of_libraries_are_for_debugging(graphopt_process: Run, tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text(
+        "import warnings\nwarnings.warn('odd', RuntimeWarning)\ndef feeds():\n    raise OSError('gone')\n"
+    )
+    arguments = ("check", tmp_path / "a.onnx", tmp_path / "a.onnx", "--data", f"{tmp_path / 'noisy.py'}:feeds")
+    import onnx
+
+    onnx.save(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
+        ),
+        tmp_path / "a.onnx",
+    )
+    assert "RuntimeWarning" not in graphopt_process(*arguments).err
+    assert "RuntimeWarning" in graphopt_process(*arguments, "--debug").err
+
+
 def test_memory_that_runs_out_is_a_message(graphopt_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     raises(monkeypatch, MemoryError())
     ran = graphopt_here("doctor")

@@ -161,6 +161,27 @@ def test_long_lists_of_skips_are_cut_and_say_so(tiny: Report, count: int, more: 
     assert len(page) < 60_000
 
 
+def test_endless_kinds_of_everything_are_cut(tiny: Report) -> None:
+    skips = tuple(SkipEntry(node="n", reason=f"reason {'x' * index}") for index in range(1000))
+    operators = {f"Op{'x' * index}": 1 for index in range(1000)}
+    huge = tiny.model_copy(
+        update={
+            "passes": (PassEntry(name="p", skips=skips),),
+            "notes": tuple(f"note {index}" for index in range(1000)),
+            "model": tiny.model.model_copy(
+                update={"before": tiny.model.before.model_copy(update={"operators": operators})}
+            ),
+        }
+    )
+    page = Page(render_html(huge)).text
+    for expected in (
+        "800 more kinds in report.json",
+        "800 more notes in report.json",
+        "501 more operators in report.json",
+    ):
+        assert expected in page
+
+
 def test_many_layers_are_cut_and_say_so(tiny: Report) -> None:
     rows = tuple(
         LayerEntry(name=f"l{index}", op="Conv", what="x", kept=True, reverted=False, reason="") for index in range(3001)

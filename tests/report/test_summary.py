@@ -38,6 +38,17 @@ def test_types_inside_words_are_not_taken_for_numbers(tiny: Report) -> None:
     assert len(summary.skip_groups(tiny.model_copy(update={"passes": (entry,)}))) == 2
 
 
+def test_layer_shows_which_passes_skipped_it(tiny: Report) -> None:
+    record = LayerEntry(name="fc", op="MatMul", what="80 % zeros", kept=True, reverted=False, reason="")
+    steps = tuple(
+        PassEntry(name=name, skips=(SkipEntry(node="fc", reason=reason), SkipEntry(node="other", reason="no")))
+        for name, reason in (("lower-sparse-matmul", "too dense"), ("insert-qdq", "no data"))
+    )
+    (row,) = summary.layer_rows(tiny.model_copy(update={"layers": (record,), "passes": steps}))
+    assert row.skips == [("lower-sparse-matmul", "too dense"), ("insert-qdq", "no data")]
+    assert row.status == "changed"
+
+
 @pytest.mark.parametrize(
     ("marks", "status"),
     [
