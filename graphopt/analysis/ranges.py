@@ -64,10 +64,11 @@ class TensorRange:
         counts: Values per bin, ``BINS`` entries of equal width from ``start`` on.
         start: Left edge of the first bin.
         width: Width of a bin, above zero.
+        values: Values seen in all, those outside the histogram included.
         unbounded: Whether NaN or infinity was seen (attention masks hold -inf): no grid fits.
     """
 
-    __slots__ = ("counts", "high", "low", "start", "unbounded", "width")
+    __slots__ = ("counts", "high", "low", "start", "unbounded", "values", "width")
 
     def __init__(self) -> None:
         self.low = np.inf
@@ -75,6 +76,7 @@ class TensorRange:
         self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
         self.start = 0.0
         self.width = 0.0
+        self.values = 0
         self.unbounded = False
 
     def add(self, values: NDArray[np.float32]) -> None:
@@ -87,6 +89,7 @@ class TensorRange:
             self.unbounded = True
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
+        self.values += flat.size
         if self.width == 0.0:
             self.start = low
             self.width = max((high - low) / (BINS - 1), abs(low) * 1e-6, 1e-30)
@@ -215,6 +218,10 @@ class Ranges(Analysis):
     def same_as(self, other: Self) -> bool:
         """Return whether the same data gave the same ranges."""
         return (self.samples, self.tensors) == (other.samples, other.tensors)
+
+    def sizes(self) -> dict[str, float]:
+        """Return the values that each tensor has in one sample, on average."""
+        return {name: seen.values / max(self.samples, 1) for name, seen in self.tensors.items()}
 
     def get(self, name: str) -> TensorRange | None:
         """Return what was seen of a tensor, or None where it has no range."""

@@ -31,6 +31,9 @@ UNBOUNDED = (-np.inf, np.inf)
 PRODUCTS_PER_CONVERSION = 32
 """Products per converted value from which an integer convolution between float neighbours is faster than a float one."""
 
+VALUES_PER_OPERATOR = 500
+"""Values that could be converted in the time that one more operator takes to start."""
+
 DEPTHWISE = "a depthwise convolution is slower in int8 than in float where its neighbours are float"
 
 TOO_SMALL = "too few products per value to pay for converting its float neighbours"
@@ -81,7 +84,7 @@ def place(
     *,
     leave: Mapping[str, str] | None = None,
     only: Callable[[Node], str | None] = lambda _node: None,
-    known: Collection[str] | None = None,
+    sizes: Mapping[str, float] | None = None,
 ) -> Placement:
     """Choose the integer operators of the main graph.
 
@@ -91,9 +94,10 @@ def place(
         target: The rules.
         leave: Names of nodes that must stay float, with the reason.
         only: Returns why a weighted node must not take its static integer form, "" where nobody has to be told, or None.
-        known: Names of the tensors whose ranges are known; None for all.
+        sizes: Values per sample of the tensors whose ranges are known; operators on others stay float, and regions that
+            are too small to pay for the conversions at their borders do. None places without such knowledge.
     """
-    return _Placer(model, types, target, leave or {}, only, known).run()
+    return _Placer(model, types, target, leave or {}, only, sizes).run()
 
 
 class _Placer:
@@ -106,21 +110,23 @@ class _Placer:
         target: Target,
         leave: Mapping[str, str],
         only: Callable[[Node], str | None],
-        known: Collection[str] | None,
+        sizes: Mapping[str, float] | None,
     ) -> None:
         self.model = model
         self.types = types
         self.target = target
         self.leave = leave
         self.only = only
-        self.known = known
+        self.sizes = sizes
         self.chosen: dict[Node, OpRule] = {}
         self.refused: dict[Node, str] = {}
 
     def run(self) -> Placement:
         for node in self.model.graph.nodes:
             self._consider(node)
-        self._drop_lonely()
+        self._drop_lonely(deque(self.chosen))
+        if self.sizes is not None:
+            self._drop_small_regions(self.sizes)
         outputs = {
             node: self._behind(node)
             for node, rule in self.chosen.items()
@@ -156,7 +162,7 @@ class _Placer:
             if dtype != FLOAT32:
                 return "" if rule.role is not Role.WEIGHTED else f"tensor '{tensor.name}' is not float32"
         grids = moving if rule.role is Role.WEIGHTED and not rule.needs_output_grid else [*moving, *node.outputs]
-        if self.known is not None and any(tensor.name not in self.known for tensor in grids):
+        if self.sizes is not None and any(tensor.name not in self.sizes for tensor in grids):
             return "no run of the calibration data reached it" if rule.role is Role.WEIGHTED else ""
         if rule.role is Role.ABSORBED:
             return None if activation_bounds(node) is not None else ""
@@ -167,9 +173,8 @@ class _Placer:
 
     # --------------------------------------------------------------------------------------------- lonely nodes
 
-    def _drop_lonely(self) -> None:
+    def _drop_lonely(self, queue: deque[Node]) -> None:
         """Drop nodes until every one left has the integer neighbours that make its integer form worth it."""
-        queue = deque(self.chosen)
         queued = set(queue)
         while queue:
             node = queue.popleft()
@@ -178,11 +183,59 @@ class _Placer:
                 continue
             rule = self.chosen.pop(node)
             if rule.role is Role.WEIGHTED:
-                self.refused[node] = DEPTHWISE if is_depthwise(node) else TOO_SMALL
+                self.refused[node] = DEPTHWISE
             for neighbour in self._neighbours(node):
                 if neighbour in self.chosen and neighbour not in queued:
                     queue.append(neighbour)
                     queued.add(neighbour)
+
+    def _drop_small_regions(self, sizes: Mapping[str, float]) -> None:
+        """Drop regions whose products do not pay for converting the values that enter and leave them."""
+        for region in self._regions():
+            products = sum(products_of(node, sizes) for node in region if self.chosen[node].role is Role.WEIGHTED)
+            if products >= PRODUCTS_PER_CONVERSION * self._converted(region, sizes):
+                continue
+            for node in region:
+                if self.chosen.pop(node).role is Role.WEIGHTED:
+                    self.refused[node] = TOO_SMALL
+
+    def _regions(self) -> list[list[Node]]:
+        """Return the integer operators in groups that hand integers to each other."""
+        leader: dict[Node, Node] = {node: node for node in self.chosen}
+
+        def find(node: Node) -> Node:
+            while leader[node] is not node:
+                leader[node] = leader[leader[node]]
+                node = leader[node]
+            return node
+
+        for node, rule in self.chosen.items():
+            for place in rule.data_positions(node):
+                source = producer(node.inputs[place])
+                if source in leader and self._has_output_grid(source, self.chosen[source]):
+                    leader[find(node)] = find(source)
+        regions: dict[Node, list[Node]] = {}
+        for node in self.chosen:
+            regions.setdefault(find(node), []).append(node)
+        return list(regions.values())
+
+    def _converted(self, region: list[Node], sizes: Mapping[str, float]) -> float:
+        """Return how many values per sample are rounded on the way into a region and restored on the way out."""
+        rounded: set[Tensor] = set()
+        restored: set[Tensor] = set()
+        for node in region:
+            rule = self.chosen[node]
+            for place in rule.data_positions(node):
+                tensor = node.inputs[place]
+                source = producer(tensor)
+                if constant_value(tensor) is None and source not in self.chosen:
+                    rounded.add(tensor)
+            if not self._has_output_grid(node, rule):
+                continue
+            for tensor in node.outputs if len(node.outputs) > 1 else (self._behind(node),):
+                if is_graph_output(tensor) or any(use.node not in self.chosen for use in uses(tensor)):
+                    restored.add(tensor)
+        return sum(sizes.get(tensor.name, 0.0) + VALUES_PER_OPERATOR for tensor in (*rounded, *restored))
 
     def _neighbours(self, node: Node) -> Iterator[Node]:
         for tensor in node.inputs:
@@ -199,12 +252,9 @@ class _Placer:
 
     def _is_worth_it(self, node: Node, rule: OpRule) -> bool:
         if rule.role is Role.WEIGHTED:
-            if node.op != "Conv":
+            if not is_depthwise(node):
                 return True
-            neighbours = self._is_made(node.inputs[0]) + any(self._uses_integers(node))
-            if is_depthwise(node):
-                return neighbours == 2
-            return neighbours > 0 or products_per_conversion(node) >= PRODUCTS_PER_CONVERSION
+            return self._is_made(node.inputs[0]) and any(self._uses_integers(node))
         if rule.role is Role.ABSORBED and self._is_absorbed(node):
             return True
         tensors = [node.inputs[i] for i in rule.data_positions(node) if constant_value(node.inputs[i]) is None]
@@ -361,12 +411,15 @@ def is_overridable(model: Model, node: Node) -> bool:
     return any(isinstance(tensor, Constant) and model.graph.is_overridable(tensor) for tensor in node.inputs)
 
 
-def products_per_conversion(node: Node) -> float:
-    """Return how many products a convolution between float neighbours computes per value rounded or restored."""
-    outputs, inputs, *kernel = (int(size) for size in node.inputs[1].shape)
-    strides = [int(step) for step in node.attrs.get("strides", [])] or [1] * len(kernel)
-    read = inputs * int(node.attrs.get("group", 1)) * float(np.prod(strides)) / outputs
-    return float(inputs * np.prod(kernel) / (1 + read))
+def products_of(node: Node, sizes: Mapping[str, float]) -> float:
+    """Return the products per sample that a weighted operator saves time on; a depthwise convolution saves none."""
+    if is_depthwise(node):
+        return 0.0
+    shape = [int(size) for size in node.inputs[1].shape]
+    if node.op == "Conv":
+        return sizes.get(node.outputs[0].name, 0.0) * float(np.prod(shape[1:]))
+    columns = shape[0] if node.op == "Gemm" and node.attrs.get("transB", 0) else shape[-1]
+    return sizes.get(node.inputs[0].name, 0.0) * columns
 
 
 def is_depthwise(node: Node) -> bool:

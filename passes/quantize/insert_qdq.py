@@ -144,7 +144,7 @@ class InsertQdq(Pass):
                 return f"its values reach Log '{before_log[node]}', which makes rounding errors of small values large"
             return None if ranges.get(node.inputs[0].name) else "no run of the calibration data reached it"
 
-        placement = place(model, types, target, leave=leave, only=refuse, known=ranges.tensors.keys())
+        placement = place(model, types, target, leave=leave, only=refuse, sizes=ranges.sizes())
         for node, why in placement.refused.items():
             if node not in dynamic:
                 yield Skip(node, why)
