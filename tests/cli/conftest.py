@@ -75,8 +75,8 @@ def graphopt_process(command: list[str], environment: dict[str, str]) -> Callabl
 
 TEXT = """
 <ir_version: 8, opset_import: ["": 17]>
-small (float[N, 8] x) => (float[N, 4] y)
-<float[8, 16] w1, float[16] b1, float[16, 4] w2>
+small (float[N, I] x) => (float[N, O] y)
+<float[I, H] w1, float[H] b1, float[H, O] w2>
 {
   a = MatMul(x, w1)
   b = Add(a, b1)
@@ -87,11 +87,14 @@ small (float[N, 8] x) => (float[N, 4] y)
 """
 
 
-def small_model() -> onnx.ModelProto:
+def linear_model(inputs: int, inner: int, outputs: int) -> onnx.ModelProto:
     """Return two linear layers with a Relu and an Identity between them."""
-    model = parser.parse_model(TEXT)
+    text = TEXT
+    for letter, size in (("I", inputs), ("H", inner), ("O", outputs)):
+        text = text.replace(f" {letter}]", f" {size}]").replace(f"[{letter}", f"[{size}")
+    model = parser.parse_model(text)
     random = np.random.default_rng(7)
-    values = {"w1": (8, 16), "b1": (16,), "w2": (16, 4)}
+    values = {"w1": (inputs, inner), "b1": (inner,), "w2": (inner, outputs)}
     del model.graph.initializer[:]
     for name, shape in values.items():
         array = random.standard_normal(shape).astype(np.float32)
@@ -105,7 +108,7 @@ def small_model() -> onnx.ModelProto:
 def model(tmp_path: Path) -> Path:
     """Return the file of a small model."""
     path = tmp_path / "small.onnx"
-    onnx.save(small_model(), path)
+    onnx.save(linear_model(8, 16, 4), path)
     return path
 
 
@@ -115,3 +118,12 @@ def feeds(tmp_path: Path) -> Path:
     path = tmp_path / "feeds.npz"
     np.savez(path, x=np.random.default_rng(3).standard_normal((80, 8)).astype(np.float32))
     return path
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a model whose layers are large enough for integers to pay, and 80 samples of data for it."""
+    model, data = tmp_path / "wide.onnx", tmp_path / "wide.npz"
+    onnx.save(linear_model(256, 256, 128), model)
+    np.savez(data, x=np.random.default_rng(3).standard_normal((80, 256)).astype(np.float32))
+    return model, data

@@ -70,7 +70,8 @@ def test_quiet_leaves_stderr_empty(graphopt_here: Run, model: Path, tmp_path: Pa
     assert ran.err == ""
 
 
-def test_compile_to_int8_on_data(graphopt_here: Run, model: Path, feeds: Path, tmp_path: Path) -> None:
+def test_compile_to_int8_on_data(graphopt_here: Run, wide: tuple[Path, Path], tmp_path: Path) -> None:
+    model, feeds = wide
     ran = graphopt_here(
         "compile", model, "-o", tmp_path / "out", "--recipe", "int8", "--data", feeds, "--json", "--max-drop", 50
     )
