@@ -43,6 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
         "description": f"Weights in {options['weights']}.",
         "budget": {"max_drop": MAX_DROP},
         "imports": ["default"],
-        "passes": [{PASS: options}, "eliminate-dead"],
+        "passes": ["raise-opset", "fuse-bias", {PASS: options}, "eliminate-dead"],
     }
     return run_job(arguments, recipe, kind="file")
