@@ -111,14 +111,13 @@ class _Fold:
             rewriter.set_weight(before, self.weight)
             self.weight_name = before.name
             return
-        made = rewriter.constant(self.weight, name=rewriter.fresh(before.name, "folded"), near=self.layer)
+        made = rewriter.constant(self.weight, name=f"{before.name}__folded", near=self.layer)
         rewriter.set_input(self.layer, 1, made)
         self.weight_name = made.name
 
     def _set_bias(self, rewriter: Rewriter) -> Tensor:
         """Put the bias where the layer has one; return the tensor that now holds what the normalization gave."""
-        name = rewriter.fresh(self.layer.outputs[0].name, "bias")
-        bias = rewriter.constant(self.bias, name=name, near=self.layer)
+        bias = rewriter.constant(self.bias, name=f"{self.layer.outputs[0].name}__bias", near=self.layer)
         output: Tensor = self.layer.outputs[0]
         if self.add is not None:
             rewriter.set_input(self.add, 0 if is_constant(self.add.inputs[0]) else 1, bias)
@@ -155,7 +154,7 @@ def _match(norm: Node, types: Types) -> _Fold | str:
         add, layer = layer, inner
     if not is_op(layer, *_LAYERS):
         return f"its input comes from {layer.op}, not from a layer with weights"
-    spread = variance + float(norm.attrs.get("epsilon", 1e-5))
+    spread = variance + float(np.float32(norm.attrs.get("epsilon", 1e-5)))  # an attribute is a float32
     if not (spread > 0).all():
         return "its variance plus epsilon is not positive in every channel"
     factor = gamma / np.sqrt(spread)

@@ -1,5 +1,7 @@
 """eliminate-identity: what changes nothing goes, what only looks so stays."""
 
+# ruff: noqa: E501, ISC004 - the tables hold one model per line
+
 from __future__ import annotations
 
 import os
@@ -12,12 +14,12 @@ import onnx.parser
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from graph_strategies import small_models
+from graphopt.graph import read_model
 from graphopt.passes.simplify.eliminate_identity import EliminateIdentity
 from graphopt.rewrite.manager import PassManager
-from graphopt.graph import read_model
 from graphopt.runtime import Feeds
-from tests.support.graph_strategies import small_models
-from tests.support.pass_oracle import check_pass, run_pass
+from pass_oracle import check_pass, run_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,18 +123,20 @@ def test_node_that_changes_something_stays(case: str) -> None:
 
 
 def test_second_reshape_copies_a_size_that_the_first_made() -> None:
-    text = "g (float[3, 8] x) => (float[2, 12] y) <int64[2] s = {2, 12}, int64[2] t = {0, -1}> { a = Reshape(x, s) b = Reshape(a, t) y = Neg(b) }"  # noqa: E501
+    text = "g (float[3, 8] x) => (float[2, 12] y) <int64[2] s = {2, 12}, int64[2] t = {0, -1}> { a = Reshape(x, s) b = Reshape(a, t) y = Neg(b) }"
     assert check_pass(EliminateIdentity(), HEAD + text).ops == ["Reshape", "Neg"]
 
 
 def test_old_opsets() -> None:
     gone = ["""<ir_version: 4, opset_import: ["" : 9]> g (float[2, 3] x) => (float[2, 3] y) { a = Slice<axes = [0], starts = [0], ends = [9]>(x) y = Neg(a) }""",
-            """<ir_version: 4, opset_import: ["" : 9]> g (float[2, 3] x) => (float[2, 3] y) { a = Pad<pads = [0, 0, 0, 0]>(x) y = Neg(a) }"""]  # fmt: skip  # noqa: E501
+            """<ir_version: 4, opset_import: ["" : 9]> g (float[2, 3] x) => (float[2, 3] y) { a = Pad<pads = [0, 0, 0, 0]>(x) y = Neg(a) }"""]  # fmt: skip
     for text in gone:
         assert check_pass(EliminateIdentity(), text, interpreted=False).ops == ["Neg"]
     testing = """<ir_version: 4, opset_import: ["" : 6]> g (float[2] x) => (float[2] y) { a = Dropout<is_test = 1>(x) y = Neg(a) }"""
     assert run_pass(EliminateIdentity(), testing, verify="off").ops == ["Neg"]
-    training = """<ir_version: 4, opset_import: ["" : 6]> g (float[2] x) => (float[2] y) { a = Dropout(x) y = Neg(a) }"""
+    training = (
+        """<ir_version: 4, opset_import: ["" : 6]> g (float[2] x) => (float[2] y) { a = Dropout(x) y = Neg(a) }"""
+    )
     assert run_pass(EliminateIdentity(), training, verify="off").ops == ["Dropout", "Neg"]
 
 
@@ -162,23 +166,31 @@ def test_node_that_a_public_name_needs_is_skipped_with_the_reason(case: str) -> 
 
 
 def test_public_output_name_moves_to_the_producer(golden: Callable[[str], None]) -> None:
-    done = check_pass(EliminateIdentity(), HEAD + "g (float[n, 3] x) => (float[n, 3] y) { a = Neg(x) b = Exp(a) y = Identity(a) z = Abs(b) }")
+    done = check_pass(
+        EliminateIdentity(),
+        HEAD + "g (float[n, 3] x) => (float[n, 3] y) { a = Neg(x) b = Exp(a) y = Identity(a) z = Abs(b) }",
+    )
     golden(done.text)
     assert [tensor.name for tensor in done.model.graph.outputs] == ["y"]
 
 
 def test_chain_in_a_body_and_in_a_function_goes(golden: Callable[[str], None]) -> None:
-    done = check_pass(EliminateIdentity(), """<ir_version: 9, opset_import: ["" : 19, "f" : 1]>
+    done = check_pass(
+        EliminateIdentity(),
+        """<ir_version: 9, opset_import: ["" : 19, "f" : 1]>
     g (bool c, float[2] x) => (float[2] y) { n = Identity(x)
       y = If (c) <then_branch = t () => (float[2] a) { p = Identity(n) q = Identity(p) a = Neg(q) },
                   else_branch = e () => (float[2] b) { b = f.same(n) }> }
-    <opset_import: ["" : 19], domain: "f"> same (x) => (y) { d = Dropout(x) i = Identity(d) y = Exp(i) }""")
+    <opset_import: ["" : 19], domain: "f"> same (x) => (y) { d = Dropout(x) i = Identity(d) y = Exp(i) }""",
+    )
     golden(done.text)
     assert done.ops == ["If", "Neg", "same", "Exp"]
 
 
 def test_wrong_declared_shape_does_not_mislead() -> None:
-    model = onnx.parser.parse_model(HEAD + "g (float[2, 3] x) => (float[6] y) <int64[1] s = {6}> { a = Reshape(x, s) b = Neg(a) y = Identity(b) }")
+    model = onnx.parser.parse_model(
+        HEAD + "g (float[2, 3] x) => (float[6] y) <int64[1] s = {6}> { a = Reshape(x, s) b = Neg(a) y = Identity(b) }"
+    )
     model.graph.value_info.append(onnx.helper.make_tensor_value_info("a", 1, [2, 3]))
     done = run_pass(EliminateIdentity(), model, verify="fast")
     assert done.ops == ["Reshape", "Neg"]

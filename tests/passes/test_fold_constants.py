@@ -1,5 +1,7 @@
 """fold-constants: what it folds, what it must never fold, growth, scopes, exact types, batches."""
 
+# ruff: noqa: E501, ISC004 - the tables hold one model per line
+
 from __future__ import annotations
 
 import time
@@ -47,7 +49,7 @@ def test_chain_of_constants_becomes_one_initializer(golden: Callable[[str], None
     golden(done.text)
     assert done.ops == ["Add"]
     assert done.record.patches == 1
-    assert initializer(done.model, "u").tolist() == np.sqrt(np.float32([4, 10, 18])).tolist()
+    assert initializer(done.model, "u").tolist() == np.sqrt(np.array([4, 10, 18], np.float32)).tolist()
 
 
 def test_constant_nodes_become_initializers_of_their_exact_type(golden: Callable[[str], None]) -> None:
@@ -187,12 +189,12 @@ def test_overridable_initializer_is_not_folded() -> None:
     done = check_pass(FoldConstants(), model)
     assert done.ops == ["Neg", "Add"]
     assert "may override 'w'" in done.skips.popitem()[1]
-    feed = {"x": np.zeros(2, np.float32), "w": np.float32([5, 6])}
+    feed = {"x": np.zeros(2, np.float32), "w": np.array([5, 6], np.float32)}
     assert run(session(done.model), feed)["y"].tolist() == [-5, -6]
 
 
 def test_custom_domains_are_not_evaluated_even_where_the_name_is_known() -> None:
-    text = '<ir_version: 9, opset_import: ["" : 19, "my" : 1]> g (float[1] x) => (float[1] y) <float[1] a = {1}> { r = my.Relu(a) y = Add(x, r) }'  # fmt: skip  # noqa: E501
+    text = '<ir_version: 9, opset_import: ["" : 19, "my" : 1]> g (float[1] x) => (float[1] y) <float[1] a = {1}> { r = my.Relu(a) y = Add(x, r) }'  # fmt: skip
     done = run_pass(FoldConstants(), text, verify="fast")
     assert done.ops == ["Relu", "Add"]
     assert "domain my" in done.skips.popitem()[1]
@@ -320,7 +322,7 @@ def test_node_that_nothing_can_compute_is_left_with_both_reasons() -> None:
 
 
 def test_many_nodes_need_one_session() -> None:
-    first = Constant("a", np.float32([0.5]))
+    first = Constant("a", np.array([0.5], np.float32))
     tensors: list[Any] = [first]
     nodes = []
     for number in range(800):
@@ -329,7 +331,7 @@ def test_many_nodes_need_one_session() -> None:
     Graph(nodes, [], [tensors[-1]], opset=19)
     result = evaluate(nodes, [tensors[-1], tensors[400]], {}, {}, opset=19, ir_version=9)
     assert result.sessions == 1
-    expected = np.float32([0.5])
+    expected = np.array([0.5], np.float32)
     for _ in range(800):
         expected = np.cos(expected)
     assert np.allclose(result.values[tensors[-1]], expected)
