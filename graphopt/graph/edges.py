@@ -126,14 +126,14 @@ class Edges(HookedList[Any]):
         self.extend(initial)
 
     def _linked(self, item: Any) -> None:
+        if type(getattr(item, self.field)) is not Uses:
+            from graphopt.graph.adopt import adopt_tensor
+
+            adopt_tensor(item)
         list.append(getattr(item, self.field), self.owner)
 
     def _unlinked(self, item: Any) -> None:
-        uses = getattr(item, self.field)
-        if type(uses) is Uses:
-            uses.discard_one(self.owner)
-        else:
-            list.__delitem__(uses, index_of(uses, self.owner))
+        getattr(item, self.field).discard_one(self.owner)
 
 
 class Uses(HookedList[Any]):

@@ -319,4 +319,8 @@ def node_subgraphs(node: Any) -> Iterator[tuple[str, Graph]]:
     if held:
         for key, value in held.items():
             if isinstance(value, gs.Graph):
+                if not isinstance(value, Graph):
+                    from graphopt.graph.adopt import adopt_graphs
+
+                    adopt_graphs([value])
                 yield key, value

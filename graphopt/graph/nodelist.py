@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from graphopt.graph.edges import HookedList, index_of
+from graphopt.graph.edges import Edges, HookedList, Uses, index_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ class NodeList(HookedList[Any]):
         self._last: Any = None
         self._size = 0
         for node in list.__iter__(self):
-            node.graph = graph
+            self._take(node)
 
     # ------------------------------------------------------------------------------------------------ O(1) editing
 
@@ -74,7 +74,7 @@ class NodeList(HookedList[Any]):
         return int(node.link_label)
 
     def _insert(self, node: Any, before: Any, after: Any) -> None:
-        node.graph = self.graph
+        self._take(node)
         node.link_prev, node.link_next = before, after
         if before is None:
             self._first = node
@@ -137,8 +137,15 @@ class NodeList(HookedList[Any]):
         self.settle()
         self._linked_now = False
 
+    def _take(self, node: Any) -> None:
+        if type(getattr(node, "inputs", None)) is not Edges:
+            from graphopt.graph.adopt import adopt_node
+
+            adopt_node(node)
+        node.graph = self.graph
+
     def _linked(self, item: Any) -> None:
-        item.graph = self.graph
+        self._take(item)
 
     def _unlinked(self, item: Any) -> None:
         if getattr(item, "graph", None) is self.graph and not any(node is item for node in list.__iter__(self)):
@@ -154,7 +161,7 @@ class NodeList(HookedList[Any]):
                 self._listed_now = True
             return
         list.append(self, item)
-        item.graph = self.graph
+        self._take(item)
 
     def insert(self, index: SupportsIndex, item: Any) -> None:
         """Insert one node."""
@@ -189,7 +196,7 @@ class NodeList(HookedList[Any]):
             node.graph = None
         list.__setitem__(self, slice(None), new)
         for node in new:
-            node.graph = self.graph
+            self._take(node)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(index, slice) and index == slice(None):
@@ -258,6 +265,10 @@ class RoleList(HookedList[Any]):
         self.extend(tensors)
 
     def _linked(self, item: Any) -> None:
+        if type(item.inputs) is not Uses:
+            from graphopt.graph.adopt import adopt_tensor
+
+            adopt_tensor(item)
         item.roles = (*getattr(item, "roles", ()), (self.role, self.graph))
 
     def _unlinked(self, item: Any) -> None:

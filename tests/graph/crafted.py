@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 DTYPES = [int(v) for k, v in TensorProto.DataType.items() if k not in {"UNDEFINED", "STRING"}]
 _FEATURES: list[tuple[str, Callable[[ModelProto], None]]] = []
@@ -466,7 +469,7 @@ def _attribute_models() -> Iterator[tuple[str, ModelProto]]:
         yield f"constant_{key}", model
 
 
-# ----------------------------------------------------------------------------------------------- element types and types
+# ---------------------------------------------------------------------------------------------- element types and types
 
 
 def random_array(dtype: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -483,7 +486,7 @@ def random_array(dtype: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarra
     if name in widths:
         return rng.integers(0, 1 << widths[name], shape).astype(np.uint8).view(target)
     raw = rng.integers(0, 256, (*shape, target.itemsize)).astype(np.uint8)
-    return raw.view(target).reshape(shape)
+    return np.asarray(raw.view(target).reshape(shape))
 
 
 def typed_tensor(dtype: int, array: np.ndarray, name: str) -> TensorProto:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -22,6 +22,9 @@ from graphopt.errors import (
     WriteError,
 )
 from graphopt.graph import Constant, ExternalWeight, LazyWeight, Model, Rewriter, files, read_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def big_model(count: int = 4, size: int = 3000) -> onnx.ModelProto:
@@ -52,7 +55,7 @@ def constant(model: Model, name: str) -> Constant:
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+    return sorted(path.name for path in folder.iterdir())
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -100,7 +103,7 @@ def test_external_model_stays_external_in_another_folder(stored: Path, tmp_path:
 def test_large_weights_start_at_pages(tmp_path: Path) -> None:
     model = read_model(big_model(count=2, size=1 << 19))
     model.save(tmp_path / "m.onnx", external="m.data")
-    offsets = {c.name: c.weight.offset for c in read_model(tmp_path / "m.onnx").graph.initializers if c.name[0] == "w"}  # type: ignore[attr-defined]
+    offsets = {c.name: c.weight.offset for c in read_model(tmp_path / "m.onnx").graph.initializers if c.name[0] == "w"}
     assert all(offset % 4096 == 0 for offset in offsets.values())
     assert len(set(offsets.values())) == 2
 

@@ -31,7 +31,7 @@ def test_generators_are_read_before_they_are_linked() -> None:
 def test_inputs_reversed_in_place() -> None:
     a, b = Variable("a"), Variable("b")
     made = Node("Sub", inputs=[a, b])
-    made.inputs = reversed(made.inputs)
+    made.inputs = reversed(made.inputs)  # type: ignore[assignment]
     assert list(made.inputs) == [b, a]
     assert list(a.outputs) == [made]
     made.inputs = made.inputs
@@ -48,10 +48,10 @@ def test_slices_are_assigned_and_deleted() -> None:
     del made.inputs[:1]
     assert list(made.inputs) == [c]
     assert list(a.outputs) == []
-    made.inputs += [a]
+    made.inputs += [a]  # type: ignore[misc]
     assert made.inputs.pop() is a
     assert list(a.outputs) == []
-    made.inputs *= 2
+    made.inputs *= 2  # type: ignore[misc]
     assert list(c.outputs) == [made, made]
     made.inputs.clear()
     assert not c.outputs
@@ -73,7 +73,7 @@ def test_tensor_side_edits_change_the_node() -> None:
     assert list(made.inputs) == [b]
     a.outputs.append(made)
     assert list(made.inputs) == [b, a]
-    a.outputs = []
+    a.outputs = []  # type: ignore[assignment]
     assert list(made.inputs) == [b]
     b.outputs.clear()
     assert list(made.inputs) == []
@@ -83,7 +83,7 @@ def test_nodes_and_tensors_are_hashed_and_compared_by_identity() -> None:
     one, two = Variable("same"), Variable("same")
     assert one != two
     assert len({one, two, Node("Relu"), Node("Relu")}) == 4
-    network = nx.DiGraph()
+    network: nx.DiGraph[Node] = nx.DiGraph()
     network.add_edge(Node("A"), Node("A"))
     assert len(network) == 2
 
@@ -138,7 +138,7 @@ def test_two_producers_or_two_tensors_of_one_name_are_refused_when_read() -> Non
         "g (float[4] x) => (float[4] y) { x = Relu(x) y = Neg(x) }",
         "g (float[4] x, float[4] x) => (float[4] y) { y = Relu(x) }",
     ):
-        with pytest.raises(GraphError, match="'[xy]'"):
+        with pytest.raises(GraphError, match=r"'[xy]'"):
             from_text(f'<ir_version: 8, opset_import: ["": 17]> {text}')
 
 

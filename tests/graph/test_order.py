@@ -34,7 +34,7 @@ def long_chain(length: int) -> Graph:
 def test_reversed_chain_is_sorted(length: int) -> None:
     graph = long_chain(length)
     want = list(graph.nodes)
-    graph.nodes = want[::-1]
+    graph.nodes = want[::-1]  # type: ignore[assignment]
     assert not is_sorted(graph)
     sort_graph(graph)
     assert list(graph.nodes) == want
@@ -52,7 +52,7 @@ def test_valid_order_is_left_alone() -> None:
 def test_only_what_is_out_of_place_moves() -> None:
     graph = long_chain(6)
     want = list(graph.nodes)
-    graph.nodes = [want[0], want[2], want[1], *want[3:]]
+    graph.nodes[:] = [want[0], want[2], want[1], *want[3:]]
     sort_graph(graph)
     assert list(graph.nodes) == want
 
@@ -103,7 +103,7 @@ def test_captures_order_nodes_and_are_listed(branches: Model) -> None:
     relu, holder, neg = graph.nodes
     then = holder.attrs["then_branch"]
     assert [t.name for t in captures(then)] == ["h", "w"]
-    graph.nodes = [neg, holder, relu]
+    graph.nodes[:] = [neg, holder, relu]
     branches.sort()
     assert list(graph.nodes) == [relu, holder, neg]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx.backend.test
@@ -15,6 +15,9 @@ from crafted import crafted_models
 from onnx import ModelProto
 
 from graphopt.graph import Model, dump_text, read_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CRAFTED = dict(crafted_models())
 SAMPLE = 16  # every 16th model in the fast suite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,7 +44,7 @@ def stored(model: Model, name: str = "t") -> onnx.TensorProto:
     return next(t for t in model.to_proto().graph.initializer if t.name == name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: TensorProto.DataType.Name(d))
+@pytest.mark.parametrize("dtype", DTYPES, ids=TensorProto.DataType.Name)
 def test_every_dtype_is_read_rewritten_and_read_again(dtype: int) -> None:
     for shape in SHAPES:
         array = random_array(dtype, shape, seed=7)
@@ -63,7 +63,7 @@ def test_every_dtype_is_read_rewritten_and_read_again(dtype: int) -> None:
             assert len(again.raw_data) == packed_size_bytes(dtype, shape) == constant.nbytes
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: TensorProto.DataType.Name(d))
+@pytest.mark.parametrize("dtype", DTYPES, ids=TensorProto.DataType.Name)
 def test_edit_keeps_the_type_and_changes_the_value(dtype: int) -> None:
     array = random_array(dtype, (2, 3), seed=1)
     model = holder(numpy_helper.from_array(array, "t"))
@@ -140,7 +140,7 @@ def test_sparse_initializer_is_read_dense_in_its_own_type(raw: bool, two_dimensi
 
 def test_sparse_bomb_is_refused_before_memory_is_taken() -> None:
     model = sparse_model(raw=True, two_dimensional=False)
-    sparse = weight(model).weight.sparse  # type: ignore[attr-defined]
+    sparse = weight(model).weight.sparse
     huge = onnx.SparseTensorProto.FromString(sparse.SerializeToString())
     huge.ClearField("dims")
     huge.dims.extend([DENSE_LIMIT_BYTES, 1])
@@ -239,7 +239,7 @@ def test_array_cannot_be_written_to(chain: Model) -> None:
         ({"segment": TensorProto.Segment(begin=0, end=1)}, "segment"),
     ],
 )
-def test_data_that_do_not_fit_dimensions_are_refused(change: dict, text: str) -> None:
+def test_data_that_do_not_fit_dimensions_are_refused(change: dict[str, Any], text: str) -> None:
     proto = base()
     tensor = proto.graph.initializer[0]
     for field, value in change.items():
@@ -265,7 +265,7 @@ def test_huge_typed_tensor_is_refused_without_allocating() -> None:
         read_model(proto)
 
 
-def test_weights_of_a_file_are_not_kept_after_use(tmp_path: Path) -> None:
+def test_decoded_weights_are_not_kept_after_use() -> None:
     model = holder(numpy_helper.from_array(np.zeros(1 << 16, np.float32), "t"))
     constant = weight(model)
     first = constant.array()
