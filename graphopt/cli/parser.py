@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of one verb, with the options that every verb takes.
+    """The parser of one verb; `parse` adds the options that every verb takes, so that they stand last on its page.
 
     Args:
         verb: Name of the verb.
@@ -27,6 +27,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    def _add_common(self) -> None:
         common = self.add_argument_group("every verb")
         common.add_argument(
             "--verify",
@@ -49,6 +51,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: An argument is missing, unknown or has a wrong value.
         """
+        self._add_common()
         if any(argument in {"-h", "--help"} for argument in _before_separator(arguments)):
             from graphopt.cli.terminal import write
 
