@@ -51,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments or os.environ.get(LATER = ("sensitivity", "debug-quantization", "tune", "diff", "convert")
-"""Verbs that the interface reserves for later versions."""
-TRACEBACK_VARIABLE, "") not in {"", "0"}
+    debug = "--debug" in arguments or os.environ.get(TRACEBACK_VARIABLE, "") not in {"", "0"}
     try:
         with warnings.catch_warnings():
             if not debug and not sys.warnoptions:  # warnings of libraries are for their developers
@@ -78,7 +76,8 @@ def _run(arguments: list[str]) -> int:
     if verb in {"-V", "--version"}:
         return _print(f"graphopt {__version__}\n")
     if verb in LATER:
-        raise UsageError(f"'{verb}' is not built into this version yet", where="graphopt", must="graphopt --help lists what is")
+        do = "graphopt --help lists what is"
+        raise UsageError(f"'{verb}' is not built into this version yet", where="graphopt", do=do)
     if verb not in VERBS:
         kind = "option" if verb.startswith("-") else "verb"
         raise UsageError(
