@@ -51,12 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
         (
             str(row["model"]),
             text.milliseconds(float(row["median_ms"])),
-            f"± {text.milliseconds(float(row['mad_ms']))}",
+            f"± {text.milliseconds(float(row['mad_ms']), beside=float(row['median_ms']))}",
             text.milliseconds(float(row["fastest_ms"])),
             str(row["runs"]),
             "" if index == 0 else text.ratio(first, float(row["median_ms"]), smaller="faster", larger="slower"),
         )
         for index, row in enumerate(rows)
     ]
-    write(to_text(table(("model", "median", "spread", "fastest", "runs", f"against {arguments.models[0]}"), cells)))
+    write(to_text(table(("model", "median", "spread", "fastest", "runs", "against the first"), cells)))
     return 0

@@ -58,9 +58,16 @@ def short_count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def milliseconds(value: float) -> str:
-    """Return a duration in ms with three significant digits, or µs below 0.1 ms."""
-    return f"{_three_digits(value * 1000.0)} µs" if value < 0.1 else f"{_three_digits(value)} ms"
+def milliseconds(value: float, *, beside: float | None = None) -> str:
+    """Return a duration in ms with three significant digits, or µs below 0.1 ms.
+
+    Args:
+        value: The duration, ms.
+        beside: A duration whose unit is taken, so that both can be compared.
+    """
+    if (value if beside is None else beside) < 0.1:
+        return f"{_three_digits(value * 1000.0)} µs"
+    return f"{_three_digits(value)} ms"
 
 
 def seconds(value: float) -> str:

@@ -34,6 +34,7 @@ def test_short_count_has_three_digits(value: float, expected: str) -> None:
 )
 def test_milliseconds_change_to_microseconds_when_short(value: float, expected: str) -> None:
     assert text.milliseconds(value) == expected
+    assert text.milliseconds(0.05, beside=0.6) == "0.05 ms"
 
 
 @pytest.mark.parametrize(
