@@ -12,7 +12,7 @@ import numpy as np
 
 from graphopt.graph import Model, constant_value, is_graph_output, producer, read_model, uses
 from graphopt.runtime import output_names, random_feeds, run, session
-from graphopt.target.placement import activation_bounds
+from graphopt.target.operators import activation_bounds
 from graphopt.target.registry import find_target
 from graphopt.target.rules import Role
 

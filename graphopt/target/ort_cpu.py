@@ -140,19 +140,18 @@ RULES = (
     OpRule(op="Clip", role=Role.ABSORBED, kernel="none: the rounding of the tensor before it"),
 )
 
+FLOAT_ONLY = (
+    *("HardSwish", "HardSigmoid", "Tanh", "Gelu", "Erf", "Exp", "Sqrt", "Neg", "Sub", "Div", "Pow", "Min", "Max"),
+    *("ReduceMean", "ReduceSum", "SpaceToDepth", "LayerNormalization", "InstanceNormalization", "Elu", "Selu"),
+    *("BatchNormalization", "ConvTranspose", "LSTM", "GRU", "RNN", "Einsum", "PRelu"),
+)
+
 NO_INTEGER_KERNEL = "ONNX Runtime has no integer kernel for it"
 
 ORT_CPU = Target(
     name="ort-cpu",
     rules={rule.op: rule for rule in RULES},
-    float_reason={
-        op: NO_INTEGER_KERNEL
-        for op in (
-            *("HardSwish", "HardSigmoid", "Tanh", "Gelu", "Erf", "Exp", "Sqrt", "Neg", "Sub", "Div", "Pow", "Min"),
-            *("Max", "ReduceMean", "ReduceSum", "SpaceToDepth", "LayerNormalization", "InstanceNormalization"),
-            *("BatchNormalization", "ConvTranspose", "LSTM", "GRU", "RNN", "Einsum", "PRelu", "Elu", "Selu"),
-        )
-    },
+    float_reason=dict.fromkeys(FLOAT_ONLY, NO_INTEGER_KERNEL),
     integer_kernels=frozenset(
         (
             *("QLinearConv", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool", "QLinearSigmoid"),

@@ -1,35 +1,31 @@
 """Which operators become integer arithmetic on a target, and which tensors share a grid.
 
-Weighted operators (Conv, Gemm, MatMul) are the reason to quantize. What lies between them joins the integer region where
-that saves conversions: an Add whose inputs both come out of integer convolutions costs two conversions if it stays
-float. Everything else stays float. The choice starts with every operator that could join and drops, until nothing
+Weighted operators (Conv, Gemm, MatMul) are the reason to quantize. What lies between them joins the integer region
+where that saves conversions: an Add whose inputs both come out of integer convolutions costs two conversions if it
+stays float. Everything else stays float. The choice starts with every operator that could join and drops, until nothing
 changes, those that no longer have integer neighbours; time grows with nodes and edges.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from graphopt.graph import Constant, constant_value, is_graph_output, producer, uses
+from graphopt.graph import constant_value, is_graph_output, producer, uses
+from graphopt.target.operators import Bounds, activation_bounds, is_depthwise, is_overridable, products_of
 from graphopt.target.rules import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from graphopt.analysis.types import Types
-    from graphopt.graph import Model, Node, Tensor
-    from graphopt.graph import Use
+    from graphopt.graph import Model, Node, Tensor, Use
     from graphopt.target.rules import OpRule, Target
 
 FLOAT32 = 1
-UNBOUNDED = (-np.inf, np.inf)
 PRODUCTS_PER_CONVERSION = 32
-"""Products per converted value from which an integer convolution between float neighbours is faster than a float one."""
+"""Products per converted value from which an integer region between float neighbours is faster than a float one."""
 
 VALUES_PER_OPERATOR = 500
 """Values that could be converted in the time that one more operator takes to start."""
@@ -38,8 +34,6 @@ DEPTHWISE = "a depthwise convolution is slower in int8 than in float where its n
 
 TOO_SMALL = "too few products per value to pay for converting its float neighbours"
 OVERRIDABLE = "its weight is also an input of the model, which a caller may override"
-
-Bounds = tuple[float, float]
 
 
 @dataclass(slots=True)
@@ -65,8 +59,8 @@ class Placement:
         nodes: Integer operators with their rules, in graph order; absorbed activations are among them.
         groups: Group of each tensor that lies on a grid.
         joined: Concat operators whose inputs and output share one grid, so that they only move data.
-        outputs: Tensor behind each integer operator that has a grid (behind its absorbed activation); absorbed activations
-            have none of their own.
+        outputs: Tensor behind each integer operator that has a grid: behind its absorbed activation, which has none of
+            its own.
         refused: Weighted operators that stay float, with the reason.
     """
 
@@ -93,7 +87,8 @@ def place(
         types: Types and shapes of its tensors.
         target: The rules.
         leave: Names of nodes that must stay float, with the reason.
-        only: Returns why a weighted node must not take its static integer form, "" where nobody has to be told, or None.
+        only: Returns why a weighted node must not take its static integer form, "" where nobody has to be told, else
+            None.
         sizes: Values per sample of the tensors whose ranges are known; operators on others stay float, and regions that
             are too small to pay for the conversions at their borders do. None places without such knowledge.
     """
@@ -299,7 +294,7 @@ class _Placer:
         if rule.role is Role.WEIGHTED and not rule.needs_output_grid:
             if node.op != "Gemm":
                 return False
-            readers = [use for use in uses(self._behind_gemm(node))]
+            readers = list(uses(self._behind_gemm(node)))
             return bool(readers) and all(
                 self._reads_integers(use) and self.chosen[use.node].role is Role.WEIGHTED for use in readers
             )
@@ -386,43 +381,3 @@ class _Placer:
             self._is_made(tensor) and len(groups[tensor].tensors) == 1 and len(uses(tensor)) == 1
             for tensor in node.inputs
         )
-
-
-def activation_bounds(node: Node) -> Bounds | None:
-    """Return the values that a Relu or a Clip with constant bounds lets through, or None for anything else."""
-    if node.op == "Relu":
-        return 0.0, np.inf
-    if node.op != "Clip":
-        return None
-    bounds = [float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))]
-    for place, tensor in enumerate(node.inputs[1:3]):
-        if tensor is None or tensor.is_empty():
-            continue
-        value = constant_value(tensor)
-        if value is None or value.size != 1:
-            return None
-        bounds[place] = float(value.reshape(-1)[0])
-    # 0.0 must lie on every grid, and a lower bound other than 0 or none would move the zero point.
-    return (bounds[0], bounds[1]) if bounds[0] <= 0.0 < bounds[1] else None
-
-
-def is_overridable(model: Model, node: Node) -> bool:
-    """Tell whether a constant that a node reads is also an input of the model, which a caller may override."""
-    return any(isinstance(tensor, Constant) and model.graph.is_overridable(tensor) for tensor in node.inputs)
-
-
-def products_of(node: Node, sizes: Mapping[str, float]) -> float:
-    """Return the products per sample that a weighted operator saves time on; a depthwise convolution saves none."""
-    if is_depthwise(node):
-        return 0.0
-    shape = [int(size) for size in node.inputs[1].shape]
-    if node.op == "Conv":
-        return sizes.get(node.outputs[0].name, 0.0) * float(np.prod(shape[1:]))
-    columns = shape[0] if node.op == "Gemm" and node.attrs.get("transB", 0) else shape[-1]
-    return sizes.get(node.inputs[0].name, 0.0) * columns
-
-
-def is_depthwise(node: Node) -> bool:
-    """Tell whether a convolution has one filter per input channel."""
-    group = int(node.attrs.get("group", 1))
-    return node.op == "Conv" and group > 1 and list(node.inputs[1].shape or [0, 0])[1] == 1

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from graphopt.errors import UsageError
 from graphopt.target.ort_cpu import ORT_CPU
-from graphopt.target.rules import Target
+
+if TYPE_CHECKING:
+    from graphopt.target.rules import Target
 
 TARGETS: dict[str, Target] = {target.name: target for target in (ORT_CPU,)}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from graphopt.graph import Node
 
 
@@ -21,7 +22,7 @@ class Role(Enum):
     MOVE = "move"
     """Only moves data: runs on the integers themselves, input and output share one grid: Reshape, MaxPool, Pad."""
     ABSORBED = "absorbed"
-    """Disappears into the rounding of the tensor before it when the grid cannot express what it cuts off: Relu, Clip."""
+    """Disappears into the rounding of the tensor before it, whose grid cannot express what it cuts off: Relu, Clip."""
 
 
 @dataclass(frozen=True, slots=True)

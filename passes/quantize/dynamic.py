@@ -13,7 +13,7 @@ from graphopt.target.grid import quantize_weight, weight_scales
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphopt.graph import Constant, Node, Rewriter, Tensor, Variable
+    from graphopt.graph import Node, Rewriter, Variable
 
 FLOAT32 = 1
 SMALLEST_TABLE = 4096
@@ -100,7 +100,7 @@ def _table_sqnr_db(values: NDArray[np.float32], axis: int | None) -> float:
 
 
 def make_integer_table(rw: Rewriter, node: Node) -> None:
-    """Look integers up and restore only the rows found: one scale for the table, or one per column where that is needed.
+    """Look integers up and restore only the rows found: one scale for the table, or one per column where needed.
 
     A DequantizeLinear before the Gather would restore the whole table in every run; one behind it would be repeated by
     ONNX Runtime for each of its readers. Cast and Mul are neither.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from graphopt.analysis.types import Types
 from graphopt.analysis.ranges import Ranges, TensorRange
+from graphopt.analysis.types import Types
 from graphopt.graph import producer, uses
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
 from graphopt.passes.quantize.static import StaticForm
@@ -14,7 +14,8 @@ from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip
 from graphopt.target import find_target
 from graphopt.target.grid import Grid, activation_grid
-from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Group, Placement, is_overridable, place
+from graphopt.target.operators import is_overridable
+from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Group, Placement, place
 from graphopt.target.rules import Role
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class InsertQdq(Pass):
             run, for linear layers only; ``auto`` takes uint8 where there is data, except for linear layers that read
             sequences.
         per_channel: One weight scale per output channel; one per weight below opset 13, which has no others.
-        calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is mse, the best on
-            the models measured.
+        calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is mse, the
+            best on the models measured.
         percentile: Share of values that a range keeps, in percent, for ``percentile``.
         embeddings: Round the tables of embeddings to int8 as well.
         keep: Names of nodes that stay float.
@@ -132,7 +133,6 @@ class InsertQdq(Pass):
         per_channel: bool,
     ) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield the patches of static grids, in graph order."""
-
         before_log = logarithm_readers(model, target, ranges)
 
         def refuse(node: Node) -> str | None:

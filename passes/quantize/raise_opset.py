@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from graphopt.analysis.types import Types
-from graphopt.graph import is_graph_output
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, Patch, Skip
 

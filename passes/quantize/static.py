@@ -1,8 +1,8 @@
 """Writes the integer form of placed operators: QuantizeLinear and DequantizeLinear pairs around them.
 
-Each method is the body of one patch; the model computes legally after each. What reads a tensor that an integer operator
-made reads its rounded form from then on, float operators too: a tensor that goes to a QuantizeLinear and to a float
-operator is not fused. Data movement is written on the integers themselves: it cannot fail to fuse, Pad included.
+Each method is the body of one patch; the model computes legally after each. What reads a tensor that an integer
+operator made reads its rounded form from then on, float operators too: a tensor that goes to a QuantizeLinear and
+to a float operator is not fused. Data movement is written on the integers themselves: it cannot fail to fuse, Pad included.
 """
 
 from __future__ import annotations
@@ -107,9 +107,8 @@ class StaticForm:
             sources.append(source)
         if node.op == "Pad" and node.attrs.get("mode", b"constant") in {"constant", b"constant"}:
             # What stands for 0.0 among the integers is the zero point.
-            inputs = (
-                (inputs + [None])[:2] + [self._constants(rw, node, self._placement.groups[sources[0]])[1]] + inputs[3:]
-            )
+            zero = self._constants(rw, node, self._placement.groups[sources[0]])[1]
+            inputs = [*inputs[:2], zero, *inputs[3:]]
         outputs = list(node.outputs)
         moved = rw.op(node.op, inputs, attrs=dict(node.attrs), outputs=len(outputs), near=node, origin=(node,))
         for old, new in zip(outputs, moved if isinstance(moved, tuple) else (moved,), strict=True):
@@ -154,8 +153,7 @@ class StaticForm:
 
     def _restore(self, rw: Rewriter, node: Node, tensor: Tensor, rounded: Variable, group: Group) -> Variable:
         scale, zero_point = self._constants(rw, node, group)
-        restored = conversion(rw, "DequantizeLinear", [rounded, scale, zero_point], near=node)
-        return restored
+        return conversion(rw, "DequantizeLinear", [rounded, scale, zero_point], near=node)
 
     def _round_output(self, rw: Rewriter, node: Node) -> None:
         """Round what an integer operator makes and let every reader read the rounded form."""
@@ -217,8 +215,7 @@ class StaticForm:
         rounded = rw.constant(grid.quantize(value), name=f"{name}_quantized", near=node)
         scale = rw.constant(np.asarray(grid.scale, np.float32), name=f"{name}_scale", near=node)
         zero_point = self._zero_point(rw, node, np.asarray(grid.zero_point, np.uint8))
-        restored = conversion(rw, "DequantizeLinear", [rounded, scale, zero_point], near=node)
-        return restored
+        return conversion(rw, "DequantizeLinear", [rounded, scale, zero_point], near=node)
 
     # -------------------------------------------------------------------------------------------------- weights
 
@@ -300,8 +297,7 @@ class StaticForm:
         rounded = rw.constant(values, name=f"{name}_quantized", near=node)
         scale = rw.constant(steps.reshape(()) if one else steps, name=f"{name}_scale", near=node)
         attrs: dict[str, object] = {} if one else {"axis": 0}
-        restored = conversion(rw, "DequantizeLinear", [rounded, scale], attrs=attrs, near=node)
-        return restored
+        return conversion(rw, "DequantizeLinear", [rounded, scale], attrs=attrs, near=node)
 
 
 def has_image_channels(node: Node, shape: tuple[int, ...]) -> bool:
