@@ -8,6 +8,10 @@ The first output decides what is counted:
   and in the other, since pairs are what embeddings are compared by;
 * anything else: the signal-to-quantization-noise ratio (SQNR) of the worst output, in dB.
 
+Where two classes are nearly equal, the other model's choice is right about as often. The expected loss weighs each
+changed choice by what the reference itself thinks of it: mean(p[its choice] - p[the other choice]) over its
+probabilities p. It estimates the accuracy lost, without labels, from far fewer samples than a count of changed choices.
+
 SQNR is recorded for every output in every case. The standard error of an agreement p over n rows is
 sqrt(p (1 - p) / n), that of a correlation r about (1 - r^2) / sqrt(n - 1).
 """
@@ -71,6 +75,8 @@ class Quality:
         agreement: Share of rows that agree, or correlation of similarities, 0 to 1; None for ``sqnr``.
         standard_error: Of the agreement, as a share, or None.
         sqnr_db: SQNR of each floating-point output in dB; equal outputs have ``SQNR_CEILING_DB``.
+        expected_loss: Accuracy that the reference's own probabilities say was lost, in points; None unless ``top-1``.
+        expected_loss_error: Its standard error, in points.
         metric: The user's metric of the candidate, or None.
         metric_reference: The same of the reference, or None.
     """
@@ -81,6 +87,8 @@ class Quality:
     agreement: float | None
     standard_error: float | None
     sqnr_db: dict[str, float]
+    expected_loss: float | None = None
+    expected_loss_error: float | None = None
     metric: float | None = None
     metric_reference: float | None = None
 
@@ -146,6 +154,8 @@ class _Tally:
     signal: dict[str, float] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
     agreeing: int = 0
+    loss: float = 0.0
+    loss_squared: float = 0.0
     rows: int = 0
     samples: int = 0
     embeddings: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
@@ -160,12 +170,25 @@ class _Tally:
                 continue
             self._add_energy(name, want, got)
             if position == 0 and kind == "top-1":
-                classes = want.shape[-1]
-                same = want.reshape(-1, classes).argmax(axis=1) == got.reshape(-1, classes).argmax(axis=1)
-                self.agreeing += int(same.sum())
-                self.rows += len(same)
+                self._add_choices(want.reshape(-1, want.shape[-1]), got.reshape(-1, got.shape[-1]))
             elif position == 0 and kind == "similarity":
                 self.embeddings.append((want.astype(np.float64), got.astype(np.float64)))
+
+    def _add_choices(self, want: NDArray[np.generic], got: NDArray[np.generic]) -> None:
+        right, chosen = want.argmax(axis=1), got.argmax(axis=1)
+        probability = _probabilities(want.astype(np.float64))
+        rows = np.arange(len(right))
+        loss = probability[rows, right] - probability[rows, chosen]
+        self.agreeing += int((right == chosen).sum())
+        self.rows += len(right)
+        self.loss += float(loss.sum())
+        self.loss_squared += float(np.square(loss).sum())
+
+    def expected_loss(self) -> tuple[float, float]:
+        """Return the expected loss and its standard error, in points."""
+        mean = self.loss / self.rows
+        variance = max(0.0, self.loss_squared / self.rows - mean**2)
+        return 100.0 * mean, 100.0 * math.sqrt(variance / self.rows)
 
     def _mismatch(self, name: str) -> None:
         # A data-dependent shape that changed: nothing of this output can be credited.
@@ -197,6 +220,15 @@ class _Tally:
             return None, None, 0
         share = self.agreeing / self.rows
         return share, math.sqrt(share * (1 - share) / self.rows), self.rows
+
+
+def _probabilities(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return rows of probabilities as they are, rows of logits through softmax."""
+    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1.0, atol=1e-3):
+        return rows
+    shifted: NDArray[np.float64] = np.exp(rows - rows.max(axis=1, keepdims=True))
+    shifted /= shifted.sum(axis=1, keepdims=True)
+    return shifted
 
 
 def similarities(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -267,6 +299,7 @@ class Judge:
         if not tally.samples:
             raise DataError("no feed is left for judging", must="At least one held-back sample is needed")
         agreement, error, rows = tally.agreement(kind)
+        loss, loss_error = tally.expected_loss() if kind == "top-1" and tally.rows else (None, None)
         metric, metric_reference = self._measure_metric(other)
         if metric is not None:
             kind = "metric"
@@ -279,6 +312,8 @@ class Judge:
             agreement=agreement,
             standard_error=error,
             sqnr_db=tally.sqnr_db(),
+            expected_loss=loss,
+            expected_loss_error=loss_error,
             metric=metric,
             metric_reference=metric_reference,
         )

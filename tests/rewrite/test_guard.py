@@ -132,3 +132,11 @@ def test_limit_of_a_preset_allows_one_standard_error_and_of_a_user_none() -> Non
     quality = Quality("top-1", 16, 16, 15 / 16, 0.0605, {"y": 30.0})
     assert Limit(1.0, strict=False).allows(quality)
     assert not Limit(1.0, strict=True).allows(quality)
+
+
+def test_a_preset_also_accepts_by_expected_loss_but_a_user_never() -> None:
+    near_ties = Quality("top-1", 16, 16, 13 / 16, 0.0976, {"y": 22.0}, 0.4, 0.3)
+    real_losses = Quality("top-1", 16, 16, 13 / 16, 0.0976, {"y": 22.0}, 12.0, 6.0)
+    assert Limit(1.0, strict=False).allows(near_ties)
+    assert not Limit(1.0, strict=True).allows(near_ties)
+    assert not Limit(1.0, strict=False).allows(real_losses)

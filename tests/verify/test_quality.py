@@ -78,6 +78,18 @@ def test_agreement_and_sqnr_are_those_of_the_definition() -> None:
     assert quality.drop == pytest.approx(100 * (1 - same))
 
 
+def test_expected_loss_weighs_a_changed_choice_by_the_margin_it_had() -> None:
+    rows = np.array([[2.0, 1.9, -9, -9], [5.0, -9, -9, -9], [3.0, 1.0, -9, -9]], np.float32)
+    data = Feeds.open({"x": rows}, input_specs(model("y = Identity(x)")))
+    swapped = model("c = Constant<value = float[4] {0.0, 0.2, 0.0, 0.0}>() y = Add(x, c)")
+    quality = Judge(model("y = Identity(x)"), data).measure(swapped)
+    chance = math.exp(2.0) / (math.exp(2.0) + math.exp(1.9) + 2 * math.exp(-9))
+    other = math.exp(1.9) / (math.exp(2.0) + math.exp(1.9) + 2 * math.exp(-9))
+    assert quality.agreement == pytest.approx(2 / 3)
+    assert quality.expected_loss == pytest.approx(100 * (chance - other) / 3, rel=1e-4)
+    assert (quality.expected_loss_error or 0.0) > 0.0
+
+
 def test_embeddings_are_judged_by_the_order_of_their_similarities() -> None:
     unit = "n = ReduceL2<axes = [1]>(x) y = Div(x, n)"
     scrambled = "n = ReduceL2<axes = [1]>(x) u = Div(x, n) y = Abs(u)"
