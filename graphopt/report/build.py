@@ -145,6 +145,8 @@ def _quality(measured: Measured) -> Quality:
         agreement=found.agreement,
         sqnr_db=found.worst_sqnr_db,
         standard_error=found.standard_error,
+        expected_loss=found.expected_loss,
+        expected_loss_error=found.expected_loss_error,
         metric=name,
         before=found.metric_reference,
         after=found.metric,

@@ -78,6 +78,11 @@ class Quality(Entry):
     """Signal to quantization noise of the worst output, dB; 200 stands for bitwise equal outputs."""
     standard_error: Finite | None = None
     """Standard error of the agreement, as a share; null where there is none."""
+    expected_loss: Finite | None = None
+    """Points of accuracy that the original's own probabilities say were lost: a changed choice between two nearly equal
+    classes costs little. Null unless the first output is class scores."""
+    expected_loss_error: Finite | None = None
+    """Standard error of the expected loss, in points."""
     metric: str | None = None
     """The figure judged: `agreement`, `similarity` (order of embeddings), `sqnr_db`, or the user's own, by name."""
     before: Finite | None = None

@@ -226,6 +226,12 @@ def budget_line(quality: Quality) -> str:
     loss = "" if quality.drop is None else f" of {quality.drop:.3g}"
     budget = f"the budget of {quality.budget:.3g} {_budget_unit(quality)}"
     if quality.met and quality.drop is not None and quality.drop > quality.budget:
+        if quality.expected_loss is not None:
+            likely = f"{quality.expected_loss:.2g} ± {quality.expected_loss_error or 0.0:.2g} points of accuracy"
+            return (
+                f"The loss{loss} is more than {budget}, but the changed choices were between nearly equal classes: "
+                f"they cost an expected {likely} on {judged_on(quality)}."
+            )
         return f"The loss{loss} exceeds {budget} by less than its own standard error on {judged_on(quality)}."
     return f"The loss{loss} {'is within' if quality.met else 'exceeds'} {budget}."
 

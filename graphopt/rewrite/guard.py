@@ -208,7 +208,7 @@ class Guard:
 
 
 def _damage(quality: Quality | None) -> tuple[float, float]:
-    """Return what layers are ranked by (a metric's drop, else the noise, which varies smoothly) and the loss to print."""
+    """Return what layers are ranked by (a metric's drop, else the noise, which is smooth) and the loss to print."""
     if quality is None:
         return -math.inf, 0.0
     return (quality.drop if quality.kind == "metric" else -quality.worst_sqnr_db), quality.drop
