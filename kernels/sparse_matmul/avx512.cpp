@@ -112,7 +112,7 @@ struct Lane {
 }  // namespace
 
 const Kernels& avx512_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 4 * Lane::lanes, pack, panel, vector};
+  static constexpr Kernels kernels = {Lane::lanes, 4 * Lane::lanes, 2, pack, panel, vector};
   return kernels;
 }
 

@@ -46,7 +46,7 @@ GRAPHOPT_EXPORT int graphopt_sparse_matmul_f32(const unsigned char* packed, size
     if (sums == nullptr) std::snprintf(message, message_size, "out of memory");
     return sums == nullptr;
   }
-  const Work work(call, kernels_for(chosen));
+  const Work work(call, kernels_for(chosen, m));
   for (size_t task = 0; task < work.tasks(); ++task) {
     if (!work.run(task)) {
       std::snprintf(message, message_size, "out of memory");

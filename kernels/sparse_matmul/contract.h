@@ -52,15 +52,16 @@ struct Call {
 
 // One implementation. A tile is `rows` rows of x, transposed to p[k][width], width = rows rounded up to `lanes`.
 struct Kernels {
-  unsigned lanes;      // columns of a tile come in multiples of this
-  unsigned max_width;  // widest tile
+  unsigned lanes;        // columns of a tile come in multiples of this
+  unsigned max_width;    // widest tile
+  unsigned max_vectors;  // up to so many rows of x go one by one through `vector`
   // x[m0 .. m0 + rows, :] -> p[k][width]; p is aligned to 64 and holds width * (k rounded up to lanes) floats.
   void (*pack)(const Call& call, size_t m0, unsigned rows, float* p);
   // y[m0 .. m0 + rows, the columns of one panel]; sums is aligned to 64 and holds width * (panel_rows rounded up to
   // lanes) floats.
   void (*panel)(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums);
-  // The same for m == 1, straight from x.
-  void (*vector)(const Call& call, size_t panel);
+  // The same for one row, straight from x.
+  void (*vector)(const Call& call, size_t m0, size_t panel);
 };
 
 const Kernels& scalar_kernels();

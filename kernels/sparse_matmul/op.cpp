@@ -186,7 +186,7 @@ class Kernel {
       Work work;
       std::atomic<bool> failed{false};
     };
-    Job job{Work(call, kernels_for(isa_choice().isa))};
+    Job job{Work(call, kernels_for(isa_choice().isa, call.m))};
     const auto body = [](void* data, size_t task) {
       Job* mine = static_cast<Job*>(data);
       if (!mine->work.run(task)) mine->failed.store(true, std::memory_order_relaxed);
@@ -214,6 +214,13 @@ Status infer_attribute(const Api& api, const OrtShapeInferContext* context, cons
   return api.read_attribute(attribute, ort::attribute_int, out, sizeof *out, &size);
 }
 
+// A name for a size that has neither number nor name. The runtime would take the number, -1, for a size and hand it to
+// Reshape. Two tensors must not get one name by chance, for that would say that they are equally large.
+void name_unknown(char* out, size_t size) {
+  static std::atomic<unsigned long long> last{0};
+  std::snprintf(out, size, "ai.graphopt.size.%llu", ++last);
+}
+
 // [..., K] -> [..., N]; symbolic dimensions keep their names.
 Status infer(const OrtCustomOp*, OrtShapeInferContext* context) {
   const Api api(inference_table);
@@ -229,6 +236,12 @@ Status infer(const OrtCustomOp*, OrtShapeInferContext* context) {
   GRAPHOPT_TRY(api.symbolic_dimensions(x, names, rank));
   GRAPHOPT_TRY(infer_attribute(api, context, "N", &dims[rank - 1]));
   names[rank - 1] = "";
+  char made[max_rank][40];
+  for (size_t i = 0; i + 1 < rank; ++i) {
+    if (dims[i] >= 0 || (names[i] != nullptr && names[i][0] != '\0')) continue;
+    name_unknown(made[i], sizeof made[i]);
+    names[i] = made[i];
+  }
 
   OrtTensorTypeAndShapeInfo* y = nullptr;
   GRAPHOPT_TRY(api.create_shape(&y));

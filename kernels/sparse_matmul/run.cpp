@@ -43,26 +43,30 @@ unsigned long long next_serial() {
 
 }  // namespace
 
-const Kernels& kernels_for(Isa isa) {
+const Kernels& kernels_for(Isa isa, size_t m) {
 #if defined(GRAPHOPT_X86)
-  if (isa == Isa::avx512) return avx512_kernels();
+  // Half of the sixteen lanes would be idle, and narrow vectors are loaded twice as fast.
+  const bool narrow = m > avx512_kernels().max_vectors && m <= avx2_kernels().lanes;
+  if (isa == Isa::avx512 && !narrow) return avx512_kernels();
+  if (isa == Isa::avx512) return avx2_kernels();
   if (isa == Isa::avx2) return avx2_kernels();
 #endif
   (void)isa;
+  (void)m;
   return scalar_kernels();
 }
 
 Work::Work(const Call& call, const Kernels& kernels)
     : call_(call),
       kernels_(kernels),
-      tiles_((call.m + kernels.max_width - 1) / kernels.max_width),
+      tiles_(call.m <= kernels.max_vectors ? call.m : (call.m + kernels.max_width - 1) / kernels.max_width),
       panels_(call.w->panels),
       serial_(next_serial()) {}
 
 bool Work::run(size_t task) const {
   const size_t tile = task / panels_, panel = task % panels_;
-  if (call_.m == 1) {
-    kernels_.vector(call_, panel);
+  if (call_.m <= kernels_.max_vectors) {
+    kernels_.vector(call_, tile, panel);
     return true;
   }
   // Whole groups of lanes are shared out evenly: 13 of them over 4 tiles go as 4, 3, 3, 3.

@@ -7,7 +7,8 @@
 
 namespace graphopt::sparse_matmul {
 
-const Kernels& kernels_for(Isa isa);
+// The implementation for `m` rows of x; one that `isa` includes.
+const Kernels& kernels_for(Isa isa, size_t m);
 
 // The tasks of one call. Tasks write disjoint parts of y and may run in any order on any threads.
 class Work {

@@ -59,7 +59,7 @@ struct Lane {
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 4 * Lane::lanes, pack, panel, vector};
+  static constexpr Kernels kernels = {Lane::lanes, 4 * Lane::lanes, 1, pack, panel, vector};
   return kernels;
 }
 

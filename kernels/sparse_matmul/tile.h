@@ -157,11 +157,11 @@ inline void panel_of_width(const Call& call, size_t m0, unsigned rows, size_t pa
 }
 
 // One row of x: the entries of a group lie side by side and are multiplied as they lie.
-inline void vector(const Call& call, size_t panel) {
+inline void vector(const Call& call, size_t m0, size_t panel) {
   const PackedMatrix& w = *call.w;
   const size_t n0 = panel * w.panel_rows;
   const size_t columns = smaller(w.panel_rows, w.n - n0);
-  float* y = call.y + n0;
+  float* y = call.y + m0 * w.n + n0;
   for (size_t n = 0; n < columns; ++n) y[n] = call.bias ? call.bias[n0 + n] : 0.0f;
 
   for (size_t kb = 0; kb < w.k_blocks; ++kb) {
@@ -172,7 +172,7 @@ inline void vector(const Call& call, size_t panel) {
     const unsigned char* run = w.runs + size_t{load_as<uint32_t>(here + 8)} * run_bytes;
     const unsigned char* run_end = w.runs + size_t{load_as<uint32_t>(here + block_bytes + 8)} * run_bytes;
     const unsigned char* rows = w.rows + size_t{load_as<uint32_t>(here + 12)} * row_bytes;
-    const Lane::Columns x(call.x + kb * w.k_block, smaller(w.k_block, w.k - kb * w.k_block));
+    const Lane::Columns x(call.x + m0 * w.k + kb * w.k_block, smaller(w.k_block, w.k - kb * w.k_block));
     for (; run != run_end; run += run_bytes) {
       const size_t per_row = load_as<uint16_t>(run);
       for (size_t left = load_as<uint16_t>(run + 2); left > 0;) {

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.analysis.dim_values import evaluate
+from graphopt.analysis.dims import product
 from graphopt.graph import Constant, Function, constant_value, is_graph_output, producer, uses
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from graphopt.analysis.types import Types
@@ -67,12 +71,13 @@ def is_linear(node: Node) -> bool:
     return node.op in {"MatMul", "Gemm"} and node.domain in STANDARD_DOMAINS
 
 
-def match_linear(node: Node, types: Types) -> Linear | str:
+def match_linear(node: Node, types: Types, sizes: Sequence[Mapping[str, int]]) -> Linear | str:
     """Return the matrix product at a node with what follows it, or the reason why it is left alone.
 
     Args:
         node: A MatMul or Gemm.
         types: Shapes of the activations.
+        sizes: For each sample of the data the symbolic dimensions it fixes, by name; the fewest rows count.
     """
     reason = _why_no_weight(node) or (_why_other_gemm(node) if node.op == "Gemm" else "")
     if reason:
@@ -96,7 +101,9 @@ def match_linear(node: Node, types: Types) -> Linear | str:
     relu = _only_reader(nodes[-1], "Relu")
     if relu is not None:
         nodes.append(relu)
-    return Linear(node, transposed, _row_count(node.inputs[0], types), k, n, bias, relu is not None, tuple(nodes))
+    return Linear(
+        node, transposed, _row_count(node.inputs[0], types, sizes), k, n, bias, relu is not None, tuple(nodes)
+    )
 
 
 def _why_no_weight(node: Node) -> str:
@@ -158,13 +165,11 @@ def _as_bias(tensor: Tensor, n: int, *, rank: int) -> NDArray[np.float32] | None
     return np.ascontiguousarray(np.broadcast_to(value.reshape(-1), (n,)))
 
 
-def _row_count(x: Tensor, types: Types) -> int | None:
+def _row_count(x: Tensor, types: Types, sizes: Sequence[Mapping[str, int]]) -> int | None:
     shape = types.shape(x)
     if shape is None:
         return None
-    rows = 1
-    for size in shape[:-1]:
-        if not isinstance(size, int):
-            return None
-        rows *= size
-    return rows
+    rows = product(shape[:-1])
+    counts = [evaluate(rows, named) for named in sizes or ({},)]
+    known = [count for count in counts if count is not None]
+    return min(known) if len(known) == len(counts) else None

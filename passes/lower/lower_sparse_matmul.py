@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graphopt.graph import Rewriter
 
 _DOMAIN = "ai.graphopt"
+_SAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,9 @@ class LowerSparseMatmul(Pass):
     Produces:  SparseMatMul with the packed weight, the bias and the activation; Y = act(X W + b), summed in float32 in
                another order. The dense weight disappears; a weight that several nodes share is packed once.
     Requires:  The sparsity of the weight is at or above the break-even of the cost table for its size, its rows of
-               activations (unknown: the highest of all) and the instruction set; every reader of the weight is
-               lowered, so that the file does not grow.
+               activations and the instruction set; every reader of the weight is lowered, so that the file does not
+               grow. Rows that the model leaves open are those of the smallest of eight samples where there is data;
+               else the highest break-even of all numbers of rows counts.
     Preserves: Names, types and shapes of all outputs; values up to rounding where activations are finite. An infinity
                or NaN no longer reaches outputs whose weight for it is zero.
     Source:    Elsen et al. 2020, arXiv:1911.09723, section 3; layout in kernels/sparse_matmul/contract.h.
@@ -60,7 +62,8 @@ class LowerSparseMatmul(Pass):
         """
         table = CostTable.load(self.cost_table) if self.cost_table else CostTable.default()
         types = facts.get(Types)
-        found = {node: self._judge(node, types, table) for _, node in model.walk() if is_linear(node)}
+        sizes = _sizes_in_data(model, types, facts)
+        found = {node: self._judge(node, types, sizes, table) for _, node in model.walk() if is_linear(node)}
         packed: dict[tuple[Tensor, bool], Constant] = {}
         for node, layer in found.items():
             reason = layer if isinstance(layer, str) else _why_weight_stays(layer, found)
@@ -69,8 +72,8 @@ class LowerSparseMatmul(Pass):
                 continue
             yield _patch(layer, packed)
 
-    def _judge(self, node: Node, types: Types, table: CostTable) -> Linear | str:
-        layer = match_linear(node, types)
+    def _judge(self, node: Node, types: Types, sizes: list[dict[str, int]], table: CostTable) -> Linear | str:
+        layer = match_linear(node, types, sizes)
         if isinstance(layer, str):
             return layer
         sparsity = _sparsity(layer.weight())
@@ -85,6 +88,22 @@ class LowerSparseMatmul(Pass):
             if needed is not None
             else f"{share}; {size} the sparse kernel is not known to be faster at any sparsity"
         )
+
+
+def _sizes_in_data(model: Model, types: Types, facts: Facts) -> list[dict[str, int]]:
+    """What the sizes that the model leaves open are in the first samples, by name; one dictionary per sample."""
+    if facts.feeds is None:
+        return []
+    found = []
+    for feed in facts.feeds.take(_SAMPLES):
+        sizes: dict[str, int] = {}
+        for tensor in model.graph.inputs:
+            shape = types.shape(tensor)
+            if tensor.name in feed and shape is not None:
+                pairs = zip(shape, feed[tensor.name].shape, strict=False)
+                sizes.update({str(dim): size for dim, size in pairs if not isinstance(dim, int)})
+        found.append(sizes)
+    return found
 
 
 def _sparsity(weight: np.ndarray[Any, Any]) -> float:

@@ -67,6 +67,20 @@ def test_op_shape_inference_keeps_symbols() -> None:
     assert session(model(sparse(K, N, 0.3), [4, K])).get_outputs()[0].shape == [4, N]
 
 
+def test_op_sizes_without_a_name_are_not_taken_for_numbers() -> None:
+    """Reshape to the shape of the output: a size of -1 that shape inference passes on would appear twice."""
+    w = sparse(K, N, 0.3)
+    proto = onnx.load_from_string(model(w, [None, None, K]))
+    proto.graph.node.append(helper.make_node("Shape", ["y"], ["s"]))
+    proto.graph.node.append(helper.make_node("Reshape", ["y", "s"], ["z"]))
+    proto.graph.output[0].name = "z"
+    x = random(2, 3, K)
+    made = session(proto.SerializeToString())
+    assert run(made, x).shape == (2, 3, N)
+    first, second = session(model(w, [None, K])), session(model(w, [None, K]))
+    assert first.get_outputs()[0].shape != second.get_outputs()[0].shape, "unknown sizes are not equal"
+
+
 def test_op_unknown_rank_runs() -> None:
     w = sparse(K, N, 0.3)
     proto = onnx.load_from_string(model(w, [1, K]))
