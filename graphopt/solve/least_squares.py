@@ -1,8 +1,8 @@
 """Solves a layer again on the weights it still has, so that it repairs what was removed and what earlier layers lost.
 
-The layer computes y = W x + b. Given samples of its input in the dense model (x) and in the compressed one (z), the best
-weights V on a given support minimise E |W x - V z|^2: a linear least-squares problem per output row, which needs only
-H = E[z z'], G = E[x z'] and the means.
+The layer computes y = W x + b. Given samples of its input in the dense model (x) and in the compressed one (z), the
+best weights V on a given support minimise E |W x - V z|^2: a linear least-squares problem per output row, which needs
+only H = E[z z'], G = E[x z'] and the means.
 
 Source: He et al. 2017, arXiv:1707.06168, section 3.1.2; Hubara et al. 2021, arXiv:2102.08124, section 3.
 """
@@ -10,13 +10,14 @@ Source: He et al. 2017, arXiv:1707.06168, section 3.1.2; Hubara et al. 2021, arX
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
+
+_BLOCK_ROWS = 2048
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class Moments:
 
     Attributes:
         inner: Sum of z z', [C, C].
+        outer: Sum of x x', [C, C].
         cross: Sum of x z', [C, C].
         dense: Sum of x, [C].
         compressed: Sum of z, [C].
@@ -33,21 +35,37 @@ class Moments:
 
     columns: int
     inner: Matrix = field(init=False)
+    outer: Matrix = field(init=False)
     cross: Matrix = field(init=False)
     dense: Vector = field(init=False)
     compressed: Vector = field(init=False)
     count: int = 0
+    _waiting: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
+    _rows_waiting: int = 0
 
     def __post_init__(self) -> None:
         self.inner = np.zeros((self.columns, self.columns))
+        self.outer = np.zeros((self.columns, self.columns))
         self.cross = np.zeros((self.columns, self.columns))
         self.dense = np.zeros(self.columns)
         self.compressed = np.zeros(self.columns)
 
     def add(self, dense: NDArray[np.floating], compressed: NDArray[np.floating]) -> None:
         """Add samples: x and z, [n, C] each, row by row of the same sample. Products are float32, sums float64."""
-        x, z = dense.astype(np.float32), compressed.astype(np.float32)
+        self._waiting.append((dense.astype(np.float32), compressed.astype(np.float32)))
+        self._rows_waiting += len(dense)
+        if self._rows_waiting >= _BLOCK_ROWS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Take in the samples that wait: few large products are faster than many small ones."""
+        if not self._waiting:
+            return
+        x, z = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        self._rows_waiting = 0
         self.inner += z.T @ z
+        self.outer += x.T @ x
         self.cross += x.T @ z
         self.dense += x.sum(axis=0, dtype=np.float64)
         self.compressed += z.sum(axis=0, dtype=np.float64)
@@ -55,33 +73,30 @@ class Moments:
 
     def finite(self) -> bool:
         """Tell whether there are samples and no sum overflowed."""
-        return self.count > 0 and bool(np.isfinite(self.inner).all() and np.isfinite(self.cross).all())
+        self.settle()
+        return self.count > 0 and all(bool(np.isfinite(sums).all()) for sums in (self.inner, self.outer, self.cross))
 
     def mean(self, *, centred: bool) -> Statistics:
         """Return the statistics per sample; centred ones where a bias takes up the means."""
+        self.settle()
         x, z = self.dense / self.count, self.compressed / self.count
-        inner, cross = self.inner / self.count, self.cross / self.count
+        inner, outer, cross = self.inner / self.count, self.outer / self.count, self.cross / self.count
         if centred:
             inner = inner - np.outer(z, z)
+            outer = outer - np.outer(x, x)
             cross = cross - np.outer(x, z)
-        return Statistics(inner, cross, x, z)
+        return Statistics(inner, outer, cross, x, z)
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a layer's problem is stated in: H [C, C], G [C, C] and the means of x and z, [C] each."""
+    """What a layer's problem is stated in: E[z z'], E[x x'] and E[x z'], [C, C], and the means of x and z, [C]."""
 
     inner: Matrix
+    outer: Matrix
     cross: Matrix
     dense_mean: Vector
     compressed_mean: Vector
-
-    def columns(self, start: int, stop: int) -> Self:
-        """Return the statistics of a range of columns."""
-        part = slice(start, stop)
-        return type(self)(
-            self.inner[part, part], self.cross[part, part], self.dense_mean[part], self.compressed_mean[part]
-        )
 
 
 def solve_rows(weight: Matrix, support: NDArray[np.bool_], given: Statistics, *, damping: float = 0.01) -> Matrix:
@@ -124,15 +139,38 @@ def _by_support(support: NDArray[np.bool_]) -> list[tuple[NDArray[np.intp], NDAr
 
 
 def row_errors(weight: Matrix, candidate: Matrix, given: Statistics) -> Vector:
-    """Return E |w_r x - v_r z|^2 per row up to a constant that does not depend on the candidate, [R].
+    """Return E |w_r x - v_r z|^2 per row, [R].
 
     Args:
         weight: The dense weights W, [R, C].
         candidate: The weights V that are judged, [R, C].
         given: Statistics, best of samples that V was not fitted on.
     """
-    reproduced = np.einsum("rc,rc->r", candidate @ given.inner, candidate)
-    return np.asarray(reproduced - 2 * np.einsum("rc,rc->r", weight @ given.cross, candidate))
+    return power(weight, given.outer) - 2 * power(weight, given.cross, candidate) + power(candidate, given.inner)
+
+
+def power(weight: Matrix, moment: Matrix, other: Matrix | None = None) -> Vector:
+    """Return w_r M u_r per row, [R]: the mean square of a row's output where M is E[x x'] and u is w."""
+    return np.asarray(np.einsum("rc,rc->r", weight @ moment, weight if other is None else other))
+
+
+def variance_gain(weight: Matrix, candidate: Matrix, centred: Statistics, *, most: float = 5.0) -> Vector:
+    """Return by what each row must be multiplied for its output to vary as much as the dense one, [R].
+
+    A least-squares fit explains less than all of the output and varies less; layer by layer the signal fades.
+
+    Args:
+        weight: The dense weights W, [R, C].
+        candidate: The weights V, [R, C].
+        centred: Statistics with the means taken out.
+        most: Gains lie between 1 / most and most; rows that do not vary keep theirs.
+
+    Source: Jordan et al. 2022, arXiv:2211.08403.
+    """
+    before, after = power(weight, centred.outer), power(candidate, centred.inner)
+    known = (after > np.finfo(np.float64).tiny) & (before > np.finfo(np.float64).tiny)
+    ratio = np.divide(before, after, out=np.ones_like(before), where=known)
+    return np.asarray(np.clip(np.sqrt(ratio), 1 / most, most))
 
 
 def bias_shift(weight: Matrix, candidate: Matrix, given: Statistics) -> Vector:

@@ -57,7 +57,7 @@ class RefitWeights(Pass):
         samples: Calibration samples that are run at most.
         rows: Rows of input that a layer is fitted and judged on, at most.
         damping: Pull towards the dense weights, relative to the mean square of the inputs.
-        stages: Into how many steps the layers are divided; the model is run once per step.
+        variance: Also scale each row so that its output varies as much as before; needs a bias that takes the mean.
         keep: Names of nodes left as they are.
 
     Matches: Conv, Gemm and MatMul of the main graph whose weight pruning may touch, where prune-magnitude ran before.
@@ -72,14 +72,14 @@ class RefitWeights(Pass):
     name: ClassVar[str] = "refit-weights"
     contract: ClassVar[Contract] = Contract.LOSSY
 
-    samples: int = 512
-    rows: int = 16384
+    samples: int = 256
+    rows: int = 8192
     damping: float = 0.01
-    stages: int = 16
+    variance: bool = True
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for option in ("samples", "rows", "stages"):
+        for option in ("samples", "rows"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option} is {getattr(self, option)}, but it must be 1 or more")
         if not 0 < self.damping < 1e6:
@@ -101,11 +101,11 @@ class RefitWeights(Pass):
             else:
                 problems.append(found)
         feeds = facts.feeds.take(self.samples)
-        for stage in _stages(problems, self.stages):
+        for stage in _stages(problems):
             readings = [problem.reading for problem in stage]
             sums = collect(dense, model, readings, feeds, rows=self.rows, seed=facts.seed)
             for problem in stage:
-                yield _refit(problem, sums[problem.reading.key], self.damping)
+                yield self._refit(problem, sums[problem.reading.key])
 
     def _problems(self, model: Model, dense: Model) -> Iterator[_Problem | Skip]:
         origin = producers(dense)
@@ -114,6 +114,54 @@ class RefitWeights(Pass):
         for layer in find_layers(model, keep=self.keep):
             if isinstance(layer, Layer):
                 yield _state(layer, model, origin, computed)
+
+    def _refit(self, problem: _Problem, sums: Sums) -> Patch | Skip:
+        node = problem.layer.node
+        if not all(moments.finite() for moments in (*sums.fit, *sums.judge)):
+            return Skip(node, "too few samples reached it, or they were not finite")
+        array = problem.layer.array()
+        dense, present = problem.form.matrices(problem.dense), problem.form.matrices(array)
+        if sum(least_squares.solve_flops(part != 0) for part in present) > MOST_FLOPS:
+            return Skip(node, "solving it would take too long")
+        centred = problem.bias is not None
+        solved: list[Matrix] = []
+        shifts: list[Matrix] = []
+        better = 0
+        for wanted, kept, fit, judge in zip(dense, present, sums.fit, sums.judge, strict=True):
+            given, held = fit.mean(centred=centred), judge.mean(centred=centred)
+            found = least_squares.solve_rows(wanted, kept != 0, given, damping=self.damping)
+            falls = least_squares.row_errors(wanted, found, held) < least_squares.row_errors(wanted, kept, held)
+            better += int(falls.sum())
+            chosen = np.where(falls[:, None], found, kept)
+            solved.append(chosen)
+            if centred and self.variance:
+                chosen = chosen * least_squares.variance_gain(wanted, chosen, given)[:, None]
+                solved[-1] = chosen
+            shifts.append(least_squares.bias_shift(wanted, chosen, fit.mean(centred=False)))
+        weight = problem.form.weight(solved, array)
+        # A weight that became zero in its own type would be lost to the next run.
+        weight = np.where((weight == 0) & (array != 0), array, weight)
+        rows = sum(map(len, dense))
+        bias = problem.bias
+        shift = np.concatenate(shifts)
+        if not better and bias is None:
+            return Skip(node, "no row got better on the samples kept from the fit")
+        if not np.isfinite(weight.astype(np.float64)).all():
+            return Skip(node, f"the solution does not fit {array.dtype.name}")
+
+        def apply(rewriter: Rewriter) -> None:
+            if isinstance(problem.layer.weight, Constant):
+                rewriter.set_weight(problem.layer.weight, weight)
+            else:
+                rewriter.replace_uses(
+                    problem.layer.weight, rewriter.constant(weight, name=problem.layer.weight.name, near=node)
+                )
+            if bias is not None:
+                bias.write(rewriter, problem.dense_bias + shift * bias.factor, np.zeros(rows, array.dtype), node)
+
+        what = f"{better} of {rows} rows refitted" + (", bias corrected" if bias is not None else "")
+        record = LayerRecord(node_label(node), node.op, what)
+        return Patch(f"refit {node.op} '{node_label(node)}': {what}", problem.layer.nodes, apply, (record,))
 
 
 def _state(layer: Layer, model: Model, origin: dict[str, Node], computed: set[str]) -> _Problem | Skip:
@@ -146,62 +194,15 @@ def _state(layer: Layer, model: Model, origin: dict[str, Node], computed: set[st
     return _Problem(layer, weight, form, reading, bias, known.values(rows) if known is not None else np.zeros(rows))
 
 
-def _stages(problems: Sequence[_Problem], most: int) -> list[list[_Problem]]:
-    """Divide the problems into steps, front to back; layers that read the same tensor stay together."""
+def _stages(problems: Sequence[_Problem]) -> list[list[_Problem]]:
+    """Divide the problems into steps, front to back: layers that read the same tensor are solved together.
+
+    Others are not: a layer fitted to inputs that change afterwards would repair the same loss twice.
+    """
     together: list[list[_Problem]] = []
     for problem in problems:
         if together and together[-1][0].reading.tensor == problem.reading.tensor:
             together[-1].append(problem)
         else:
             together.append([problem])
-    size = -(-len(together) // most)
-    return [
-        [problem for group in together[start : start + size] for problem in group]
-        for start in range(0, len(together), size)
-    ]
-
-
-def _refit(problem: _Problem, sums: Sums, damping: float) -> Patch | Skip:
-    node = problem.layer.node
-    if not all(moments.finite() for moments in (*sums.fit, *sums.judge)):
-        return Skip(node, "too few samples reached it, or they were not finite")
-    array = problem.layer.array()
-    dense, present = problem.form.matrices(problem.dense), problem.form.matrices(array)
-    if sum(least_squares.solve_flops(part != 0) for part in present) > MOST_FLOPS:
-        return Skip(node, "solving it would take too long")
-    centred = problem.bias is not None
-    solved: list[Matrix] = []
-    shifts: list[Matrix] = []
-    better = 0
-    for wanted, kept, fit, judge in zip(dense, present, sums.fit, sums.judge, strict=True):
-        given, held = fit.mean(centred=centred), judge.mean(centred=centred)
-        found = least_squares.solve_rows(wanted, kept != 0, given, damping=damping)
-        falls = least_squares.row_errors(wanted, found, held) < least_squares.row_errors(wanted, kept, held)
-        better += int(falls.sum())
-        chosen = np.where(falls[:, None], found, kept)
-        solved.append(chosen)
-        shifts.append(least_squares.bias_shift(wanted, chosen, fit.mean(centred=False)))
-    weight = problem.form.weight(solved, array)
-    # A weight that became zero in its own type would be lost to the next run.
-    weight = np.where((weight == 0) & (array != 0), array, weight)
-    rows = sum(map(len, dense))
-    bias = problem.bias
-    shift = np.concatenate(shifts)
-    if not better and bias is None:
-        return Skip(node, "no row got better on the samples kept from the fit")
-    if not np.isfinite(weight.astype(np.float64)).all():
-        return Skip(node, f"the solution does not fit {array.dtype.name}")
-
-    def apply(rewriter: Rewriter) -> None:
-        if isinstance(problem.layer.weight, Constant):
-            rewriter.set_weight(problem.layer.weight, weight)
-        else:
-            rewriter.replace_uses(
-                problem.layer.weight, rewriter.constant(weight, name=problem.layer.weight.name, near=node)
-            )
-        if bias is not None:
-            bias.write(rewriter, problem.dense_bias + shift * bias.factor, np.zeros(rows, array.dtype), node)
-
-    what = f"{better} of {rows} rows refitted" + (", bias corrected" if bias is not None else "")
-    record = LayerRecord(node_label(node), node.op, what)
-    return Patch(f"refit {node.op} '{node_label(node)}': {what}", problem.layer.nodes, apply, (record,))
+    return together

@@ -1,0 +1,99 @@
+"""The solver against numpy.linalg.lstsq and against direct sums over samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.solve.least_squares import Moments, bias_shift, row_errors, solve_flops, solve_rows, variance_gain
+
+
+def samples(seed: int = 0, rows: int = 5000, columns: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((columns, columns))
+    x = rng.standard_normal((rows, columns)) @ mix + rng.standard_normal(columns)
+    z = x * 0.8 + 0.3 * rng.standard_normal((rows, columns)) + 0.1
+    return x.astype(np.float32), z.astype(np.float32)
+
+
+def moments(x: np.ndarray, z: np.ndarray) -> Moments:
+    found = Moments(x.shape[1])
+    for start in range(0, len(x), 300):
+        found.add(x[start : start + 300], z[start : start + 300])
+    assert found.finite()
+    return found
+
+
+def problem(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    x, z = samples(seed)
+    rng = np.random.default_rng(seed + 1)
+    weight = rng.standard_normal((4, 8))
+    support = rng.random((4, 8)) < 0.6
+    support[3] = False
+    return x, z, weight, support
+
+
+def test_solution_is_the_least_squares_fit_on_the_support() -> None:
+    x, z, weight, support = problem()
+    found = solve_rows(weight, support, moments(x, z).mean(centred=False), damping=1e-9)
+    for row in range(4):
+        wanted = np.zeros(8)
+        kept = support[row]
+        wanted[kept] = np.linalg.lstsq(z[:, kept].astype(np.float64), x @ weight[row], rcond=None)[0]
+        np.testing.assert_allclose(found[row], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_centred_solution_with_shifted_bias_is_the_fit_with_an_intercept() -> None:
+    x, z, weight, support = problem(3)
+    seen = moments(x, z)
+    found = solve_rows(weight, support, seen.mean(centred=True), damping=1e-9)
+    shift = bias_shift(weight, found, seen.mean(centred=False))
+    for row in range(3):
+        kept = support[row]
+        table = np.column_stack([z[:, kept], np.ones(len(z))]).astype(np.float64)
+        wanted = np.linalg.lstsq(table, x @ weight[row], rcond=None)[0]
+        np.testing.assert_allclose(found[row][kept], wanted[:-1], rtol=1e-3, atol=1e-4)
+        assert shift[row] == pytest.approx(wanted[-1], rel=1e-2, abs=1e-2)
+
+
+def test_row_errors_are_the_mean_squares_of_the_difference() -> None:
+    x, z, weight, support = problem(5)
+    candidate = np.where(support, weight * 1.1, 0)
+    errors = row_errors(weight, candidate, moments(x, z).mean(centred=False))
+    np.testing.assert_allclose(errors, ((x @ weight.T - z @ candidate.T) ** 2).mean(axis=0), rtol=1e-3)
+
+
+def test_gain_brings_the_variance_back() -> None:
+    x, z, weight, support = problem(7)
+    given = moments(x, z).mean(centred=True)
+    found = solve_rows(weight, support, given)
+    gained = found * variance_gain(weight, found, given)[:, None]
+    np.testing.assert_allclose((z @ gained[:3].T).var(axis=0), (x @ weight[:3].T).var(axis=0), rtol=1e-2)
+    assert (gained[3] == 0).all()
+
+
+def test_dead_and_repeated_columns_stay_finite() -> None:
+    x, z, weight, _ = problem(9)
+    x[:, 2] = z[:, 2] = 0
+    z[:, 4] = z[:, 5]
+    found = solve_rows(weight, np.ones((4, 8), bool), moments(x, z).mean(centred=False))
+    assert np.isfinite(found).all()
+    assert np.abs(found).max() < 10 * np.abs(weight).max()
+
+
+def test_strong_damping_keeps_the_dense_weights() -> None:
+    x, z, weight, support = problem(11)
+    found = solve_rows(weight, support, moments(x, z).mean(centred=False), damping=1e5)
+    np.testing.assert_allclose(found, np.where(support, weight, 0), rtol=1e-3, atol=1e-4)
+
+
+def test_infinite_samples_are_told() -> None:
+    seen = Moments(2)
+    seen.add(np.array([[np.inf, 1]]), np.array([[1.0, 1]]))
+    assert not seen.finite()
+    assert not Moments(2).finite()
+
+
+def test_cost_counts_each_distinct_support_once() -> None:
+    full = np.ones((10, 6), bool)
+    assert solve_flops(full) < solve_flops(np.tril(np.ones((10, 6), bool))) + 2 * 10 * 36
