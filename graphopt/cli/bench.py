@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     first = float(rows[0]["median_ms"])
     cells = [
         (
-            str(row["model"]),
+            text.printable(str(row["model"]), limit=60),
             text.milliseconds(float(row["median_ms"])),
             f"± {text.milliseconds(float(row['mad_ms']), beside=float(row['median_ms']))}",
             text.milliseconds(float(row["fastest_ms"])),

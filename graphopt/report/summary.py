@@ -242,16 +242,20 @@ def decibels(value: float) -> str:
 
 
 def skip_groups(report: Report) -> list[SkipGroup]:
-    """Return the skips of all passes grouped by pass and kind of reason, passes in order, the largest group first."""
-    found: list[SkipGroup] = []
+    """Return the skips grouped by pass and kind of reason, passes in order, the largest group first.
+
+    A pass that ran several times is one pass here, and what it skipped each time is counted once.
+    """
+    groups: dict[str, dict[str, dict[tuple[str, str], None]]] = {}
     for entry in report.passes:
-        groups: dict[str, list[tuple[str, str]]] = {}
+        kinds = groups.setdefault(entry.name, {})
         for skip in entry.skips:
-            groups.setdefault(_kind(skip.reason), []).append((skip.node, skip.reason))
-        ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-        for kind, members in ordered:
+            kinds.setdefault(_kind(skip.reason), {})[skip.node, skip.reason] = None
+    found: list[SkipGroup] = []
+    for name, kinds in groups.items():
+        for kind, members in sorted(kinds.items(), key=lambda item: -len(item[1])):
             same = len({reason for _, reason in members}) == 1
-            found.append(SkipGroup(entry.name, members[0][1] if same else kind, tuple(members)))
+            found.append(SkipGroup(name, next(iter(members))[1] if same else kind, tuple(members)))
     return found
 
 

@@ -30,6 +30,12 @@ def test_skips_are_grouped_by_pass_and_kind_of_reason(tiny: Report) -> None:
     assert groups[0].members[1] == ("c", "weight 'w2' is used 2 times")
 
 
+def test_what_a_pass_skips_every_time_is_counted_once(tiny: Report) -> None:
+    entry = PassEntry(name="fold-constants", skips=(SkipEntry(node="loop", reason="it is control flow"),))
+    (group,) = summary.skip_groups(tiny.model_copy(update={"passes": (entry, entry)}))
+    assert group.members == (("loop", "it is control flow"),)
+
+
 def test_types_inside_words_are_not_taken_for_numbers(tiny: Report) -> None:
     entry = PassEntry(
         name="p",
