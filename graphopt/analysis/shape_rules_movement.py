@@ -223,7 +223,7 @@ def _equal_parts(size: Dim | None, count: int, *, uneven: bool) -> PartialShape:
 # ------------------------------------------------------------------------------------------------- selecting elements
 
 
-_END = 2**31 - 1
+SLICE_END = 2**31 - 1
 """A bound at or beyond this means "to the end": exporters write the largest int32 or int64."""
 
 
@@ -265,15 +265,18 @@ def sliced(size: Dim | None, start: Dim | None, end: Dim | None, step: Dim | Non
     if step == 0:
         msg = "a slice with step 0"
         raise ShapeClashError(msg)
+    if step < 0 and isinstance(end, int) and end >= SLICE_END:
+        # Empty by the specification; ONNX Runtime reads it as "through the first".
+        return None
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return len(range(*slice(start, end, step).indices(size))) if step > 0 else _backwards(size, start, end, step)
     if step < 0:
-        whole = start == -1 or (isinstance(start, int) and start >= _END)
-        return ceildiv(size, -step) if whole and isinstance(end, int) and end <= -_END else None
+        whole = start == -1 or (isinstance(start, int) and start >= SLICE_END)
+        return ceildiv(size, -step) if whole and isinstance(end, int) and end <= -SLICE_END else None
     start_sign, end_sign = _sign(start), _sign(end)
     if start_sign is None or end_sign is None:
         return None
-    stop = size if isinstance(end, int) and end >= _END else minimum(end, size) if end_sign >= 0 else size + end
+    stop = size if isinstance(end, int) and end >= SLICE_END else minimum(end, size) if end_sign >= 0 else size + end
     taken = stop - start if start_sign >= 0 else minimum(stop, stop - size - start)
     return maximum(ceildiv(taken, step), 0)
 

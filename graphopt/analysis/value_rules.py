@@ -14,6 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from graphopt.analysis.dims import Expr, at_least, compare, exact_div, floordiv, maximum, minimum, mod, product
+from graphopt.analysis.shape_rules_movement import SLICE_END
 from graphopt.analysis.site import INTEGERS, VALUE_LIMIT, as_value, normalized, permuted
 
 if TYPE_CHECKING:
@@ -186,8 +187,9 @@ def slice_value(site: Site, _outputs: list[Known]) -> Sequence[Value | None]:
     for position, axis in enumerate(axes if axes is not None else range(len(starts))):
         step = 1 if steps is None else steps[position]
         end: int | None = ends[position]
-        size = value.shape[axis]
-        if step < 0 and ends[position] < -size:
+        if step < 0 and ends[position] >= SLICE_END:
+            return (None,)
+        if step < 0 and ends[position] < -value.shape[axis]:
             end = None
         index[axis] = slice(starts[position], end, step)
     return (value[tuple(index)],)
