@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from graphopt.cli.parser import drop, whole
 from graphopt.cli.terminal import log, progress_bar, write
-from graphopt.errors import BudgetError, WriteError
+from graphopt.errors import BudgetError, OutputExistsError, WriteError
 
 if TYPE_CHECKING:
     import argparse
@@ -128,7 +128,11 @@ def _refuse(output: Path, *, kind: Literal["bundle", "file"], force: bool) -> No
         refuse_unsafe_target(output, force=force)
     else:
         refuse_existing_file(output, force=force)
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        raise OutputExistsError("the output is a device or a pipe", where=str(output), must="It must be a regular file")
     folder = output.absolute().parent
+    if kind == "file" and not folder.exists():
+        raise WriteError(f"there is no folder '{folder}'", where=str(output), do="Create it, or correct -o")
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():

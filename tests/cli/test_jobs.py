@@ -263,6 +263,23 @@ def test_output_below_a_file_is_refused_before_the_work(graphopt_here: Run, mode
     assert left_behind(tmp_path) == set()
 
 
+def test_file_in_a_folder_that_does_not_exist_is_refused_before_the_work(
+    graphopt_here: Run, model: Path, tmp_path: Path
+) -> None:
+    ran = graphopt_here("simplify", model, "-o", tmp_path / "absent" / "out.onnx")
+    assert ran.status == 2
+    assert f"there is no folder '{tmp_path / 'absent'}'" in ran.err
+    assert ran.out == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes of POSIX")
+def test_device_or_pipe_is_never_replaced(graphopt_here: Run, model: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    ran = graphopt_here("simplify", model, "-o", tmp_path / "pipe", "--force")
+    assert ran.status == 2
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_unwritable_folder_is_refused_before_the_work(graphopt_here: Run, model: Path, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
