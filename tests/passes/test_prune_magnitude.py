@@ -119,7 +119,13 @@ def test_scores_undo_the_scale_that_batch_normalization_left() -> None:
         helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
         helper.make_node("BatchNormalization", ["c", "gain", "shift", "mean", "var"], ["y"], name="bn", epsilon=0.0),
     ]
-    constants = {"w": weight, "gain": gain, "shift": np.zeros(4), "mean": np.zeros(4), "var": np.ones(4)}
+    constants: dict[str, np.ndarray] = {
+        "w": weight,
+        "gain": gain,
+        "shift": np.zeros(4),
+        "mean": np.zeros(4),
+        "var": np.ones(4),
+    }
     graph = helper.make_graph(
         nodes,
         "g",
@@ -285,7 +291,8 @@ def test_residual_around_a_layer_makes_no_further_ends() -> None:
 
 def test_strength_scales_the_sparsity_and_the_threshold() -> None:
     weaker = PruneMagnitude(sparsity=0.8, threshold=0.4).with_strength(0.25)
-    assert (weaker.sparsity, weaker.threshold) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert weaker.sparsity == pytest.approx(0.2)
+    assert weaker.threshold == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("options", [{"sparsity": 80}, {"sparsity": -0.1}, {"threshold": -1.0}, {"scope": "weights"}])

@@ -26,7 +26,7 @@ def pruned(model: Model, sparsity: float, *, refit: bool, data: Feeds | None, **
         create("fold-constants"),
         create("fuse-batch-norm"),
         PruneMagnitude(sparsity=sparsity),
-        *([RefitWeights(**options)] if refit else []),
+        *([RefitWeights(rows=2048, **options)] if refit else []),
     ]
     return PassManager(steps, verify="fast").run(model, data)
 
@@ -38,7 +38,7 @@ def logits(model: Model) -> np.ndarray:
 
 
 def calibration(model: Model) -> Feeds:
-    return Feeds.open(demo.CALIBRATION, model).take(128)
+    return Feeds.open(demo.CALIBRATION, model).take(64)
 
 
 @pytest.mark.parametrize(("path", "sparsity"), [(demo.CNN, 0.7), (demo.TRANSFORMER, 0.95)], ids=["cnn", "transformer"])
@@ -71,7 +71,7 @@ def _weights(model: Model) -> list[np.ndarray]:
 def test_same_data_and_seed_give_the_same_bytes() -> None:
     def once() -> bytes:
         model = read_model(demo.CNN)
-        pruned(model, 0.6, refit=True, data=calibration(model).take(48))
+        pruned(model, 0.6, refit=True, data=calibration(model).take(32))
         return model.to_bytes()
 
     assert once() == once()
