@@ -11,7 +11,14 @@ from graphopt.graph import Model, read_model
 from graphopt.passes.quantize.insert_qdq import InsertQdq
 from graphopt.rewrite import PassManager
 from graphopt.runtime import Feeds, random_feeds, run, session
-from graphopt.target import audit
+from graphopt.target import audit, placement
+
+
+@pytest.fixture(autouse=True)
+def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let regions be quantized that are too small to gain from it."""
+    monkeypatch.setattr(placement, "PRODUCTS_PER_CONVERSION", 0)
+
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 
@@ -47,7 +54,7 @@ def sqnr_db(model: Model, other: Model, data: Feeds) -> float:
         for left, right in zip(run(one, feed).values(), run(two, feed).values(), strict=True):
             signal += float(np.square(left, dtype=np.float64).sum())
             noise += float(np.square(left.astype(np.float64) - right).sum())
-    return 10 * np.log10(signal / noise)
+    return float(10 * np.log10(signal / noise))
 
 
 # Between two convolutions c0 and c1, so that the operator has integer neighbours: text, integer kernels, conversions.
@@ -74,8 +81,10 @@ BETWEEN = {
     "transpose": ("r = Transpose<perm = [0, 1, 3, 2]>(x)", {"QLinearConv": 2}),
     "reshape": ("sh = Constant<value = int64[4] {1, 16, 4, 16}>() r = Reshape(x, sh)", {"QLinearConv": 2}),
     "slice": (
-        "st = Constant<value = int64[1] {0}>() en = Constant<value = int64[1] {6}>() ax = Constant<value = int64[1] {2}>() "
-        "r = Slice(x, st, en, ax)",
+        (
+            "st = Constant<value = int64[1] {0}>() en = Constant<value = int64[1] {6}>() "
+            "ax = Constant<value = int64[1] {2}>() r = Slice(x, st, en, ax)"
+        ),
         {"QLinearConv": 2},
     ),
     "pad": ("p = Constant<value = int64[8] {0, 0, 1, 1, 0, 0, 1, 1}>() r = Pad(x, p)", {"QLinearConv": 2}),
@@ -85,8 +94,10 @@ BETWEEN = {
     ),
     "gather": ("i = Constant<value = int64[2] {0, 3}>() r = Gather<axis = 2>(x, i)", {"QLinearConv": 2}),
     "resize": (
-        "e = Constant<value = float[0] {}>() sc = Constant<value = float[4] {1.0, 1.0, 2.0, 2.0}>() "
-        'r = Resize<mode = "nearest">(x, e, sc)',
+        (
+            "e = Constant<value = float[0] {}>() sc = Constant<value = float[4] {1.0, 1.0, 2.0, 2.0}>() "
+            'r = Resize<mode = "nearest">(x, e, sc)'
+        ),
         {"QLinearConv": 2},
     ),
 }
@@ -111,9 +122,10 @@ def test_operator_between_convolutions_runs_on_integers(name: str) -> None:
 
 def test_residual_add_with_relu_is_one_integer_operator() -> None:
     model, result, data = quantized(
-        "g (float[1, 8, 8, 8] in, float[8, 8, 3, 3] w0, float[8, 8, 3, 3] w1, float[8, 8, 3, 3] w2) => (float[1, 8, 8, 8] out) "
-        "{ x = Conv<pads = [1, 1, 1, 1]>(in, w0) a = Relu(x) y = Conv<pads = [1, 1, 1, 1]>(a, w1) s = Add(y, a) r = Relu(s) "
-        "out = Conv<pads = [1, 1, 1, 1]>(r, w2) }"
+        "g (float[1, 8, 8, 8] in, float[8, 8, 3, 3] w0, float[8, 8, 3, 3] w1, float[8, 8, 3, 3] w2) "
+        "=> (float[1, 8, 8, 8] out) "
+        "{ x = Conv<pads = [1, 1, 1, 1]>(in, w0) a = Relu(x) y = Conv<pads = [1, 1, 1, 1]>(a, w1) s = Add(y, a) "
+        "r = Relu(s) out = Conv<pads = [1, 1, 1, 1]>(r, w2) }"
     )
     found = audit(result, feeds=data)
     assert dict(found.integer) == {"QLinearAdd": 1, "QLinearConv": 3}
@@ -123,12 +135,14 @@ def test_residual_add_with_relu_is_one_integer_operator() -> None:
 
 def test_depthwise_convolution_joins_integer_neighbours_only() -> None:
     _, joined, _ = quantized(
-        "g (float[1, 8, 8, 8] in, float[16, 8, 1, 1] w0, float[16, 1, 3, 3] w1, float[8, 16, 1, 1] w2) => (float[1, 8, h, w] out) "
+        "g (float[1, 8, 8, 8] in, float[16, 8, 1, 1] w0, float[16, 1, 3, 3] w1, float[8, 16, 1, 1] w2) "
+        "=> (float[1, 8, h, w] out) "
         "{ x = Conv(in, w0) y = Conv<group = 16>(x, w1) out = Conv(y, w2) }"
     )
     assert dict(audit(joined).integer) == {"QLinearConv": 3}
     _, alone, _ = quantized(
-        "g (float[1, 16, 8, 8] in, float[16, 1, 3, 3] w1) => (float[1, 16, h, w] out) { out = Conv<group = 16>(in, w1) }"
+        "g (float[1, 16, 8, 8] in, float[16, 1, 3, 3] w1) "
+        "=> (float[1, 16, h, w] out) { out = Conv<group = 16>(in, w1) }"
     )
     assert dict(audit(alone).integer) == {}
 
@@ -163,7 +177,8 @@ def test_matrix_product_with_bias_stays_integer(batch: str) -> None:
 def test_square_matrix_of_a_sequence_is_dynamic_and_fused(shape: str) -> None:
     """K = N: a scale per row of the weight would be computed wrongly without a word."""
     model, result, data = quantized(
-        f"g (float{shape} in, float[64, 64] w0, float[64] b0, float[64, 64] w1) => (float{shape} out, float{shape} other) "
+        f"g (float{shape} in, float[64, 64] w0, float[64] b0, float[64, 64] w1) "
+        f"=> (float{shape} out, float{shape} other) "
         "{ p = MatMul(in, w0) out = Add(p, b0) other = MatMul(in, w1) }"
     )
     found = audit(result, feeds=data)
@@ -176,7 +191,8 @@ def test_square_matrix_of_a_sequence_is_dynamic_and_fused(shape: str) -> None:
 @pytest.mark.parametrize("shape", ["[2, 6, 64]", "[b, s, 64]"])
 def test_square_matrix_of_a_sequence_can_be_static(shape: str) -> None:
     model, result, data = quantized(
-        f"g (float{shape} in, float[64, 64] w0, float[64] b0) => (float{shape} out) {{ p = MatMul(in, w0) out = Add(p, b0) }}",
+        f"g (float{shape} in, float[64, 64] w0, float[64] b0) => (float{shape} out) "
+        "{ p = MatMul(in, w0) out = Add(p, b0) }",
         activations="uint8",
     )
     found = audit(result, feeds=data)
@@ -195,7 +211,8 @@ def test_table_of_an_embedding_is_looked_up_as_integers() -> None:
 
 def test_output_of_the_model_that_an_integer_operator_also_reads() -> None:
     model, result, data = quantized(
-        "g (float[1, 8, 8, 8] in, float[8, 8, 1, 1] w0, float[8, 8, 1, 1] w1) => (float[1, 8, 8, 8] mid, float[1, 8, 8, 8] out) "
+        "g (float[1, 8, 8, 8] in, float[8, 8, 1, 1] w0, float[8, 8, 1, 1] w1) "
+        "=> (float[1, 8, 8, 8] mid, float[1, 8, 8, 8] out) "
         "{ mid = Conv(in, w0) out = Conv(mid, w1) }"
     )
     assert [tensor.name for tensor in result.graph.outputs] == ["mid", "out"]
@@ -205,7 +222,8 @@ def test_output_of_the_model_that_an_integer_operator_also_reads() -> None:
 
 def test_float_reader_does_not_break_the_fusion() -> None:
     _, result, data = quantized(
-        "g (float[1, 8, 8, 8] in, float[8, 8, 1, 1] w0, float[8, 8, 1, 1] w1) => (float[1, 8, 8, 8] t, float[1, 8, 8, 8] out) "
+        "g (float[1, 8, 8, 8] in, float[8, 8, 1, 1] w0, float[8, 8, 1, 1] w1) "
+        "=> (float[1, 8, 8, 8] t, float[1, 8, 8, 8] out) "
         "{ x = Conv(in, w0) t = Tanh(x) out = Conv(x, w1) }"
     )
     assert dict(audit(result, feeds=data).integer) == {"QLinearConv": 2}
@@ -213,7 +231,8 @@ def test_float_reader_does_not_break_the_fusion() -> None:
 
 def test_bias_beyond_the_tiny_scale_of_its_channel_keeps_its_value() -> None:
     model = float_model(
-        "g (float[1, 8, 4, 4] in, float[8, 8, 1, 1] w0, float[8] b0) => (float[1, 8, 4, 4] out) { out = Conv(in, w0, b0) }"
+        "g (float[1, 8, 4, 4] in, float[8, 8, 1, 1] w0, float[8] b0) "
+        "=> (float[1, 8, 4, 4] out) { out = Conv(in, w0, b0) }"
     )
     node = model.graph.nodes[0]
     weight, bias = node.inputs[1].array().copy(), node.inputs[2].array().copy()

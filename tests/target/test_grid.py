@@ -1,0 +1,89 @@
+"""Grids: zero is exact, rounding errs by half a step, biases fit int32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from graphopt.errors import DataError
+from graphopt.target.grid import (
+    BIAS_LIMIT,
+    activation_grid,
+    fit_bias,
+    quantize_bias,
+    quantize_weight,
+    weight_scales,
+)
+
+FINITE = st.floats(-1e5, 1e5, width=32, allow_nan=False)
+
+
+@given(FINITE, FINITE)
+def test_zero_is_exact_and_the_range_is_covered(one: float, other: float) -> None:
+    low, high = min(one, other), max(one, other)
+    grid = activation_grid(low, high)
+    assert 0 <= grid.zero_point <= 255
+    assert grid.scale > 0
+    assert grid.low <= 0.0 <= grid.high
+    # both ends to within one step: the zero point is rounded to an integer
+    assert grid.low <= min(low, 0.0) + float(grid.scale)
+    assert grid.high >= max(high, 0.0) - float(grid.scale)
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 50), elements=FINITE))
+def test_rounding_errs_by_half_a_step_inside_the_range(values: np.ndarray) -> None:
+    grid = activation_grid(float(values.min()), float(values.max()))
+    restored = (grid.quantize(values).astype(np.float32) - grid.zero_point) * grid.scale
+    assert np.abs(restored - values).max() <= float(grid.scale) * 1.001
+
+
+def test_values_after_an_activation_have_zero_point_zero() -> None:
+    assert activation_grid(0.0, 6.0).zero_point == 0
+    assert activation_grid(0.0, 6.0).makes_clip_redundant(0.0, 6.0)
+    assert activation_grid(0.0, 5.5).makes_clip_redundant(0.0, 6.0)
+    assert activation_grid(0.0, 5.5).makes_clip_redundant(0.0, np.inf)
+    assert not activation_grid(0.0, 7.0).makes_clip_redundant(0.0, 6.0)
+    assert not activation_grid(-1.0, 6.0).makes_clip_redundant(0.0, np.inf)
+    assert activation_grid(-1.0, 6.0).makes_clip_redundant(-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(("low", "high"), [(np.nan, 1.0), (-np.inf, 1.0), (0.0, np.inf)])
+def test_range_that_is_not_finite_is_an_error(low: float, high: float) -> None:
+    with pytest.raises(DataError, match="finite"):
+        activation_grid(low, high)
+
+
+def test_tensor_of_zeros_has_a_grid() -> None:
+    grid = activation_grid(0.0, 0.0)
+    assert grid.quantize(np.zeros(3, np.float32)).tolist() == [0, 0, 0]
+
+
+WEIGHTS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=6), elements=FINITE)
+
+
+@given(WEIGHTS, st.booleans())
+def test_weights_are_symmetric_and_err_by_half_a_step(weight: np.ndarray, per_channel: bool) -> None:
+    axis = 0 if per_channel else None
+    scales = weight_scales(weight, axis)
+    assert scales.shape == ((weight.shape[0],) if per_channel else (1,))
+    rounded = quantize_weight(weight, axis, scales)
+    assert np.abs(rounded.values.astype(int)).max(initial=0) <= 127
+    step = scales.reshape(-1, *[1] * (weight.ndim - 1)) if per_channel else scales
+    assert (np.abs(rounded.restore() - weight) <= step * 0.5001 + 1e-30).all()
+
+
+@given(
+    hnp.arrays(np.float32, 5, elements=st.floats(-128, 128, width=32)),
+    hnp.arrays(np.float32, 5, elements=st.floats(2.0**-64, 1, width=32)),
+    st.floats(2.0**-20, 8, width=32),
+)
+def test_bias_fits_int32_whatever_the_scales(bias: np.ndarray, scales: np.ndarray, step: float) -> None:
+    fitted = fit_bias(bias, np.float32(step), scales)
+    assert (fitted >= scales).all()
+    rounded, steps = quantize_bias(bias, np.float32(step), fitted)
+    assert np.abs(rounded.astype(np.int64)).max() <= BIAS_LIMIT // 2 + 256
+    restored = rounded.astype(np.float64) * steps
+    np.testing.assert_allclose(restored, bias, rtol=1e-4, atol=float(steps.max()))
