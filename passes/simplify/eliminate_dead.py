@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx.defs
 
+from graphopt.analysis.shape_values import ShapeValues
+from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Function, Graph, Model, Node, is_graph_output, subgraphs, walk_graphs
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS
 from graphopt.rewrite.pass_ import Pass
@@ -42,6 +44,7 @@ class EliminateDead(Pass):
 
     name: ClassVar[str] = "eliminate-dead"
     contract: ClassVar[Contract] = Contract.EXACT
+    preserves: ClassVar[tuple[type[Any], ...]] = (Types, ShapeValues)
 
     keep_unknown: bool = False
 

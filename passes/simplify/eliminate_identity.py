@@ -295,7 +295,8 @@ def _resize(look: _Look) -> Tensor | None:
     source = look.first()
     if source is None or not look.same_shape(source) or look.attr("mode", "nearest") != "nearest":
         return None
-    if look.attr("coordinate_transformation_mode", "half_pixel") not in {"half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"}:
+    sampling = look.attr("coordinate_transformation_mode", "half_pixel")
+    if sampling not in {"half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"}:
         return None
     if look.node.op == "Upsample" or look.opset < 11:
         scales = look.attr("scales", None) if "scales" in look.node.attrs else look.constant(1)

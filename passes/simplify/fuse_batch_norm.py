@@ -44,16 +44,18 @@ class FuseBatchNorm(Pass):
 
     name: ClassVar[str] = "fuse-batch-norm"
     contract: ClassVar[Contract] = Contract.ROUNDING
-    requires: ClassVar[tuple[type[Any], ...]] = (Types, RowScale)
+    requires: ClassVar[tuple[type[Any], ...]] = (RowScale,)
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per folded BatchNormalization, in topological order."""
-        types, scales = facts.get(Types), facts.get(RowScale)
+        scales = facts.get(RowScale)
+        types: Types | None = None
         folded: list[_Fold] = []
         try:
             for _, node in list(model.walk()):
                 if not is_op(node, "BatchNormalization"):
                     continue
+                types = types or facts.get(Types)  # many models have no normalization: they pay for no analysis
                 found = _match(node, types)
                 if isinstance(found, str):
                     yield Skip(node, found)
