@@ -205,9 +205,7 @@ def _disk() -> Finding:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return Finding(
-            "temporary folder", "broken", f"{folder}: {error.strerror}", "Set TMPDIR to another folder"
-        )
+        return Finding("temporary folder", "broken", f"{folder}: {error.strerror}", "Set TMPDIR to another folder")
     if free < LITTLE_DISK:
         return Finding("temporary folder", "note", f"{folder}, {size(free)} free", "Large models need more; set TMPDIR")
     return Finding("temporary folder", "ok", f"{folder}, {size(free)} free")
