@@ -17,7 +17,7 @@ import onnxruntime
 from graphopt.analysis import Facts
 from graphopt.emit import Bundle, refuse_unsafe_target, write_bundle
 from graphopt.errors import BudgetError, OutputExistsError, RunError, UsageError, VerificationError
-from graphopt.graph import Model, read_model
+from graphopt.graph import Model, is_sorted, read_model
 from graphopt.report import Report, render_html
 from graphopt.report.build import Measured, build_report
 from graphopt.rewrite import Outcome, Pass, PassManager, Recipe, load_recipe, recipe_of
@@ -166,7 +166,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
     """
     tell = progress or _silent
     tell("reading", 0, 1)
-    original = model if isinstance(model, Model) else read_model(model)
+    original = _in_order(model if isinstance(model, Model) else read_model(model))
     plan = _plan(recipe, options, skip)
     calibration, held_back, notes = _split_data(original, data, seed)
     judge = None if held_back is None else Judge(original, held_back, metric=_load_metric(metric), threads=threads)
@@ -315,6 +315,15 @@ def group_lossy(steps: Sequence[Pass]) -> list[list[Pass]]:
         else:
             groups.append([step])
     return groups
+
+
+def _in_order(model: Model) -> Model:
+    """Return the model, or a sorted copy where nodes stand before what they read: exporters write such files."""
+    if all(is_sorted(root, nested=True) for root in model.roots()):
+        return model
+    model = model.copy()
+    model.sort()
+    return model
 
 
 def _plan(recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str]) -> Recipe:
