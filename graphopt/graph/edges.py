@@ -161,6 +161,12 @@ class Uses(HookedList[Any]):
         if self._gone_count * 2 > list.__len__(self):
             self._settle()
 
+    def first(self) -> Any:
+        """Return the first node or None; of the producers of a tensor there is at most one. O(1)."""
+        if self._gone is not None:
+            self._settle()
+        return list.__getitem__(self, 0) if list.__len__(self) else None
+
     def _settle(self) -> None:
         gone = self._gone
         if gone is None:

@@ -31,15 +31,19 @@ def is_sorted(graph: Graph, nested: bool = False) -> bool:
         nested: Look at the bodies in it too.
     """
     captured = _captured_producers(graph)
-    for scope in nested_graphs(graph) if nested else [graph]:
-        position = {node: index for index, node in enumerate(scope.nodes)}
-        for node, index in position.items():
-            for tensor in node.inputs:
-                for made in tensor.inputs:
-                    if position.get(made, -1) >= index:
-                        return False
-            if any(position.get(made, -1) >= index for made in captured.get(node, ())):
+    return all(_in_order(scope, captured) for scope in (nested_graphs(graph) if nested else [graph]))
+
+
+def _in_order(graph: Graph, captured: dict[Node, list[Node]]) -> bool:
+    done: set[Node] = set()
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            made = tensor.inputs.first()
+            if made is not None and made not in done and made.graph is graph:
                 return False
+        if node in captured and any(made.graph is graph and made not in done for made in captured[node]):
+            return False
+        done.add(node)
     return True
 
 
@@ -73,32 +77,38 @@ def _captured_producers(root: Graph) -> dict[Node, list[Node]]:
             if holder is not None and holder.graph is outer:
                 captured.setdefault(holder, []).append(made)
 
-    for graph, node in walk_graphs([root]):
-        if graph is not root:
-            for tensor in node.inputs:
-                note(graph, tensor)
+    bodies = []
+    for node in root.nodes:
         for _, body in node_subgraphs(node):
-            for tensor in body.outputs:
-                note(body, tensor)
+            if body.parent_node is not node:
+                body.__dict__.update(parent=root, parent_node=node)  # an attribute was set by hand
+            bodies.append(body)
+    for body in bodies:
+        for tensor in body.outputs:
+            note(body, tensor)
+    for graph, node in walk_graphs(bodies):
+        for tensor in node.inputs:
+            note(graph, tensor)
+        for _, inner in node_subgraphs(node):
+            for tensor in inner.outputs:
+                note(inner, tensor)
     return captured
 
 
 def _sort_one(graph: Graph, captured: dict[Node, list[Node]]) -> None:
+    if _in_order(graph, captured):
+        return
     nodes = list(graph.nodes)
     position = {node: index for index, node in enumerate(nodes)}
     waiting = [0] * len(nodes)
     followers: list[list[int]] = [[] for _ in nodes]
-    in_order = True
     for index, node in enumerate(nodes):
-        sources = [made for tensor in node.inputs for made in tensor.inputs]
+        sources = [tensor.inputs.first() for tensor in node.inputs]
         for made in sources + captured[node] if node in captured else sources:
             before = position.get(made)
             if before is not None:
                 followers[before].append(index)
                 waiting[index] += 1
-                in_order = in_order and before < index
-    if in_order:
-        return
     ready = [index for index, count in enumerate(waiting) if count == 0]
     sorted_nodes = []
     while ready:

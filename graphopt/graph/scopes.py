@@ -79,8 +79,7 @@ def nested_graphs(root: Graph) -> Iterator[Graph]:
 
 def producer(tensor: Tensor) -> Node | None:
     """Return the node that produces a tensor; None for inputs, initializers and omitted tensors."""
-    nodes = tensor.inputs
-    return nodes[0] if nodes else None
+    return tensor.inputs.first()  # type: ignore[no-any-return]
 
 
 def uses(tensor: Tensor) -> list[Use]:
