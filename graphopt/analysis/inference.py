@@ -9,8 +9,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from graphopt.analysis import control_flow, shape_rules_linear, shape_rules_movement, shape_rules_sizes
-from graphopt.analysis.dims import Expr, atom_of, differ, symbol
+from graphopt.analysis import (
+    control_flow,
+    shape_rules_linear,
+    shape_rules_movement,
+    shape_rules_sizes,
+    value_arithmetic,
+)
+from graphopt.analysis.declarations import Conflict, Declarations, is_static
 from graphopt.analysis.merging import join, outside, signature
 from graphopt.analysis.schema_inference import infer_by_schema
 from graphopt.analysis.shape_rules import RULES
@@ -23,15 +29,11 @@ from graphopt.graph.scopes import captures
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from graphopt.analysis.dims import Dim
-    from graphopt.analysis.site import PartialShape, Value
+    from graphopt.analysis.site import Value
     from graphopt.graph.model import Model
     from graphopt.graph.weights import Weight
 
-_RULE_MODULES = (shape_rules_linear, shape_rules_movement, shape_rules_sizes)
-
-_NAMED_ELEMENTS = 8
-"""Elements of a small integer vector of unknown value that get a symbol each, so that equal sizes are seen as equal."""
+_RULE_MODULES = (shape_rules_linear, shape_rules_movement, shape_rules_sizes, value_arithmetic)
 
 _CALL_BUDGET = 20
 """Nodes of function bodies that are looked at again for each call, as a multiple of the nodes of the model."""
@@ -48,21 +50,6 @@ class Failure:
 
     node: Node
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """A declared type or shape that the inferred one contradicts; the inferred one holds.
-
-    Attributes:
-        tensor: The tensor.
-        declared: What the model states.
-        inferred: What follows from the nodes.
-    """
-
-    tensor: Tensor
-    declared: str
-    inferred: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +75,6 @@ class Sweep:
     Attributes:
         known: The facts by tensor, of every scope.
         failures: Why nothing could be inferred, by node.
-        conflicts: Declarations that contradict what was inferred, by tensor.
         weights: The storage of every constant that was looked at.
         values_read: The constants whose elements were read.
     """
@@ -96,7 +82,6 @@ class Sweep:
     def __init__(self, model: Model) -> None:
         self.known: dict[Tensor, Known] = {}
         self.failures: dict[Node, str] = {}
-        self.conflicts: dict[Tensor, Conflict] = {}
         self.weights: dict[Constant, Weight] = {}
         self.values_read: set[Constant] = set()
         self._functions = {function.unique_id: function for function in model.functions}
@@ -104,22 +89,23 @@ class Sweep:
         self._bodies: dict[Function, dict[Tensor, Known]] = {}
         self._active: list[Function] = []
         self._orders: dict[Graph, list[Node]] = {}
-        self._params: dict[str, Expr] = {}
+        self._declared = Declarations(model.graph)
         self._visits = 0
         self._limit = _CALL_BUDGET * sum(len(graph.nodes) for graph in model.graphs()) + 10_000
         self._run(model)
+
+    @property
+    def conflicts(self) -> dict[Tensor, Conflict]:
+        """Declarations that contradict what was inferred, by tensor."""
+        return self._declared.conflicts
 
     # ------------------------------------------------------------------------------------------------------- scopes
 
     def _run(self, model: Model) -> None:
         graph = model.graph
-        for tensor in graph.inputs:
-            for size in tensor.shape or ():
-                if isinstance(size, str):
-                    self._params[size] = symbol(_param_name(size))
         scope = _Scope("", graph.imports)
         for tensor in graph.inputs:
-            self._finish(tensor, Known(), scope)
+            self.known[tensor] = self._declared.settle(tensor, Known(), scope.prefix)
         self._graph(graph, scope)
         for function in model.functions:
             if function not in self._bodies:
@@ -131,13 +117,13 @@ class Sweep:
         for function, facts in self._bodies.items():
             scope = _Scope(f"{function.domain}.{function.name}.{function.overload}/", function.imports)
             for tensor, known in facts.items():
-                self._finish(tensor, known, scope)
+                self.known[tensor] = self._declared.settle(tensor, known, scope.prefix)
 
     def _inputs(self, graph: Graph, given: list[Known], scope: _Scope) -> None:
         for tensor, known in zip(graph.inputs, given, strict=False):
-            self._finish(tensor, known, scope)
+            self.known[tensor] = self._declared.settle(tensor, known, scope.prefix)
         for tensor in graph.inputs[len(given) :]:
-            self._finish(tensor, Known(), scope)
+            self.known[tensor] = self._declared.settle(tensor, Known(), scope.prefix)
 
     def _graph(self, graph: Graph, scope: _Scope) -> None:
         for node in self._order(graph):
@@ -165,7 +151,8 @@ class Sweep:
             found = []
         for index, tensor in enumerate(node.outputs):
             if tensor.name:
-                self._finish(tensor, found[index] if index < len(found) else NOTHING, scope)
+                known = found[index] if index < len(found) else NOTHING
+                self.known[tensor] = self._declared.settle(tensor, known, scope.prefix)
 
     def _infer(self, node: Node, scope: _Scope) -> list[Known]:
         domain = "" if node.domain in {None, "ai.onnx"} else str(node.domain)
@@ -295,69 +282,7 @@ class Sweep:
         known = site.input(index)
         return known if value is known.value else Known(known.dtype, known.shape, value, known.proto)
 
-    def _finish(self, tensor: Tensor, known: Known, scope: _Scope) -> None:
-        """Record the facts of a tensor: refined by its declaration, with a symbol for every size still unknown."""
-        declared_dtype, declared = tensor.onnx_dtype, tensor.shape
-        if (
-            known.proto is None
-            and known.dtype == 0
-            and not isinstance(tensor, Constant)
-            and tensor.type != "tensor_type"
-        ):
-            proto = None if tensor.carried is None else tensor.carried.type
-            self.known[tensor] = Known(proto=proto)
-            return
-        dtype = known.dtype or declared_dtype
-        shape = known.shape
-        if declared_dtype not in {0, dtype}:
-            self.conflicts[tensor] = Conflict(tensor, f"element type {declared_dtype}", f"element type {dtype}")
-        if declared is not None and (shape is None or not _is_static(shape)):
-            shape = self._refined(tensor, shape, declared)
-        elif declared is not None and shape is not None and not _agrees(shape, declared):
-            self.conflicts[tensor] = Conflict(tensor, f"shape {_text(declared)}", f"shape {_text(shape)}")
-        if shape is not None and None in shape:
-            stem = f"?{scope.prefix}{tensor.name}."
-            shape = tuple(symbol(f"{stem}{axis}") if size is None else size for axis, size in enumerate(shape))
-        self.known[tensor] = Known(dtype, shape, self._named(tensor, known.value, dtype, shape, scope), known.proto)
 
-    def _refined(self, tensor: Tensor, shape: PartialShape | None, declared: Any) -> PartialShape:
-        stated = tuple(self._declared_size(size) for size in declared)
-        if shape is None:
-            return stated
-        clash = len(shape) != len(stated)
-        for size, other in zip(shape, stated, strict=False):
-            clash = clash or (size is not None and other is not None and differ(size, other))
-        if clash:
-            self.conflicts[tensor] = Conflict(tensor, f"shape {_text(declared)}", f"shape {_text(shape)}")
-            return shape
-        return tuple(_more_exact(size, other) for size, other in zip(shape, stated, strict=True))
-
-    def _declared_size(self, size: object) -> int | Expr | None:
-        """Return a declared size; a parameter means something only where an input of the model has it too."""
-        if isinstance(size, str):
-            return self._params.get(size)
-        return size if isinstance(size, int) and size >= 0 else None
-
-    def _named(
-        self, tensor: Tensor, value: Value | None, dtype: int, shape: PartialShape | None, scope: _Scope
-    ) -> Value | None:
-        """Return the value of a small integer vector with a symbol for every unknown element."""
-        if dtype not in _COUNTABLE or shape is None or len(shape) > 1:
-            return value
-        if value is None:
-            count = shape[0] if shape else 1
-            if not isinstance(count, int) or count > _NAMED_ELEMENTS:
-                return None
-            value = as_value([None] * count, (count,) if shape else ())
-        entries = value.ravel().tolist()
-        if None not in entries:
-            return value
-        stem = f"?{scope.prefix}{tensor.name}"
-        named = [symbol(f"{stem}[{i}]", low=None) if entry is None else entry for i, entry in enumerate(entries)]
-        return as_value(named, value.shape)
-
-
-_COUNTABLE = frozenset({TensorProto.INT64, TensorProto.INT32})
 _READABLE = INTEGERS | {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BOOL}
 
 
@@ -393,7 +318,7 @@ def constant_known(attrs: Mapping[str, Any]) -> Known:
 def _may_have_value(found: list[Known]) -> bool:
     for known in found:
         shape = known.shape
-        if shape is None or len(shape) > 3 or not _is_static(shape) or _element_count(shape) > VALUE_LIMIT:
+        if shape is None or len(shape) > 3 or not is_static(shape) or _element_count(shape) > VALUE_LIMIT:
             return False
     return True
 
@@ -403,33 +328,6 @@ def _element_count(shape: Any) -> int:
     for size in shape:
         count *= size
     return count
-
-
-def _is_static(shape: PartialShape) -> bool:
-    return all(isinstance(size, int) for size in shape)
-
-
-def _agrees(shape: PartialShape, declared: Any) -> bool:
-    return len(shape) == len(declared) and all(
-        size == other for size, other in zip(shape, declared, strict=True) if isinstance(other, int) and other >= 0
-    )
-
-
-def _more_exact(size: Dim | None, declared: Dim | None) -> Dim | None:
-    """Return the declared size where it says more: a number, or a name of the model's in the place of an own symbol."""
-    if isinstance(size, int) or declared is None:
-        return size
-    own = size is None or ((atom := atom_of(size)) is not None and atom.text.startswith("?"))
-    return declared if own or isinstance(declared, int) else size
-
-
-def _text(shape: Any) -> str:
-    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-
-
-def _param_name(name: str) -> str:
-    # Symbols made here begin with ? and ~, so a parameter of the model must not.
-    return f"={name}" if name.startswith(("?", "~", "=")) else name
 
 
 def _place(node: Node, visit: int) -> str:

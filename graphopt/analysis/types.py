@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Self
 
 from graphopt.analysis.base import Analysis
 from graphopt.analysis.dims import product
-from graphopt.analysis.inference import Conflict, Failure, Sweep
+from graphopt.analysis.inference import Failure, Sweep
 from graphopt.analysis.merging import same_value
 from graphopt.analysis.site import as_value
 from graphopt.graph.dtypes import packed_size_bytes
 from graphopt.graph.objects import Constant
 
 if TYPE_CHECKING:
+    from graphopt.analysis.declarations import Conflict
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.manager import Facts
     from graphopt.analysis.site import Known

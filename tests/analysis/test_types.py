@@ -448,6 +448,19 @@ def test_declared_sizes_refine_what_is_unknown() -> None:
     assert shapes(model)["y"] == "[b, 6]"
 
 
+def test_a_declared_number_does_not_fix_what_the_inputs_decide() -> None:
+    model = read("g (float[batch, 4] x) => (float[1, 4] y) { y = Relu (x) }")
+    types = Facts(model).get(Types)
+    assert shapes(model)["y"] == "[batch, 4]"
+    assert [(c.declared, c.inferred) for c in types.conflicts] == [("shape [1, 4]", "shape [batch, 4]")]
+
+
+def test_a_declared_number_holds_where_nothing_is_inferred() -> None:
+    model = read("g (float[b, 4] x, int64[2] target) => (float[6, 2] y) { t = Reshape (x, target)\n y = Relu (t) }")
+    assert shapes(model)["y"] == "[6, 2]"
+    assert Facts(model).get(Types).conflicts == ()
+
+
 def test_a_declared_name_that_no_input_has_means_nothing() -> None:
     model = read("g (float[b] x) => (int64[2, other] n, int64[2, other] m) { n = NonZero (x)\n m = NonZero (x) }")
     found = shapes(model)
