@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from graphopt.analysis.ranges import Ranges, TensorRange
 from graphopt.analysis.types import Types
+from graphopt.errors import UnsupportedError
 from graphopt.graph import producer, uses
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
 from graphopt.passes.quantize.static import StaticForm
@@ -33,6 +34,7 @@ QUANTIZED = frozenset(
 )
 """Operators that tell a model is quantized already."""
 
+NOT_FLOAT32 = "its input is not float32"
 NO_DATA = "its inputs have no known range: static quantization needs calibration data, and a convolution that rounds \
 its inputs at run time is slower than float"
 STOPS_LOGARITHM = frozenset(("Softmax", "Sigmoid", "Exp", "LSTM", "GRU", "RNN"))
@@ -95,12 +97,17 @@ class InsertQdq(Pass):
         types = facts.get(Types)
         static = self.activations != "dynamic" and facts.feeds is not None
         dynamic = self._dynamic_layers(model, target, types, static=static)
-        ranges = facts.get(Ranges) if static and has_weights(model, target, {*dynamic, *self._kept(model)}) else None
+        ranges = None
+        if static and has_weights(model, target, types, {*dynamic, *self._kept(model)}):
+            try:
+                ranges = facts.get(Ranges)
+            except UnsupportedError as error:
+                yield Skip(model.graph.name or "the model", f"no range can be observed: {error.what}")
         leave = dict.fromkeys(self.keep, "kept float as asked")
         if ranges is not None:
             yield from self._place_static(model, target, types, ranges, leave, dynamic, per_channel=per_channel)
         else:
-            yield from self._refuse_static(model, target, dynamic, leave)
+            yield from self._refuse_static(model, target, types, dynamic, leave)
         for node, why in dynamic.items():
             yield self._dynamic_patch(node, why, per_channel=per_channel)
         if self.embeddings:
@@ -221,12 +228,15 @@ class InsertQdq(Pass):
         return Patch(f"quantize {node.op} '{node.name}' to {what}: {why}", (node,), apply, (record,))
 
     def _refuse_static(
-        self, model: Model, target: Target, dynamic: dict[Node, str], leave: dict[str, str]
+        self, model: Model, target: Target, types: Types, dynamic: dict[Node, str], leave: dict[str, str]
     ) -> Iterator[Skip]:
         for node in model.graph.nodes:
             rule = target.rule(node)
-            if rule is not None and rule.role is Role.WEIGHTED and node not in dynamic:
-                yield Skip(node, leave.get(node.name) or rule.refuse(node) or NO_DATA)
+            if rule is None or rule.role is not Role.WEIGHTED or node in dynamic:
+                continue
+            overridable = OVERRIDABLE if is_overridable(model, node) else None
+            other = None if types.dtype(node.inputs[0]) == FLOAT32 else NOT_FLOAT32
+            yield Skip(node, leave.get(node.name) or overridable or rule.refuse(node) or other or NO_DATA)
 
     # ----------------------------------------------------------------------------------------------------- tables
 
@@ -290,13 +300,14 @@ class GridOf:
         return seen.low, seen.high
 
 
-def has_weights(model: Model, target: Target, without: Collection[Node]) -> bool:
+def has_weights(model: Model, target: Target, types: Types, without: Collection[Node]) -> bool:
     """Tell whether the main graph has a weighted operator, other than the given ones, worth calibrating for."""
     for node in model.graph.nodes:
         rule = target.rule(node)
         if node in without or rule is None or rule.role is not Role.WEIGHTED:
             continue
-        if rule.refuse(node) is None and not is_overridable(model, node):
+        is_float = types.dtype(node.inputs[0]) == FLOAT32
+        if is_float and rule.refuse(node) is None and not is_overridable(model, node):
             return True
     return False
 

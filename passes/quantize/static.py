@@ -1,8 +1,8 @@
 """Writes the integer form of placed operators: QuantizeLinear and DequantizeLinear pairs around them.
 
 Each method is the body of one patch; the model computes legally after each. What reads a tensor that an integer
-operator made reads its rounded form from then on, float operators too: a tensor that goes to a QuantizeLinear and
-to a float operator is not fused. Data movement is written on the integers themselves: it cannot fail to fuse, Pad included.
+operator made reads its rounded form from then on, float operators too: a tensor that goes to a QuantizeLinear and to a
+float operator is not fused. Data movement is written on the integers themselves: it cannot fail to fuse, Pad included.
 """
 
 from __future__ import annotations

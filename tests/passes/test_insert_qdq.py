@@ -1,0 +1,353 @@
+"""insert-qdq: what it writes, what it leaves alone and why, and that the result computes what the float model did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from graph_strategies import small_models
+from graphopt.errors import RecipeError
+from graphopt.graph import Model, read_model
+from graphopt.passes.quantize import insert_qdq
+from graphopt.passes.quantize.insert_qdq import InsertQdq
+from graphopt.rewrite.manager import PassManager, PassRecord
+from graphopt.rewrite.registry import create
+from graphopt.runtime import Feeds, random_feeds, run, session
+from graphopt.target import audit, placement
+from pass_oracle import check_pass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEAD = '<ir_version: 8, opset_import: ["" : {opset}]>'
+CONV = "g (float[1, 8, 8, 8] x, float[8, 8, 1, 1] w) => (float[1, 8, 8, 8] y) { y = Conv(x, w) }"
+NET = (
+    "g (float[n, 3, 16, 16] x, float[16, 3, 3, 3] w0, float[16] b0, float[16, 16, 3, 3] w1, float[10, 16] w2, "
+    "float[10] b2) => (float[n, 10] y) "
+    "{ c0 = Conv<pads = [1, 1, 1, 1]>(x, w0, b0) r0 = Relu(c0) c1 = Conv<pads = [1, 1, 1, 1]>(r0, w1) "
+    "s = Add(c1, r0) r1 = Relu(s) p = GlobalAveragePool(r1) f = Flatten(p) y = Gemm<transB = 1>(f, w2, b2) }"
+)
+
+
+@pytest.fixture
+def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let layers be quantized that are too small to gain from it."""
+    monkeypatch.setattr(placement, "PRODUCTS_PER_CONVERSION", 0)
+    monkeypatch.setattr(insert_qdq, "PRODUCTS_PER_ROUNDING", 0)
+
+
+def float_model(graph: str, opset: int = 17, seed: int = 0) -> Model:
+    """Parse a graph whose inputs named w... and b... become random initializers."""
+    proto = onnx.parser.parse_model(HEAD.format(opset=opset) + graph)
+    random = np.random.default_rng(seed)
+    for value in [each for each in proto.graph.input if each.name[0] in "wb"]:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        array = random.standard_normal(shape) / np.sqrt(max(int(np.prod(shape[1:])), 1))
+        proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), value.name))
+        proto.graph.input.remove(value)
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"{node.op_type}{number}"
+    return read_model(proto)
+
+
+def quantize(model: Model, *, data: bool = True, **options: Any) -> tuple[Model, PassRecord]:
+    result = model.copy()
+    feeds = random_feeds(model, count=8, seed=1) if data else None
+    outcome = PassManager([InsertQdq(**options)], verify="full").run(result, feeds)
+    return result, outcome.records[0]
+
+
+def sqnr_db(model: Model, other: Model, data: Feeds) -> float:
+    one, two = session(model), session(other)
+    signal = noise = 0.0
+    for feed in data:
+        for left, right in zip(run(one, feed).values(), run(two, feed).values(), strict=True):
+            signal += float(np.square(left, dtype=np.float64).sum())
+            noise += float(np.square(left.astype(np.float64) - right).sum())
+    return float(10 * np.log10(signal / noise)) if noise else 200.0
+
+
+# ------------------------------------------------------------------------------------------------------ what it writes
+
+
+@pytest.mark.usefixtures("however_small")
+def test_residual_network(golden: Callable[[str], None]) -> None:
+    model = float_model(NET)
+    done = check_pass(InsertQdq(), model, random_feeds(model, count=8, seed=1))
+    golden(done.text)
+
+
+@pytest.mark.usefixtures("however_small")
+def test_dynamic_layers_and_table(golden: Callable[[str], None]) -> None:
+    model = float_model(
+        "g (int64[n, s] i, float[256, 32] w0, float[32, 32] w1, float[32] b1) => (float[n, s, 32] y) "
+        "{ e = Gather(w0, i) m = MatMul(e, w1) y = Add(m, b1) }"
+    )
+    golden(check_pass(InsertQdq(), model).text)
+
+
+def test_file_shrinks_fourfold() -> None:
+    model = float_model("g (float[n, 512] x, float[512, 512] w) => (float[n, 512] y) { y = MatMul(x, w) }")
+    result, _ = quantize(model)
+    assert len(result.to_bytes()) < len(model.to_bytes()) / 3.8
+
+
+def test_every_weighted_layer_has_a_record() -> None:
+    _, record = quantize(float_model(NET))
+    assert [(layer.name, layer.op, layer.kept, layer.reverted) for layer in record.layers] == [
+        ("Conv0", "Conv", True, False),
+        ("Conv2", "Conv", True, False),
+        ("Gemm7", "Gemm", True, False),
+    ]
+    assert all("int8" in layer.what and layer.reason for layer in record.layers)
+
+
+def test_everything_of_a_residual_network_is_fused() -> None:
+    model = float_model(NET)
+    result, _ = quantize(model)
+    found = audit(result)
+    assert dict(found.integer) == {"QGemm": 1, "QLinearAdd": 1, "QLinearConv": 2, "QLinearGlobalAveragePool": 1}
+    assert (found.floating_count, found.conversions) == (0, 1)
+    assert sqnr_db(model, result, random_feeds(model, count=4, seed=9)) > 25
+
+
+def test_fourth_image_channel_is_exact() -> None:
+    graph = (
+        "g (float[1, 3, 32, 32] x, float[16, 3, 3, 3] w0, float[16, 16, 3, 3] w1) => (float[1, 16, h, v] y) "
+        "{ c = Conv(x, w0) y = Conv(c, w1) }"
+    )
+    model = float_model(graph)
+    result, _ = quantize(model)
+    assert [node.op for node in result.graph.nodes].count("Pad") == 1
+    stem = next(node for node in result.graph.nodes if node.op == "Conv")
+    restored = stem.inputs[1].inputs[0]
+    assert restored.inputs[0].shape == (16, 4, 3, 3)
+    assert not restored.inputs[0].array()[:, 3].any()
+    assert sqnr_db(model, result, random_feeds(model, count=2, seed=4)) > 25
+
+
+# ------------------------------------------------------------------------------------------------------ what it leaves
+
+SKIPS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "weight from a caller": (
+        "g (float[1, 8, 8, 8] x, float[8, 8, 1, 1] v) => (float[1, 8, 8, 8] y) { y = Conv(x, v) }",
+        {},
+        "the weight is not a constant",
+    ),
+    "kept as asked": (CONV, {"keep": ("Conv0",)}, "kept float as asked"),
+    "one input channel": (
+        "g (float[1, 1, 8, 8] x, float[8, 1, 3, 3] w) => (float[1, 8, h, v] y) { y = Conv(x, w) }",
+        {},
+        "one input channel",
+    ),
+    "depthwise between floats": (
+        "g (float[1, 8, 8, 8] x, float[8, 1, 3, 3] w) => (float[1, 8, h, v] y) { y = Conv<group = 8>(x, w) }",
+        {},
+        "depthwise",
+    ),
+    "too small": (
+        "g (float[1, 8, 2, 2] x, float[8, 8, 1, 1] w) => (float[1, 8, 2, 2] y) { y = Conv(x, w) }",
+        {},
+        "too few products",
+    ),
+    "attention": (
+        "g (float[2, 8, 64] x) => (float[2, 8, 8] y) { t = Transpose<perm = [0, 2, 1]>(x) y = MatMul(x, t) }",
+        {},
+        "attention scores",
+    ),
+    "bias per row": (
+        "g (float[4, 64] x, float[64, 64] w, float[4, 1] b) => (float[4, 64] y) { y = Gemm(x, w, b) }",
+        {},
+        "one value per output",
+    ),
+    "before a logarithm": (
+        (
+            "g (float[1, 8, 16, 16] x, float[64, 8, 3, 3] w) => (float[1, 64, h, v] y) "
+            "{ c = Conv(x, w) s = Mul(c, c) y = Log(s) }"
+        ),
+        {},
+        "reach Log",
+    ),
+    "dynamic convolution": (CONV, {"activations": "dynamic"}, "slower than float"),
+}
+
+
+@pytest.mark.parametrize("name", SKIPS)
+def test_skip_has_its_reason(name: str) -> None:
+    graph, options, reason = SKIPS[name]
+    model = float_model(graph)
+    result, record = quantize(model, **options)
+    assert record.patches == 0, [patch.reason for patch in record.log]
+    assert any(reason in found for _, found in record.skips), record.skips
+    assert result.to_bytes() == model.to_bytes()
+
+
+def test_model_of_an_old_opset_points_at_raise_opset() -> None:
+    _, record = quantize(float_model(CONV, opset=9))
+    assert "raise-opset" in record.skips[0][1]
+
+
+def test_double_precision_stays() -> None:
+    proto = onnx.parser.parse_model(HEAD.format(opset=17) + CONV.replace("float[", "double["))
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((8, 8, 1, 1)), "w"))
+    del proto.graph.input[1]
+    _, record = quantize(read_model(proto))
+    assert record.patches == 0
+    assert "not float32" in record.skips[0][1]
+
+
+@pytest.mark.usefixtures("however_small")
+def test_opset_without_scales_per_channel_gets_one_scale() -> None:
+    model = float_model(CONV, opset=12)
+    result, record = quantize(model)
+    assert "per tensor" in record.layers[0].what
+    assert sqnr_db(model, result, random_feeds(model, count=2, seed=3)) > 25
+
+
+def test_quantized_model_is_left_alone() -> None:
+    result, _ = quantize(float_model(NET))
+    again, record = quantize(result)
+    assert record.patches == 0
+    assert "quantized already" in record.skips[0][1]
+    assert again.to_bytes() == result.to_bytes()
+
+
+def test_overridable_weight_stays() -> None:
+    proto = onnx.parser.parse_model(HEAD.format(opset=17) + CONV)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((8, 8, 1, 1), np.float32), "w"))
+    _, record = quantize(read_model(proto))
+    assert record.patches == 0
+    assert "caller may override" in record.skips[0][1]
+
+
+def test_without_data_linear_layers_are_dynamic_and_convolutions_stay() -> None:
+    model = float_model(
+        "g (float[1, 8, 8, 8] x, float[8, 8, 1, 1] w0, float[512, 64] w1) => (float[1, 64] y) "
+        "{ c = Conv(x, w0) f = Flatten(c) y = MatMul(f, w1) }"
+    )
+    result, record = quantize(model, data=False)
+    assert [node.op for node in result.graph.nodes if node.op in {"Conv", "MatMulInteger"}] == ["Conv", "MatMulInteger"]
+    assert any("calibration data" in reason for _, reason in record.skips)
+
+
+def test_layers_inside_bodies() -> None:
+    text = HEAD.format(opset=17) + (
+        "g (float[4, 64] x, bool c) => (float[4, 64] y) { y = If(c) <"
+        "then_branch = a () => (float[4, 64] p) { p = MatMul(x, w) }, "
+        "else_branch = e () => (float[4, 64] q) { q = Neg(x) }> }"
+    )
+    proto = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    model = read_model(proto)
+    result, record = quantize(model)
+    assert any(node.op == "MatMulInteger" for _, node in result.walk())
+    assert "inside a body" in record.layers[0].reason
+    feeds = Feeds.open([{"x": np.ones((4, 64), np.float32), "c": np.array(True)}], model)
+    assert sqnr_db(model, result, feeds) > 30
+
+
+def test_tensor_with_infinite_values_has_no_grid() -> None:
+    model = float_model(
+        "g (float[1, 8, 16, 16] x, float[64, 8, 3, 3] w) => (float[1, 64, h, v] y) { l = Log(x) y = Conv(l, w) }"
+    )
+    result = model.copy()
+    data = Feeds.open({"x": np.zeros((4, 8, 16, 16), np.float32)}, model)
+    record = PassManager([InsertQdq()]).run(result, data).records[0]
+    assert record.patches == 0
+    assert "reached it" in record.skips[0][1]
+
+
+@pytest.mark.parametrize("options", [{"weights": "int5"}, {"activations": "int4"}, {"calibrator": "guess"}])
+def test_unknown_option_values_are_errors(options: dict[str, str]) -> None:
+    with pytest.raises(RecipeError):
+        create("insert-qdq", options)
+
+
+# ---------------------------------------------------------------------------------------------------- any small model
+
+
+@st.composite
+def conv_networks(draw: st.DrawFn) -> onnx.ModelProto:
+    """Draw a small convolutional network: branches, joins, activations, data movement, several outputs."""
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+    known = ["x"]
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+
+    def add(op: str, inputs: list[str], **attributes: Any) -> None:
+        nodes.append(helper.make_node(op, inputs, [f"t{len(nodes)}"], name=f"n{len(nodes)}", **attributes))
+        known.append(f"t{len(nodes) - 1}")
+
+    def constant(array: np.ndarray) -> str:
+        weights.append(numpy_helper.from_array(array, f"k{len(weights)}"))
+        return f"k{len(weights) - 1}"
+
+    for _ in range(draw(st.integers(2, 9))):
+        source = draw(st.sampled_from(known[-3:]))
+        kind = draw(st.sampled_from(("conv", "conv", "conv", "unary", "binary", "pool", "move", "scaled", "depthwise")))
+        if kind == "conv":
+            weight = constant((random.standard_normal((8, 8, 3, 3)) / 8).astype(np.float32))
+            bias = [constant(random.standard_normal(8).astype(np.float32))] if draw(st.booleans()) else []
+            add("Conv", [source, weight, *bias], pads=[1, 1, 1, 1])
+        elif kind == "depthwise":
+            add(
+                "Conv",
+                [source, constant((random.standard_normal((8, 1, 3, 3)) / 3).astype(np.float32))],
+                pads=[1] * 4,
+                group=8,
+            )
+        elif kind == "unary":
+            add(draw(st.sampled_from(("Relu", "Sigmoid", "LeakyRelu", "Tanh", "Identity", "HardSwish"))), [source])
+        elif kind == "binary":
+            add(draw(st.sampled_from(("Add", "Mul", "Sub"))), [source, draw(st.sampled_from(known))])
+        elif kind == "scaled":
+            add(
+                draw(st.sampled_from(("Add", "Mul"))),
+                [source, constant(random.standard_normal((8, 1, 1)).astype(np.float32))],
+            )
+        elif kind == "pool":
+            add(draw(st.sampled_from(("MaxPool", "AveragePool"))), [source], kernel_shape=[3, 3], pads=[1] * 4)
+        else:
+            add("Transpose", [source], perm=[0, 1, 3, 2])
+    outputs = draw(st.lists(st.sampled_from(known[1:]), min_size=1, max_size=2, unique=True))
+    shape = ["n", 8, 6, 6]
+    graph = helper.make_graph(
+        nodes,
+        "conv",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in outputs],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
+@given(conv_networks())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("however_small")
+def test_any_convolutional_network_keeps_its_outputs(proto: onnx.ModelProto) -> None:
+    model = read_model(proto)
+    data = random_feeds(model, count=4, seed=2)
+    done = check_pass(InsertQdq(), model, data, interpreted=False)
+    if done.record.patches:
+        assert sqnr_db(model, done.model, data) > 10
+        found = audit(done.model, feeds=data)
+        assert found.floating.get("Conv", 0) + found.floating.get("FusedConv", 0) == 0 or done.skips
+        assert found.optimization_error is not None
+        assert found.optimization_error < 0.1
+
+
+@given(small_models())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("however_small")
+def test_any_small_model_stays_legal(proto: onnx.ModelProto) -> None:
+    check_pass(InsertQdq(), proto, interpreted=False)
