@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphopt.report import text
@@ -17,6 +18,8 @@ ROWS_SHOWN = 3000
 """Rows of the table; the rest is in report.json."""
 SEARCH_FROM = 9
 """Number of rows from which the table has a filter."""
+COLUMNS_SHOWN = 500
+"""Bars of the chart; more layers share bars."""
 WIDTH, HEIGHT = 1000.0, 120.0
 """Of the chart, in its own units; the page stretches it."""
 
@@ -97,33 +100,49 @@ def _stored_zeros(weight: WeightEntry) -> float:
 
 def _chart(weights: Sequence[WeightEntry]) -> str:
     """Return bars of all weights: bytes before behind bytes after, of which the zeros are marked."""
-    largest = max((weight.bytes_before for weight in weights), default=0)
-    if len(weights) < 2 or largest == 0:
+    together = -(-len(weights) // COLUMNS_SHOWN)
+    columns = [_column(weights[start : start + together]) for start in range(0, len(weights), max(together, 1))]
+    highest = max((max(column.before, column.after) for column in columns), default=0)
+    if len(weights) < 2 or highest == 0:
         return ""
-    step = WIDTH / len(weights)
-    drawn = "".join(_column(weight, index * step, step, HEIGHT / largest) for index, weight in enumerate(weights))
-    sparse = any(_stored_zeros(weight) >= SHOWN_ZEROS for weight in weights)
-    zeros = '<span class="key zero">of it zeros</span>' if sparse else ""
+    step = WIDTH / len(columns)
+    drawn = "".join(_bars(column, index * step, step, HEIGHT / highest) for index, column in enumerate(columns))
+    zeros = '<span class="key zero">of it zeros</span>' if any(column.zeros for column in columns) else ""
+    each = f", {together} in each bar" if together > 1 else ""
     return (
         f'<figure><svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" preserveAspectRatio="none" role="img" '
         f'aria-label="bytes of the weight of each layer before and after">{drawn}</svg><figcaption>'
         '<span class="key old">weight before</span><span class="key">after</span>'
-        f"{zeros}"
-        f"<span>{plural(len(weights), 'layer')} in model order, the largest has {text.size(largest)}</span>"
-        "</figcaption></figure>"
+        f"{zeros}<span>{plural(len(weights), 'layer')} in model order{each}, the highest bar has {text.size(highest)}"
+        "</span></figcaption></figure>"
     )
 
 
-def _column(weight: WeightEntry, left: float, step: float, scale: float) -> str:
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One bar of the chart: bytes of one layer, or of several in a row; ``zeros`` are part of ``after``."""
+
+    name: str
+    before: int
+    after: int
+    zeros: float
+
+
+def _column(weights: Sequence[WeightEntry]) -> _Column:
+    name = weights[0].name if len(weights) == 1 else f"{weights[0].name} to {weights[-1].name}"
+    after = sum(weight.bytes_after for weight in weights)
+    zeros = sum(weight.bytes_after * _stored_zeros(weight) for weight in weights)
+    before = sum(weight.bytes_before for weight in weights)
+    return _Column(name, before, after, zeros if zeros >= SHOWN_ZEROS * after else 0.0)
+
+
+def _bars(column: _Column, left: float, step: float, scale: float) -> str:
     width = step * (0.72 if step > 4.0 else 0.9)
     left += (step - width) / 2.0
-    old = weight.bytes_before * scale
-    new = min(weight.bytes_after * scale, HEIGHT)
-    bars = [("o", old, old), ("a", new, new)]
-    zeros = _stored_zeros(weight)
-    if zeros >= SHOWN_ZEROS:
-        bars.append(("z", new, new * zeros))
-    tip = f"{weight.name}: {text.size(weight.bytes_before)} to {text.size(weight.bytes_after)}"
+    bars = [("o", column.before * scale, column.before * scale), ("a", column.after * scale, column.after * scale)]
+    if column.zeros:
+        bars.append(("z", column.after * scale, column.zeros * scale))
+    tip = f"{column.name}: {text.size(column.before)} to {text.size(column.after)}"
     drawn = "".join(
         f'<rect class="{kind}" x="{left:.2f}" y="{HEIGHT - top:.2f}" width="{width:.2f}" height="{height:.2f}"/>'
         for kind, top, height in bars

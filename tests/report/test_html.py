@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from graphopt.report import LayerEntry, PassEntry, Quality, Report, SkipEntry, render_html
+from graphopt.report import LayerEntry, PassEntry, Quality, Report, SkipEntry, WeightEntry, render_html
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +188,32 @@ def test_many_layers_are_cut_and_say_so(tiny: Report) -> None:
     )
     page = Page(render_html(tiny.model_copy(update={"layers": rows})))
     assert "1 more layer in report.json." in page.text
+
+
+def test_chart_of_very_many_layers_shares_bars(make_big: Callable[[int], Report]) -> None:
+    page = Page(render_html(make_big(1200)))
+    assert "1,200 layers in model order, 3 in each bar" in page.text
+    assert page.tags.count("g") == 400
+
+
+def test_chart_is_as_high_as_the_largest_weight_of_either_model(tiny: Report) -> None:
+    grown = tuple(
+        WeightEntry(
+            name=f"l{index}",
+            op="MatMul",
+            parameters=10,
+            bytes_before=40,
+            bytes_after=80,
+            type_before="float",
+            type_after="float",
+            zeros_before=0,
+            zeros_after=0,
+        )
+        for index in range(2)
+    )
+    page = render_html(tiny.model_copy(update={"weights": grown}))
+    assert 'class="o" x="70.00" y="60.00" width="360.00" height="60.00"' in page
+    assert 'class="a" x="70.00" y="0.00" width="360.00" height="120.00"' in page
 
 
 def test_long_names_are_shortened_in_the_middle(tiny: Report) -> None:
