@@ -9,7 +9,8 @@ from graphopt.analysis.dims import Expr, add, floordiv, maximum, minimum, mod, m
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from graphopt.analysis.dims import Atom, Dim
+    from graphopt.analysis.dims import Dim
+    from graphopt.analysis.monomials import Atom
 
 
 def symbols(dim: Dim) -> frozenset[str]:

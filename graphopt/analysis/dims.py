@@ -15,36 +15,13 @@ from hashlib import blake2b
 from typing import TypeAlias
 from weakref import WeakValueDictionary
 
+from graphopt.analysis import monomials
+from graphopt.analysis.monomials import Atom, Monomial
+
 SIZE_CAP = 48
 """Largest number of atoms, counted with their powers and arguments, that one expression may hold."""
 
 _MEMO_LIMIT = 1 << 16
-
-
-class Atom:
-    """What a polynomial is over: a named symbol, or a floor division, remainder, minimum or maximum.
-
-    Attributes:
-        kind: ``symbol``, ``floordiv``, ``mod``, ``min`` or ``max``.
-        args: The operands; empty for a symbol.
-        text: The name of a symbol, else the call as text; orders atoms and is unique.
-        low: Largest known lower bound, None where there is none.
-        high: Smallest known upper bound, None where there is none.
-        size: What the atom counts towards :data:`SIZE_CAP`.
-    """
-
-    __slots__ = ("__weakref__", "args", "high", "kind", "low", "size", "text")
-
-    def __init__(self, kind: str, text: str, args: tuple[Dim, ...], low: int | None, high: int | None) -> None:
-        self.kind = kind
-        self.text = text
-        self.args = args
-        self.low = low
-        self.high = high
-        self.size = 1 + sum(1 if isinstance(arg, int) else arg.size for arg in args)
-
-
-Monomial: TypeAlias = "tuple[tuple[Atom, int], ...]"
 
 
 class Expr:
@@ -95,8 +72,8 @@ class Expr:
 
     def __str__(self) -> str:
         if self._text is None:
-            ordered = sorted(self.terms, key=lambda term: (-_degree(term[0]), _mono_text(term[0])))
-            parts = [_term_text(mono, coefficient) for mono, coefficient in ordered]
+            ordered = sorted(self.terms, key=lambda term: (-monomials.degree(term[0]), monomials.text_of(term[0])))
+            parts = [monomials.term_text(mono, coefficient) for mono, coefficient in ordered]
             self._text = " + ".join(parts).replace("+ -", "- ")
         return self._text
 
@@ -362,24 +339,9 @@ def _multiply(a: Expr, b: Dim) -> Dim:
     terms: dict[Monomial, int] = {}
     for mono_a, coefficient_a in a.terms:
         for mono_b, coefficient_b in b.terms:
-            mono = _join(mono_a, mono_b)
+            mono = monomials.join(mono_a, mono_b)
             terms[mono] = terms.get(mono, 0) + coefficient_a * coefficient_b
     return _from_terms(terms)
-
-
-def _join(a: Monomial, b: Monomial) -> Monomial:
-    if not a or not b:
-        return a or b
-    powers = dict(a)
-    for atom, power in b:
-        powers[atom] = powers.get(atom, 0) + power
-    return tuple(sorted(powers.items(), key=lambda item: _atom_order(item[0])))
-
-
-def _atom_order(atom: Atom) -> tuple[str, int, int]:
-    low = -(1 << 62) if atom.low is None else atom.low
-    high = 1 << 62 if atom.high is None else atom.high
-    return atom.text, low, high
 
 
 def _floor_divide(a: Dim, b: Dim) -> Dim:
@@ -426,7 +388,7 @@ def _split_by(a: Expr, b: Expr) -> tuple[Dim, Dim]:
     rest: dict[Monomial, int] = {}
     mono_b, coefficient_b = b.terms[0]
     for mono, coefficient in a.terms:
-        quotient = _divide_monomial(mono, mono_b)
+        quotient = monomials.divide(mono, mono_b)
         if quotient is None or coefficient % coefficient_b:
             rest[mono] = coefficient
         else:
@@ -495,29 +457,16 @@ def _extreme_bounds(kind: str, lows: list[int | None], highs: list[int | None]) 
     return max(known_lows, default=None), max(known_highs) if len(known_highs) == len(highs) else None
 
 
-def _divide_monomial(a: Monomial, b: Monomial) -> Monomial | None:
-    powers = dict(a)
-    for atom, power in b:
-        left = powers.get(atom, 0) - power
-        if left < 0:
-            return None
-        if left:
-            powers[atom] = left
-        else:
-            del powers[atom]
-    return tuple((atom, powers[atom]) for atom, _ in a if atom in powers)
-
-
 def _divide_polynomials(a: Expr, b: Expr) -> Dim | None:
     """Divide by leading terms under one monomial order; a rest at any step means ``b`` does not divide ``a``."""
-    lead_b = max(b.terms, key=lambda term: _mono_order(term[0]))
+    lead_b = max(b.terms, key=lambda term: monomials.order(term[0]))
     rest: Dim = a
     quotient: Dim = 0
     for _ in range(SIZE_CAP):
         if isinstance(rest, int):
             return quotient if rest == 0 else None
-        lead = max(rest.terms, key=lambda term: _mono_order(term[0]))
-        mono = _divide_monomial(lead[0], lead_b[0])
+        lead = max(rest.terms, key=lambda term: monomials.order(term[0]))
+        mono = monomials.divide(lead[0], lead_b[0])
         if mono is None or lead[1] % lead_b[1]:
             return None
         step = _from_terms({mono: lead[1] // lead_b[1]})
@@ -526,75 +475,15 @@ def _divide_polynomials(a: Expr, b: Expr) -> Dim | None:
     return None
 
 
-def _mono_order(mono: Monomial) -> tuple[object, ...]:
-    # Graded lexicographic over atoms sorted by name: a total order that multiplication respects needs all exponents,
-    # and spelling each power out as repeated names gives the same comparison without knowing every atom in advance.
-    spelled = [_atom_order(atom) for atom, power in mono for _ in range(power)]
-    return (len(spelled), *([_Reversed(entry) for entry in spelled]))
-
-
-class _Reversed:
-    """Orders the earlier name as the larger one, as lexicographic order of exponents does."""
-
-    __slots__ = ("entry",)
-
-    def __init__(self, entry: tuple[str, int, int]) -> None:
-        self.entry = entry
-
-    def __lt__(self, other: _Reversed) -> bool:
-        return self.entry > other.entry
-
-    def __gt__(self, other: _Reversed) -> bool:
-        return self.entry < other.entry
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Reversed) and self.entry == other.entry
-
-    def __hash__(self) -> int:
-        return hash(self.entry)
-
-
 def _bounds(expr: Expr) -> tuple[int | None, int | None]:
     if expr._bounds is None:
         low: int | None = 0
         high: int | None = 0
         for mono, coefficient in expr.terms:
-            mono_low, mono_high = _monomial_bounds(mono)
+            mono_low, mono_high = monomials.bounds(mono)
             if coefficient < 0:
                 mono_low, mono_high = mono_high, mono_low
             low = None if low is None or mono_low is None else low + coefficient * mono_low
             high = None if high is None or mono_high is None else high + coefficient * mono_high
         expr._bounds = low, high
     return expr._bounds
-
-
-def _monomial_bounds(mono: Monomial) -> tuple[int | None, int | None]:
-    if len(mono) == 1 and mono[0][1] == 1:
-        return mono[0][0].low, mono[0][0].high
-    low, high = 1, 1
-    bounded = True
-    for atom, power in mono:
-        if atom.low is None or atom.low < 0:
-            return None, None
-        low *= atom.low**power
-        if atom.high is None:
-            bounded = False
-        else:
-            high *= atom.high**power
-    return low, high if bounded else None
-
-
-def _degree(mono: Monomial) -> int:
-    return sum(power for _, power in mono)
-
-
-def _mono_text(mono: Monomial) -> str:
-    return "*".join(atom.text if power == 1 else f"{atom.text}^{power}" for atom, power in mono)
-
-
-def _term_text(mono: Monomial, coefficient: int) -> str:
-    if not mono:
-        return str(coefficient)
-    if coefficient == 1:
-        return _mono_text(mono)
-    return f"-{_mono_text(mono)}" if coefficient == -1 else f"{coefficient}*{_mono_text(mono)}"
