@@ -76,7 +76,7 @@ def test_check_forged_sizes_are_refused_or_harmless(library: Library, isa: str, 
         packed = example()
         packed[start + bit // 8] ^= 1 << bit % 8
         if library.check(rehash(packed)) == "":
-            k, n = struct.unpack_from("<2Q", packed, 24)
+            k, n = struct.unpack_from("<2Q", packed.tobytes(), 24)
             y = library.run(packed, np.ones((3, k), np.float32), n, isa)
             assert np.all(np.isfinite(y))
 
@@ -98,7 +98,7 @@ def test_check_trailing_bytes_are_refused(library: Library) -> None:
 
 
 def sections(packed: np.ndarray) -> list[int]:
-    return list(struct.unpack_from("<5Q", packed, 64))
+    return list(struct.unpack_from("<5Q", packed.tobytes(), 64))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ def check(
 ) -> None:
     rng = np.random.default_rng(m)
     x = rng.standard_normal((m, w.shape[0])).astype(np.float32)
-    b = rng.standard_normal(w.shape[1]).astype(np.float32) if bias else None
+    b = rng.standard_normal((w.shape[1],)).astype(np.float32) if bias else None
     y = library.run(pack_sparse(w) if packed is None else packed, x, w.shape[1], isa, b, relu=relu)
-    exact = x.astype(np.float64) @ w + (0 if b is None else b)
+    exact = x.astype(np.float64) @ w + (np.zeros(w.shape[1]) if b is None else b)
     if relu:
         exact = np.maximum(exact, 0)
     excess = np.abs(y - exact) - rounding_bound(x, w, b)

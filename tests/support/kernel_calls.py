@@ -21,7 +21,8 @@ def rounding_bound(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.
     size = np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64)
     if bias is not None:
         size = size + np.abs(bias)
-    return (w.shape[0] + 2) * np.finfo(np.float32).eps * size + 1e-38
+    bound: np.ndarray = (w.shape[0] + 2) * np.finfo(np.float32).eps * size + 1e-38
+    return bound
 
 
 @dataclass(frozen=True)
