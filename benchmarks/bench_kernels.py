@@ -84,9 +84,11 @@ class Candidate:
             self.binding.bind_ortvalue_output(spec.name, self.outputs[-1])
 
     def run(self) -> None:
+        """Run once."""
         self.session.run_with_iobinding(self.binding)
 
     def check(self, x: np.ndarray, weights: list[np.ndarray]) -> None:
+        """Stop the benchmark unless every output is within the rounding bound of the exact product."""
         self.run()
         for w, y in zip(weights, self.outputs, strict=True):
             exact = x.astype(np.float64) @ w.astype(np.float64)

@@ -30,6 +30,10 @@ _SAMPLES = 8
 class LowerSparseMatmul(Pass):
     """Replace sparse MatMul and Gemm by ai.graphopt::SparseMatMul where that is faster than dense.
 
+    Attributes:
+        cost_table: Path of a measured cost table; the default table of the package if empty.
+        isa: Instruction set whose break-even counts: one of the cost table's, or ``any`` for the most demanding.
+
     Matches:   MatMul with a constant 2-D float32 weight as second input; Gemm with such a weight, alpha = 1, beta = 1,
                transA = 0 and a constant C that adds one number per column. A following Add of such a constant and a
                following Relu, each the only reader, go with them.
@@ -50,9 +54,7 @@ class LowerSparseMatmul(Pass):
     lowers: ClassVar[bool] = True
 
     cost_table: str = ""
-    """Path of a measured cost table; the default table of the package if empty."""
     isa: str = ANY_ISA
-    """Instruction set whose break-even counts: one of the cost table's, or ``any`` for the most demanding."""
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per lowered node, in topological order.
