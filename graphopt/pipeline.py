@@ -184,7 +184,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         quality = judge.measure(work.model)
         measured = Measured(
             quality=quality,
-            held_back=data is not None,
+            held_back=data is not None and held_back is not calibration,
             max_drop=limit.of(quality) if limit else None,
             met=limit is None or stop_after is not None or limit.allows(quality),
             milliseconds=_time(original, work.model, work.fallback, next(iter(held_back)), threads),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import CheckFailedError
 from graphopt.graph import Model, read_model
-from graphopt.runtime import Feeds, input_specs, output_names, random_feeds, run
+from graphopt.runtime import Feeds, input_specs, random_feeds, run
 from graphopt.verify.bound import rounding_tolerances
 from graphopt.verify.contract import Contract
 from graphopt.verify.equality import Difference, compare, worst
@@ -118,11 +118,16 @@ def _in_memory(source: Source) -> Model:
 
 def _same_interface(first: Any, second: Any) -> None:
     for what, left, right in (
-        ("inputs", [each.name for each in first.get_inputs()], [each.name for each in second.get_inputs()]),
-        ("outputs", output_names(first), output_names(second)),
+        ("inputs", first.get_inputs(), second.get_inputs()),
+        ("outputs", first.get_outputs(), second.get_outputs()),
     ):
-        if sorted(left) != sorted(right):
+        here, there = ({each.name: each.type for each in side} for side in (left, right))
+        if here != there:
             raise CheckFailedError(
-                f"the {what} are {', '.join(left)} and {', '.join(right)}",
-                must=f"Models that are compared have the same {what}",
+                f"the {what} are {_listed(here)} and {_listed(there)}",
+                must=f"Models that are compared have the same {what}, of the same types",
             )
+
+
+def _listed(values: dict[str, str]) -> str:
+    return ", ".join(f"{name}: {kind}" for name, kind in values.items())
