@@ -82,9 +82,9 @@ def test_small_types_go_through(name: str) -> None:
     values = np.arange(6).reshape(2, 3).astype(dtype)
     element = helper.np_dtype_to_tensor_dtype(dtype)
     nodes = [
-        helper.make_node("Reshape", ["w", "s"], ["r"]),
-        helper.make_node("Cast", ["r"], ["c"], to=TensorProto.FLOAT),
-        helper.make_node("Add", ["x", "c"], ["y"]),
+        helper.make_node("Cast", ["w"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["c", "s"], ["r"]),
+        helper.make_node("Add", ["x", "r"], ["y"]),
     ]
     graph = helper.make_graph(
         nodes, "g",
