@@ -41,11 +41,14 @@ class Analysis(ABC):
 
     __hash__ = object.__hash__
 
-    def survives(self, model: Model, changed: frozenset[str]) -> bool:
-        """Return whether the result still holds although the counters ``changed`` moved.
+    may_survive: ClassVar[frozenset[str]] = frozenset()
+    """The counters whose change need not make the result stale; :meth:`survives` is asked only about these."""
 
-        Asked before a stale result is thrown away. The answer must be exact and cheaper than computing: an analysis
-        that reads only shape constants says True where no weight it read has changed.
+    def survives(self, model: Model) -> bool:
+        """Return whether the result still holds although counters in ``may_survive`` moved.
+
+        Asked when a stale result is wanted again. The answer must be exact and cheaper than computing: an analysis that
+        reads only shape constants says True where no weight it read has changed.
         """
         return False
 

@@ -114,6 +114,7 @@ class Cost(Analysis):
     """The cost of every node of every scope; see the module for the formulas."""
 
     depends = frozenset({"structure"})
+    may_survive = frozenset({"weights"})
 
     def __init__(self, model: Model, types: Types, values: ShapeValues) -> None:
         self._types = types
@@ -215,9 +216,9 @@ class Cost(Analysis):
         count = mul(product(shape), width)
         return -(-count // 8) if isinstance(count, int | Expr) else None
 
-    def survives(self, model: Model, changed: frozenset[str]) -> bool:
+    def survives(self, model: Model) -> bool:
         """Hold exactly as long as the types the figures come from."""
-        return self._types.survives(model, changed)
+        return self._types.survives(model)
 
     def covers(self, fresh: Self) -> bool:
         """True where every node of the present model has the same cost here."""

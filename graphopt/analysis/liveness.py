@@ -53,6 +53,7 @@ class Liveness(Analysis):
     """
 
     depends = frozenset({"structure"})
+    may_survive = frozenset({"weights"})
 
     def __init__(self, spans: Mapping[Graph, dict[Tensor, Span]], types: Types) -> None:
         self._spans = dict(spans)
@@ -104,6 +105,10 @@ class Liveness(Analysis):
         numbers = [evaluate(size, sizes, default) for size in shape]
         known = [number for number in numbers if number is not None]
         return packed_size_bytes(dtype, known) if len(known) == len(numbers) else None
+
+    def survives(self, model: Model) -> bool:
+        """Hold exactly as long as the types the sizes come from."""
+        return self._types.survives(model)
 
     def same_as(self, other: Self) -> bool:
         """True where every tensor has the same range and the sizes behind it are the same."""

@@ -84,14 +84,15 @@ class Facts:
     def invalidate(self, preserving: Iterable[type[Analysis]] = ()) -> None:
         """Forget what the model's edits since its computation made stale.
 
-        A result whose counters stand still stays. A result of a class in ``preserving`` is taken as valid for the
-        present model on the word of the caller; :meth:`false_claims` checks that word. Recorded results stay.
+        A result whose counters stand still stays; one that may survive the change is looked at when it is wanted
+        again. A result of a class in ``preserving`` is taken as valid for the present model on the word of the caller;
+        :meth:`false_claims` checks that word. Recorded results stay.
         """
         claimed = frozenset(preserving)
         for kind, entry in list(self._entries.items()):
             if kind in claimed:
                 entry.stamp = self._stamp()
-            elif not kind.sticky and not self._holds(entry):
+            elif not kind.sticky and not self._changed(entry) <= kind.may_survive:
                 del self._entries[kind]
 
     def false_claims(self, preserving: Iterable[type[Analysis]]) -> list[type[Analysis]]:
@@ -122,12 +123,16 @@ class Facts:
     def _stamp(self) -> dict[str, int]:
         return {counter: getattr(self.model.versions, counter) for counter in COUNTERS}
 
-    def _holds(self, entry: _Entry) -> bool:
+    def _changed(self, entry: _Entry) -> set[str]:
         versions = self.model.versions
-        changed = {counter for counter in entry.depends if getattr(versions, counter) != entry.stamp[counter]}
+        return {counter for counter in entry.depends if getattr(versions, counter) != entry.stamp[counter]}
+
+    def _holds(self, entry: _Entry) -> bool:
+        changed = self._changed(entry)
         if not changed:
             return True
-        if entry.result.sticky or not entry.result.survives(self.model, frozenset(changed)):
+        result = entry.result
+        if result.sticky or not changed <= result.may_survive or not result.survives(self.model):
             return False
         entry.stamp = self._stamp()
         return True

@@ -25,6 +25,7 @@ class ShapeValues(Analysis):
     """
 
     depends = frozenset({"structure", "types", "weights"})
+    may_survive = frozenset({"weights"})
 
     def __init__(self, types: Types) -> None:
         self._types = types
@@ -59,9 +60,9 @@ class ShapeValues(Analysis):
         known = self._types.facts().get(tensor)
         return None if known is None else known.value
 
-    def survives(self, model: Model, changed: frozenset[str]) -> bool:
+    def survives(self, model: Model) -> bool:
         """Hold exactly as long as the types they were found with."""
-        return self._types.survives(model, changed)
+        return self._types.survives(model)
 
     def covers(self, fresh: Self) -> bool:
         """True where every tensor of the present model has the same elements here."""

@@ -36,6 +36,7 @@ class Types(Analysis):
     """
 
     depends = frozenset({"structure", "types", "weights"})
+    may_survive = frozenset({"weights"})
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
@@ -94,10 +95,8 @@ class Types(Analysis):
         """Return everything known, by tensor; not to be changed."""
         return self._sweep.known
 
-    def survives(self, model: Model, changed: frozenset[str]) -> bool:
+    def survives(self, model: Model) -> bool:
         """New weights leave types alone unless an element type, a shape or a value that was read changed."""
-        if changed != {"weights"}:
-            return False
         for constant, weight in self._sweep.weights.items():
             if not isinstance(constant, Constant):
                 return False

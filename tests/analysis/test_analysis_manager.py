@@ -194,6 +194,25 @@ def test_types_survive_new_weights_but_not_new_shape_constants(model: Model) -> 
     assert facts.get(Types) is not after
 
 
+def test_forgetting_does_not_look_at_weights(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = Facts(model)
+    facts.get(Types)
+    asked: list[Model] = []
+
+    def survives(_types: Types, model: Model) -> bool:
+        asked.append(model)
+        return True
+
+    monkeypatch.setattr(Types, "survives", survives)
+    for _ in range(3):
+        with Rewriter(model) as rw:
+            rw.set_weight(model.graph.nodes[0].inputs[1], np.zeros((4, 2), np.float32))
+        facts.invalidate()
+    assert asked == []
+    facts.get(Types)
+    assert len(asked) == 1
+
+
 def test_recorded_results_stay_and_follow_the_model(model: Model) -> None:
     facts = Facts(model)
     weight = model.graph.nodes[0].inputs[1]
