@@ -11,23 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bad_input import VALUE, Ended, assert_only, assert_refused, linear
 from graphopt import demo
-from graphopt.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Return the command line as a function of its arguments, run in this process."""
-
-    def call(*arguments: object) -> Ended:
-        capfd.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return Ended(status, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture
