@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from graphopt.analysis import Facts
-    from graphopt.graph import Model
+    from graphopt.graph import Model, Tensor
     from graphopt.rewrite.pattern import Match, Op
 
 HUB = 64
@@ -154,7 +154,7 @@ class _WorkList:
         self.depth = max((rule.depth for listed in self.rules.values() for rule in listed), default=0)
         self.queue: deque[Node] = deque()
         self.queued: set[Node] = set()
-        self.later: dict[Node, None] = {}
+        self.hubs: dict[Tensor, None] = {}
 
     def push(self, node: Node) -> None:
         """Queue a node, unless it is queued or no rule has its type as a root."""
@@ -164,11 +164,11 @@ class _WorkList:
 
     def pop(self) -> Node | None:
         """Return the next node that is still in its graph, or None at the fixed point."""
-        while self.queue or self.later:
+        while self.queue or self.hubs:
             if not self.queue:
-                for node in self.later:
-                    self.push(node)
-                self.later.clear()
+                for user in [user for hub in self.hubs for user in hub.outputs]:
+                    self.push(user)
+                self.hubs.clear()
                 continue
             node = self.queue.popleft()
             self.queued.discard(node)
@@ -205,7 +205,7 @@ class _WorkList:
         found: list[Node] = []
         for tensor in node.outputs:
             if len(tensor.outputs) > HUB:
-                self.later.update(dict.fromkeys(tensor.outputs))
+                self.hubs[tensor] = None
             else:
                 found.extend(tensor.outputs)
         return found

@@ -26,7 +26,7 @@ import numpy as np
 import onnx
 
 from graphopt.errors import PassError
-from graphopt.graph import Node, constant_value, is_graph_output, producer, uses
+from graphopt.graph import Node, constant_value, is_graph_output, producer
 from graphopt.rewrite.patch import node_label
 
 if TYPE_CHECKING:
@@ -416,11 +416,12 @@ class _Search:
                 if is_graph_output(tensor):
                     self._fail(state, f"{label}: its output {tensor.name!r} is a graph output")
                     return False
-                stranger = next((use.node for use in uses(tensor) if use.node not in matched), None)
-                if stranger is not None:
-                    self._fail(
-                        state, f"{label}: {tensor.name!r} is also used by {stranger.op} {node_label(stranger)!r}"
-                    )
+                # counting, since a tensor with thousands of users is common and listing them is not free
+                inside = sum(1 for user in matched for each in user.inputs if each is tensor)
+                if len(tensor.outputs) > inside:
+                    if self.failures is not None:
+                        other = next(user for user in tensor.outputs if user not in matched)
+                        self._fail(state, f"{label}: {tensor.name!r} is also used by {other.op} {node_label(other)!r}")
                     return False
         return True
 

@@ -14,13 +14,14 @@ from onnx import TensorProto, helper
 from graph_strategies import small_models
 from graphopt.errors import PassError
 from graphopt.graph import read_model
+from graphopt.graph.edges import Uses
 from graphopt.rewrite import Contract, PassManager, Patch, Rule, RulePass, Skip, drive
 from graphopt.rewrite.driver import HUB, position
 from pass_oracle import check_pass, parse
 from toy_passes import MergeRelu
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Model, Node
@@ -189,6 +190,7 @@ SCRIPT = """
 import sys
 from toy_passes import MergeRelu
 from graphopt.graph import read_model
+from graphopt.graph.edges import Uses
 from graphopt.rewrite import PassManager
 model = read_model(sys.stdin.buffer.read())
 outcome = PassManager([MergeRelu()]).run(model)
@@ -210,3 +212,26 @@ def test_same_result_whatever_the_hash_seed() -> None:
         for seed in ("1", "2")
     }
     assert len(results) == 1
+
+
+def test_legality_of_a_patch_at_a_hub_does_not_list_its_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Listing the users of a hub after each of n patches would cost n * n.
+    users = 1000
+    nodes = [helper.make_node("Abs", ["x"], ["h"])]
+    for i in range(users):
+        nodes += [helper.make_node("Relu", ["h"], [f"a{i}"]), helper.make_node("Relu", [f"a{i}"], [f"b{i}"])]
+    nodes.append(helper.make_node("Sum", [f"b{i}" for i in range(users)], ["y"]))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph(nodes, "hub", ends[:1], ends[1:])
+    model = read_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    listed = 0
+    plain = Uses.__iter__
+
+    def counting(self: Uses) -> Iterator[Node]:
+        nonlocal listed
+        listed += len(self)
+        return plain(self)
+
+    monkeypatch.setattr(Uses, "__iter__", counting)
+    assert PassManager([MergeRelu()], verify="fast").run(model).patches == users
+    assert listed < 100 * users
