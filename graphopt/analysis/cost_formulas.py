@@ -67,7 +67,17 @@ _REDUCING = ("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "ArgMax", "Ar
 
 
 def operations(node: Node, types: Types) -> Dim | None:
-    """Return the arithmetic operations of one run of a node, None where a shape they depend on is unknown."""
+    """Return the arithmetic operations of one run of a node.
+
+    None where a shape they depend on is unknown, or the node is not what its operator takes: Types records why.
+    """
+    try:
+        return _operations(node, types)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _operations(node: Node, types: Types) -> Dim | None:
     domain = "" if node.domain in {None, "ai.onnx"} else str(node.domain)
     if not domain and node.op in _MOVING:
         return 0

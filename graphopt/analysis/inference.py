@@ -143,10 +143,11 @@ class Sweep:
             self.failures.pop(node, None)
         try:
             found = self._infer(node, scope)
+            _check_sizes(found)
         except ShapeClashError as error:
             self.failures[node] = str(error)
             found = []
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             self.failures[node] = f"attributes or inputs are not what {node.op} takes: {type(error).__name__}: {error}"
             found = []
         for index, tensor in enumerate(node.outputs):
@@ -313,6 +314,14 @@ def constant_known(attrs: Mapping[str, Any]) -> Known:
             return Known(sparse.values.data_type, tuple(int(size) for size in sparse.dims))
     msg = f"attributes {sorted(attrs)} state no value"
     raise ShapeClashError(msg)
+
+
+def _check_sizes(found: list[Known]) -> None:
+    for known in found:
+        for size in known.shape or ():
+            if isinstance(size, int) and size < 0:
+                msg = f"an output would have the size {size}"
+                raise ShapeClashError(msg)
 
 
 def _may_have_value(found: list[Known]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import onnx
-from onnx import AttributeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
+from onnx import AttributeProto, TensorProto, TypeProto, checker, helper, numpy_helper, shape_inference
 
 from graphopt.analysis.site import INTEGERS, Known, ShapeClashError
 from graphopt.graph.attributes import RawAttribute, encode_plain
@@ -74,7 +74,7 @@ def _infer(
         found: Mapping[str, TypeProto] = shape_inference.infer_node_outputs(
             schema, proto, types, data, opset_imports=opsets
         )
-    except shape_inference.InferenceError as error:
+    except (shape_inference.InferenceError, checker.ValidationError, RuntimeError) as error:
         raise ShapeClashError(str(error).strip()) from error
     return found
 
