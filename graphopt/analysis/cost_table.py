@@ -154,11 +154,6 @@ class CostTable:
         known = [crossing for crossing in crossings if crossing is not None]
         return max(known) if known and len(known) == len(crossings) else None
 
-    def is_faster(self, m: int | None, k: int, n: int, sparsity: float, isa: str = ANY_ISA) -> bool:
-        """Return whether a layer should be lowered: its sparsity is at or above `break_even`."""
-        needed = self.break_even(m, k, n, isa)
-        return needed is not None and sparsity >= needed
-
     def _rows(self, m: int | None, weights: int, isa: str) -> list[NDArray[np.float64]]:
         """The measured curves over sparsity that a layer lies between; none where it is smaller than all measured."""
         if isa != ANY_ISA and isa not in self.speedup:

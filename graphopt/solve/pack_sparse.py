@@ -67,7 +67,8 @@ def pack_sparse(
     if not 1 <= k_block <= 256 or not 1 <= panel_rows <= 4096:
         what = f"blocks of {k_block} x {panel_rows} cannot be packed"
         raise KernelError(what, must="k_block must be 1 to 256 and panel_rows 1 to 4096.")
-    return _assemble(weight.shape, k_block, panel_rows, _sections(weight, k_block, panel_rows))
+    panels = [_panel(weight[:, at : at + panel_rows], k_block) for at in range(0, weight.shape[1], panel_rows)]
+    return _assemble(weight.shape, k_block, panel_rows, _joined(panels))
 
 
 def packed_bytes(entries: int, k: int, n: int) -> int:
@@ -115,17 +116,16 @@ def unpack_sparse(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     return dense
 
 
-def _sections(weight: NDArray[np.float32], k_block: int, panel_rows: int) -> _Sections:
-    k, n = weight.shape
-    k_blocks, panels = -(-k // k_block), -(-n // panel_rows)
+def _panel(weight: NDArray[np.float32], k_block: int) -> _Sections:
+    """The sections of one panel; its last block record is the end of its last block."""
+    k_blocks = -(-weight.shape[0] // k_block)
     column, row = np.nonzero(weight.T)  # by column of w, then by row
 
     # A pair is a column of w within a K-block; its entries are consecutive here.
     pair_key = column * k_blocks + row // k_block
     starts = np.flatnonzero(np.diff(pair_key, prepend=-1))
     counts = np.diff(starts, append=len(pair_key))
-    pair_column, pair_k_block = np.divmod(pair_key[starts], k_blocks)
-    pair_block = pair_column // panel_rows * k_blocks + pair_k_block
+    pair_column, pair_block = np.divmod(pair_key[starts], k_blocks)
 
     # Order of the file: by block, then the longest first, then by column.
     order = np.lexsort((pair_column, -counts, pair_block))
@@ -139,23 +139,34 @@ def _sections(weight: NDArray[np.float32], k_block: int, panel_rows: int) -> _Se
     first, stride = _interleaved(
         np.arange(len(order)) - new_run[run_of_pair], run_rows[run_of_pair], run_entries[run_of_pair]
     )
-    target = np.repeat(run_starts[run_of_pair] + first, sorted_counts)
-    target += _ranks(sorted_counts) * np.repeat(stride, sorted_counts)
-    source = np.repeat(starts[order], sorted_counts) + _ranks(sorted_counts)
-
+    ranks = _ranks(sorted_counts)
+    target = np.repeat(run_starts[run_of_pair] + first, sorted_counts) + ranks * np.repeat(stride, sorted_counts)
+    source = np.repeat(starts[order], sorted_counts) + ranks
     indices = np.empty(len(row), np.uint8)
     indices[target] = (row % k_block).astype(np.uint8)[source]
     values = np.empty(len(row), "<f4")
     values[target] = weight[row[source], column[source]]
 
-    blocks = np.zeros(panels * k_blocks + 1, _BLOCK)
-    edges = np.arange(panels * k_blocks + 1)
+    blocks = np.zeros(k_blocks + 1, _BLOCK)
+    edges = np.arange(k_blocks + 1)
     blocks["row"] = np.searchsorted(sorted_block, edges)
     blocks["run"] = np.searchsorted(sorted_block[new_run], edges)
     blocks["entry"] = run_starts[blocks["run"]]
     runs = np.zeros(len(new_run), _RUN)
     runs["entries"], runs["rows"] = run_entries, run_rows
-    return _Sections(blocks, runs, (pair_column[order] % panel_rows).astype("<u2"), indices, values)
+    return _Sections(blocks, runs, pair_column[order].astype("<u2"), indices, values)
+
+
+def _joined(panels: list[_Sections]) -> _Sections:
+    blocks = [np.zeros(1, _BLOCK)]
+    for panel in panels:
+        begin = blocks[-1][-1]
+        moved = panel.blocks[1:].copy()
+        for field in ("entry", "run", "row"):
+            moved[field] += begin[field]
+        blocks.append(moved)
+    joined = [np.concatenate([panel.arrays()[i] for panel in panels]) for i in range(1, 5)]
+    return _Sections(np.concatenate(blocks), *joined)
 
 
 def _interleaved(

@@ -13,7 +13,7 @@ from graphopt.graph import Constant, Model, Node, Tensor, is_graph_output, uses
 from graphopt.passes.lower.linear import Linear, is_linear, match_linear
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
-from graphopt.solve.pack_sparse import pack_sparse
+from graphopt.solve.pack_sparse import pack_sparse, packed_bytes
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _DOMAIN = "ai.graphopt"
 _SAMPLES = 8
+_HEADERS_BYTES = 4096  # what the packed form of a tiny matrix may have beside its entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +73,16 @@ class LowerSparseMatmul(Pass):
             if isinstance(layer, str) or reason:
                 yield Skip(node, reason)
                 continue
-            yield _patch(layer, packed)
+            yield self._patch(layer, packed, table)
 
     def _judge(self, node: Node, types: Types, sizes: list[dict[str, int]], table: CostTable) -> Linear | str:
         layer = match_linear(node, types, sizes)
         if isinstance(layer, str):
             return layer
-        sparsity = _sparsity(layer.weight())
+        sparsity = _sparsity(layer)
         needed = table.break_even(layer.rows, layer.k, layer.n, self.isa)
         if needed is not None and sparsity >= needed:
-            return layer
+            return _why_file_grows(layer) or layer
         rows = "an unknown number of" if layer.rows is None else str(layer.rows)
         size = f"for {rows} rows of activations and a weight of {layer.k} x {layer.n}"
         share = f"its weight has {sparsity:.1%} zeros"
@@ -90,6 +91,43 @@ class LowerSparseMatmul(Pass):
             if needed is not None
             else f"{share}; {size} the sparse kernel is not known to be faster at any sparsity"
         )
+
+    def _patch(self, layer: Linear, packed: dict[tuple[Tensor, bool], Constant], table: CostTable) -> Patch:
+        sparsity = _sparsity(layer)
+        speedup = table.predicted(layer.rows, layer.k, layer.n, sparsity, self.isa)
+        extras = "".join(f" and {node.op} '{node_label(node)}'" for node in layer.nodes[1:])
+        label = node_label(layer.node)
+
+        def apply(rewriter: Rewriter) -> None:
+            key = (layer.stored_weight, layer.transposed)
+            if key not in packed:
+                blob = pack_sparse(layer.weight())
+                packed[key] = rewriter.constant(blob, name=f"{layer.stored_weight.name}_packed", near=layer.node)
+            inputs: list[Tensor] = [layer.node.inputs[0], packed[key]]
+            if layer.bias is not None:
+                inputs.append(rewriter.constant(layer.bias, name=f"{label}_bias", near=layer.node))
+            attributes: dict[str, Any] = {"K": layer.k, "N": layer.n}
+            if layer.relu:
+                attributes["activation"] = "relu"
+            result = rewriter.op(
+                "SparseMatMul",
+                inputs,
+                attrs=attributes,
+                domain=_DOMAIN,
+                like=layer.output,
+                near=layer.nodes[-1],
+                origin=layer.nodes,
+            )
+            rewriter.replace_tensor(layer.output, result)
+            rewriter.erase(layer.nodes)
+
+        record = LayerRecord(
+            label,
+            layer.node.op,
+            f"SparseMatMul, {sparsity:.1%} zeros",
+            reason=f"at least {speedup:.1f} times as fast as dense by the cost table",
+        )
+        return Patch(f"run {layer.node.op} '{label}'{extras} on the sparse kernel", layer.nodes, apply, (record,))
 
 
 def _sizes_in_data(model: Model, types: Types, facts: Facts) -> list[dict[str, int]]:
@@ -108,8 +146,15 @@ def _sizes_in_data(model: Model, types: Types, facts: Facts) -> list[dict[str, i
     return found
 
 
-def _sparsity(weight: np.ndarray[Any, Any]) -> float:
-    return 1 - np.count_nonzero(weight) / weight.size
+def _sparsity(layer: Linear) -> float:
+    return 1 - np.count_nonzero(layer.weight()) / (layer.k * layer.n)
+
+
+def _why_file_grows(layer: Linear) -> str:
+    weight = layer.weight()
+    after = packed_bytes(int(np.count_nonzero(weight)), layer.k, layer.n)
+    grows = after > weight.nbytes + _HEADERS_BYTES
+    return f"its weight of {weight.nbytes} bytes would take {after} bytes, so that the file would grow" if grows else ""
 
 
 def _why_weight_stays(layer: Linear, found: dict[Node, Linear | str]) -> str:
@@ -123,37 +168,3 @@ def _why_weight_stays(layer: Linear, found: dict[Node, Linear | str]) -> str:
         if not lowered:
             return f"its weight '{weight.name}' is also read by '{node_label(use.node)}', so that the file would grow"
     return ""
-
-
-def _patch(layer: Linear, packed: dict[tuple[Tensor, bool], Constant]) -> Patch:
-    sparsity = _sparsity(layer.weight())
-    extras = "".join(f" and {node.op} '{node_label(node)}'" for node in layer.nodes[1:])
-    label = node_label(layer.node)
-
-    def apply(rewriter: Rewriter) -> None:
-        key = (layer.stored_weight, layer.transposed)
-        if key not in packed:
-            blob = pack_sparse(layer.weight())
-            packed[key] = rewriter.constant(blob, name=f"{layer.stored_weight.name}_packed", near=layer.node)
-        inputs: list[Tensor] = [layer.node.inputs[0], packed[key]]
-        if layer.bias is not None:
-            inputs.append(rewriter.constant(layer.bias, name=f"{label}_bias", near=layer.node))
-        attributes: dict[str, Any] = {"K": layer.k, "N": layer.n}
-        if layer.relu:
-            attributes["activation"] = "relu"
-        result = rewriter.op(
-            "SparseMatMul",
-            inputs,
-            attrs=attributes,
-            domain=_DOMAIN,
-            like=layer.output,
-            near=layer.nodes[-1],
-            origin=layer.nodes,
-        )
-        rewriter.replace_tensor(layer.output, result)
-        rewriter.erase(layer.nodes)
-
-    record = LayerRecord(
-        label, layer.node.op, f"SparseMatMul, {sparsity:.1%} zeros", reason="faster than dense by the cost table"
-    )
-    return Patch(f"run {layer.node.op} '{label}'{extras} on the sparse kernel", layer.nodes, apply, (record,))

@@ -284,6 +284,16 @@ def test_lower_report_rows_name_layer_and_sparsity(lower: LowerSparseMatmul) -> 
     assert (row.op, row.what, row.kept) == ("MatMul", "SparseMatMul, 75.0% zeros", True)
 
 
+def test_lower_never_lets_the_file_grow_whatever_the_table_says(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    always = CostTable((1,), (1,), (0.0, 1.0), {"avx2": np.array([[[2.0, 3.0]]])}, 0.1, "a test")
+    path.write_text(always.to_json(), encoding="utf-8")
+    dense = text("y = MatMul(x, w)", w=weight(100, 100, 0.1), x="float[4, 100]", y="float[4, 100]")
+    done = check_pass(LowerSparseMatmul(cost_table=str(path)), dense)
+    assert done.record.patches == 0
+    assert "so that the file would grow" in next(iter(done.skips.values()))
+
+
 def test_lower_unknown_instruction_set_is_an_error() -> None:
     with pytest.raises(RecipeError, match=r"no instruction set 'sse'.*It must be one of any, avx"):
         run_pass(LowerSparseMatmul(isa="sse"), text("y = MatMul(x, w)"))
