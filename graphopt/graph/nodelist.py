@@ -108,13 +108,12 @@ class NodeList(HookedList[Any]):
         for node in list.__iter__(self):
             label += _GAP
             size += 1
-            node.link_label = label
-            node.link_prev = before
-            node.link_next = None
+            fields = node.__dict__
+            fields["link_label"], fields["link_prev"], fields["link_next"] = label, before, None
             if before is None:
                 self._first = node
             else:
-                before.link_next = node
+                before.__dict__["link_next"] = node
             before = node
         self._last = before
         self._size = size
@@ -142,7 +141,7 @@ class NodeList(HookedList[Any]):
             from graphopt.graph.adopt import adopt_node
 
             adopt_node(node)
-        node.graph = self.graph
+        node.__dict__["graph"] = self.graph  # past __setattr__, which watches inputs and outputs
 
     def _linked(self, item: Any) -> None:
         self._take(item)
@@ -193,7 +192,7 @@ class NodeList(HookedList[Any]):
         new = list(nodes)
         self._changing()
         for node in list.__iter__(self):
-            node.graph = None
+            node.__dict__["graph"] = None
         list.__setitem__(self, slice(None), new)
         for node in new:
             self._take(node)

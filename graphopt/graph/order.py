@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphError
 from graphopt.graph.graphs import Graph, node_subgraphs
-from graphopt.graph.scopes import captures, nested_graphs, walk_graphs
+from graphopt.graph.scopes import bodies_in, captures, nested_graphs, walk_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -77,12 +77,7 @@ def _captured_producers(root: Graph) -> dict[Node, list[Node]]:
             if holder is not None and holder.graph is outer:
                 captured.setdefault(holder, []).append(made)
 
-    bodies = []
-    for node in root.nodes:
-        for _, body in node_subgraphs(node):
-            if body.parent_node is not node:
-                body.__dict__.update(parent=root, parent_node=node)  # an attribute was set by hand
-            bodies.append(body)
+    bodies = bodies_in(root)
     for body in bodies:
         for tensor in body.outputs:
             note(body, tensor)
@@ -99,12 +94,18 @@ def _sort_one(graph: Graph, captured: dict[Node, list[Node]]) -> None:
     if _in_order(graph, captured):
         return
     nodes = list(graph.nodes)
-    position = {node: index for index, node in enumerate(nodes)}
+    made_at = {tensor: index for index, node in enumerate(nodes) for tensor in node.outputs}
+    position = {node: index for index, node in enumerate(nodes)} if captured else {}
     waiting = [0] * len(nodes)
     followers: list[list[int]] = [[] for _ in nodes]
+    find = made_at.get
     for index, node in enumerate(nodes):
-        sources = [tensor.inputs.first() for tensor in node.inputs]
-        for made in sources + captured[node] if node in captured else sources:
+        for tensor in node.inputs:
+            before = find(tensor)
+            if before is not None:
+                followers[before].append(index)
+                waiting[index] += 1
+        for made in captured.get(node, ()):
             before = position.get(made)
             if before is not None:
                 followers[before].append(index)

@@ -69,12 +69,25 @@ def walk_graphs(roots: Iterable[Graph], order: Order = "pre") -> Iterator[tuple[
             stack.extend((body, iter(body.nodes), node) for body in reversed(bodies))
 
 
+def bodies_in(graph: Graph) -> list[Graph]:
+    """Return the bodies directly in the nodes of a graph, and let each know what is around it."""
+    found = []
+    for node in graph.nodes:
+        if node.__dict__.get("_attrs"):
+            for _, body in node_subgraphs(node):
+                if body.parent_node is not node or body.parent is not graph:
+                    body.__dict__.update(parent=graph, parent_node=node)  # an attribute was set by hand
+                found.append(body)
+    return found
+
+
 def nested_graphs(root: Graph) -> Iterator[Graph]:
     """Yield a graph and every body in it, outer before inner."""
-    yield root
-    for _, node in walk_graphs([root]):
-        for _, body in node_subgraphs(node):
-            yield body
+    stack = [root]
+    while stack:
+        graph = stack.pop()
+        yield graph
+        stack.extend(reversed(bodies_in(graph)))
 
 
 def producer(tensor: Tensor) -> Node | None:
