@@ -71,6 +71,13 @@ class RecipeBudget(BaseModel):
         ge=0,
         description="For outputs that are judged by SQNR: dB below 40, in place of max_drop. Absent: max_drop.",
     )
+    standard_errors: float = Field(
+        default=0.0,
+        ge=-3,
+        le=3,
+        description="How sure to be: so many standard errors are added to the measured loss of agreement before it is "
+        "compared. 1 wants the loss in the budget even if the held-back samples were lucky; -1 forgives bad luck.",
+    )
 
 
 NO_LIMIT = RecipeBudget(max_drop=None)
@@ -177,8 +184,7 @@ def recipe_of(
     *,
     name: str = "unnamed",
     description: str = "",
-    max_drop: float | None = None,
-    max_drop_db: float | None = None,
+    budget: RecipeBudget = NO_LIMIT,
 ) -> Recipe:
     """Return the recipe that runs these passes with all their options written out.
 
@@ -186,14 +192,13 @@ def recipe_of(
         passes: Passes, in order.
         name: Name of the recipe.
         description: One sentence.
-        max_drop: The accuracy budget.
-        max_drop_db: The same for outputs that are judged by SQNR.
+        budget: The accuracy budget.
     """
     steps = tuple(
         Step(step.name, option_model(type(step)).model_validate(step.options()).model_dump(mode="json"))
         for step in passes
     )
-    return Recipe(name, description, RecipeBudget(max_drop=max_drop, max_drop_db=max_drop_db), steps)
+    return Recipe(name, description, budget, steps)
 
 
 def schema() -> dict[str, Any]:

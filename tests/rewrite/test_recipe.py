@@ -105,8 +105,7 @@ def test_complete_recipe_gives_the_same_run(name: str, tmp_path: Path) -> None:
     assert again.create() == recipe.create()
     assert (again.name, again.description, again.budget) == (recipe.name, recipe.description, recipe.budget)
     assert again.to_yaml() == recipe.to_yaml()
-    budget = recipe.budget.model_dump()
-    written = recipe_of(recipe.create(), name=name, description=recipe.description, **budget)
+    written = recipe_of(recipe.create(), name=name, description=recipe.description, budget=recipe.budget)
     assert written.to_yaml() == recipe.to_yaml()
 
 
