@@ -30,7 +30,11 @@ def catalogue() -> str:
     families: dict[str, list[str]] = {}
     for name, module in builtin_modules().items():
         families.setdefault(module.split(".")[-2], []).append(name)
-    parts = [HEAD]
+    parts = [HEAD, "| pass | contract | what it does |", "| --- | --- | --- |"]
+    for name in sorted(builtin_modules()):
+        cls = pass_class(name)
+        parts.append(f"| [{name}](#{name}) | {cls.contract.value} | {sections(cls)['']} |")
+    parts.append("")
     for family, names in sorted(families.items()):
         parts.append(f"## {family}\n")
         parts.extend(entry(pass_class(name)) for name in sorted(names))
