@@ -20,7 +20,9 @@ from graphopt.errors import (
     RunError,
     UnsupportedError,
 )
+from graphopt.graph import read_model
 from graphopt.runtime import (
+    Feeds,
     InputSpec,
     input_specs,
     latency,
@@ -217,3 +219,26 @@ def test_the_runtime_logs_nothing_while_it_refuses(capfd: pytest.CaptureFixture[
         session(model(ADD.replace("Identity(t)", "Identity(nowhere)")))
     assert capfd.readouterr() == ("", "")
     assert ort.get_available_providers()
+
+
+def test_input_specs_of_a_model_are_those_of_its_session() -> None:
+    proto = onnx.parser.parse_model(ADD)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("w", 1, [3]))
+    loaded = read_model(proto)
+    assert input_specs(loaded) == input_specs(loaded.graph) == input_specs(session(loaded))
+    feeds = Feeds.open({"x": np.ones((2, 3), np.float32), "unused": np.zeros((2, 2), np.int64)}, loaded)
+    assert [run(session(loaded), feed)["y"].tolist() for feed in feeds] == [[[2, 3, 4]]] * 2
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_8_bit_floats_go_in_and_come_out(name: str) -> None:
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    number = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+    nodes = [onnx.helper.make_node("Cast", ["x"], ["f"], to=1), onnx.helper.make_node("Cast", ["f"], ["y"], to=number)]
+    ends = [onnx.helper.make_tensor_value_info(each, number, ["n"]) for each in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    made = session(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)]).SerializeToString())
+    x = np.array([1.5, -2.0, 0.25], dtype)
+    found = run(made, {"x": x})["y"]
+    assert found.dtype == dtype
+    assert found.tobytes() == x.tobytes()
