@@ -6,6 +6,7 @@ The only place that reads and writes protobuf models.
 from __future__ import annotations
 
 from graphopt.graph.attributes import RawAttribute, TypedList
+from graphopt.graph.external import ExternalWeight
 from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.interop import from_gs, gs_pass
 from graphopt.graph.model import Model, Versions
@@ -31,7 +32,7 @@ from graphopt.graph.scopes import (
 )
 from graphopt.graph.tensors import Constant, Tensor, Variable
 from graphopt.graph.text import dump_text
-from graphopt.graph.weights import ArrayWeight, ExternalWeight, LazyWeight, PackedWeight, SparseWeight, Weight
+from graphopt.graph.weights import ArrayWeight, LazyWeight, PackedWeight, SparseWeight, Weight
 from graphopt.graph.write import write_model
 
 __all__ = [

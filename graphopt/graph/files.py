@@ -14,9 +14,10 @@ from onnx import TensorProto
 
 from graphopt.errors import OutputExistsError, WriteError
 from graphopt.graph import dtypes
+from graphopt.graph.external import ExternalWeight
 from graphopt.graph.messages import tensor_head, tensor_inline
 from graphopt.graph.read import LIMIT_BYTES
-from graphopt.graph.weights import ExternalWeight, SparseWeight
+from graphopt.graph.weights import SparseWeight
 from graphopt.graph.write import adopt_constants, build, serialise, too_large
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from onnx import TensorProto
 
 from graphopt.errors import GraphError
 from graphopt.graph import dtypes
+from graphopt.graph.external import ExternalWeight
 from graphopt.graph.tensors import Constant, Tensor, Variable, decode_type
-from graphopt.graph.weights import ExternalWeight, ProtoWeight, SparseWeight, fill
+from graphopt.graph.weights import ProtoWeight, SparseWeight, fill
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

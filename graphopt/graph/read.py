@@ -12,6 +12,7 @@ from onnx import AttributeProto, TensorProto
 
 from graphopt.errors import GraphError, ReadError
 from graphopt.graph import attributes
+from graphopt.graph.external import DataFolder
 from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.model import Model
 from graphopt.graph.nodelist import NodeList, RoleList
@@ -20,7 +21,7 @@ from graphopt.graph.order import is_sorted, sort_graph
 from graphopt.graph.record import Record
 from graphopt.graph.scopes import nested_graphs
 from graphopt.graph.tensors import Constant, Tensor, Variable
-from graphopt.graph.weights import DataFolder, ProtoWeight, SparseWeight, Weight
+from graphopt.graph.weights import ProtoWeight, SparseWeight, Weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
