@@ -88,8 +88,9 @@ def input_specs(source: object) -> tuple[InputSpec, ...]:
     if hasattr(source, "graph"):
         source = source.graph
     if hasattr(source, "inputs") and hasattr(source, "nodes"):
-        stored = [constant for constant in getattr(source, "initializer_inputs", ()) if source.is_overridable(constant)]
-        source = [*source.inputs, *stored]
+        graph: Any = source
+        stored = [constant for constant in getattr(graph, "initializer_inputs", ()) if graph.is_overridable(constant)]
+        source = [*graph.inputs, *stored]
     if isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping):
         return tuple(_spec(each) for each in source)
     raise UnsupportedError(

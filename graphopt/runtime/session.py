@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ _ORT_ERRORS: Any = tuple(
     for kind in vars(ort_state).values()
     if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception
 )
+_SOURCE_PLACE = re.compile(r"\S*/onnxruntime(?:_src)?/\S+\.(?:cc|h):\d+ \S.*?\)(?: const)? (?=\w)")
+"""Where in its own sources the runtime says it failed: a file, a line and the signature of a function."""
 _LEVELS = {
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -252,7 +255,7 @@ def _run_error(error: Exception, session: ort.InferenceSession, feed: Mapping[st
 
 def _text(error: Exception) -> str:
     """Return the runtime's own words without its error prefix and on one line."""
-    text = " ".join(str(error).split())
+    text = _SOURCE_PLACE.sub("", " ".join(str(error).split()))
     marker = text.find(" : ", text.find("[ONNXRuntimeError]") + 1) if "[ONNXRuntimeError]" in text else -1
     if marker < 0:
         return text

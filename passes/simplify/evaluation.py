@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+_NEWEST_IR = 10  # says nothing about operators, and every supported runtime knows it
 _FED_KINDS = "fiub"  # other element types travel inside the model, where every one of them can
 
 
@@ -147,7 +148,7 @@ class _Job:
             made.name = f"n{len(twins)}"
             twins.append(made)
         graph = Graph(twins, inputs, [copies[tensor] for tensor in wanted], "folding", opset=self.opset)
-        graph.ir_version = max(self.ir_version, 4)
+        graph.ir_version = min(max(self.ir_version, 4), _NEWEST_IR)
         return Model(graph), feed, {tensor: copies[tensor].name for tensor in wanted}
 
     def _source(self, tensor: Tensor, name: str, feed: dict[str, Array], inputs: list[Tensor]) -> Tensor:

@@ -109,6 +109,12 @@ def test_models_the_runtime_refuses_are_unsupported_with_its_own_words() -> None
         assert caught.value.exit_code == 3
 
 
+def test_version_the_runtime_does_not_know_is_said_without_its_source_files() -> None:
+    with pytest.raises(UnsupportedError, match="does not load the model: Unsupported model IR version: 99") as caught:
+        session(model(ADD.replace("ir_version: 9", "ir_version: 99")))
+    assert ".cc" not in str(caught.value)
+
+
 def test_missing_external_data_is_named(tmp_path: Path) -> None:
     proto = onnx.parser.parse_model(ADD)
     weight = onnx.numpy_helper.from_array(np.ones(3, np.float32), "w")
@@ -237,7 +243,8 @@ def test_8_bit_floats_go_in_and_come_out(name: str) -> None:
     nodes = [onnx.helper.make_node("Cast", ["x"], ["f"], to=1), onnx.helper.make_node("Cast", ["f"], ["y"], to=number)]
     ends = [onnx.helper.make_tensor_value_info(each, number, ["n"]) for each in ("x", "y")]
     graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:])
-    made = session(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)]).SerializeToString())
+    opsets = [onnx.helper.make_opsetid("", 19)]
+    made = session(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
     x = np.array([1.5, -2.0, 0.25], dtype)
     found = run(made, {"x": x})["y"]
     assert found.dtype == dtype
