@@ -105,6 +105,9 @@ def infer_scan(site: Site, run: RunBody, prefix: str, *, exhausted: Callable[[],
         raise ShapeClashError(msg)
     scanned = site.attr_int("num_scan_inputs", 0)
     states = len(site.known) - scanned
+    if not 0 <= scanned <= len(site.known):
+        msg = f"num_scan_inputs is {scanned} of {len(site.known)} inputs"
+        raise ShapeClashError(msg)
     axes = site.attr_ints("scan_input_axes") or [0] * scanned
     length: Dim | None = None
     slices = []

@@ -176,19 +176,23 @@ class Cost(Analysis):
         return own
 
     def _iterations(self, node: Node, sizes: _Sizes) -> int:
-        count: Dim | None = None
-        if any(failure.node is node for failure in self._types.failures):
-            return 1
-        if node.op == "Loop" and node.inputs and node.inputs[0].name:
-            limit = self._values.value(node.inputs[0])
-            count = limit[0] if limit else None
-        elif node.op == "Scan":
-            scanned = node.inputs[len(node.inputs) - int(node.attrs.get("num_scan_inputs", 1))]
-            shape = self._types.shape(scanned)
-            axes = node.attrs.get("scan_input_axes") or [0]
-            count = None if shape is None else shape[int(axes[0])]
+        try:
+            count = self._iteration_count(node)
+        except (LookupError, TypeError, ValueError):
+            return 1  # not what the operator takes; Types records it
         number = sizes.of(count)
         return 1 if number is None or number >= _UNBOUNDED else max(number, 0)
+
+    def _iteration_count(self, node: Node) -> Dim | None:
+        if node.op == "Loop" and node.inputs[0].name:
+            limit = self._values.value(node.inputs[0])
+            return limit[0] if limit else None
+        if node.op == "Scan":
+            scanned = int(node.attrs.get("num_scan_inputs", 0))
+            shape = self._types.shape(node.inputs[len(node.inputs) - scanned])
+            axes = node.attrs.get("scan_input_axes") or [0]
+            return None if shape is None else shape[int(axes[0])]
+        return None
 
     # ---------------------------------------------------------------------------------------------------- one node
 
