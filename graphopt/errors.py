@@ -38,7 +38,9 @@ class GraphoptError(Exception):
     def message(self) -> str:
         """Return the whole message on one line."""
         head = f"{self.code} {self.where}: {self.what}" if self.where else f"{self.code} {self.what}"
-        return " ".join(part if part.endswith((".", "?", "!")) else f"{part}." for part in (head, self.must, self.do) if part)
+        return " ".join(
+            part if part.endswith((".", "?", "!")) else f"{part}." for part in (head, self.must, self.do) if part
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.what, self.where, self.must, self.do))
