@@ -135,7 +135,7 @@ def encode_plain(proto: AttributeProto, value: Any, where: str) -> None:
         proto.ref_attr_name = value.name
         kind = value.type if isinstance(value.type, int) else gs.util.misc.convert_to_onnx_attr_type(value.type)
         proto.type = kind or AttributeProto.UNDEFINED
-    elif isinstance(value, list | tuple | np.ndarray):
+    elif isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1):
         _encode_list(proto, list(value), getattr(value, "kind", None), where)
     elif isinstance(value, np.dtype | type):
         proto.i, proto.type = _dtype_enum(value), AttributeProto.INT

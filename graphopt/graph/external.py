@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from onnx import TensorProto
 
 
+_MAP_BYTES = 1 << 20  # smaller weights are read: a mapping holds a file descriptor as long as its array lives
+
+
 class DataFile:
     """One open external data file.
 
@@ -80,9 +83,14 @@ class ExternalWeight(Weight):
         if self.length == 0:
             return np.zeros(self.shape, self.dtype)
         self._check_size()
+        if self.length < _MAP_BYTES:
+            return from_buffer(b"".join(self.chunks()), self.onnx_dtype, self.shape)
         start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         lead = self.offset - start
-        mapped = mmap.mmap(self.file.fd, self.length + lead, offset=start, access=mmap.ACCESS_READ)
+        try:
+            mapped = mmap.mmap(self.file.fd, self.length + lead, offset=start, access=mmap.ACCESS_READ)
+        except OSError:  # too many open files, or a file system without mapping
+            return from_buffer(b"".join(self.chunks()), self.onnx_dtype, self.shape)
         return from_buffer(memoryview(mapped)[lead : lead + self.length], self.onnx_dtype, self.shape)
 
     def chunks(self) -> Iterator[bytes | memoryview]:

@@ -11,7 +11,8 @@ from graphopt.errors import GraphError
 from graphopt.graph.graphs import Function, Graph, node_subgraphs
 from graphopt.graph.nodes import Node
 from graphopt.graph.order import disconnect, is_used, sort_graph
-from graphopt.graph.scopes import Use, graph_outputs, is_graph_input, nested_graphs, producer, uses
+from graphopt.graph.outputs import replace_output
+from graphopt.graph.scopes import Use, graph_outputs, nested_graphs, producer, uses
 from graphopt.graph.tensors import Constant, Tensor, Variable, as_weight
 from graphopt.graph.weights import ArrayWeight, Weight
 
@@ -38,6 +39,7 @@ class Rewriter:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._touched: dict[Node, None] = {}
+        self._created: set[Node] = set()
         self._erased: dict[Node, tuple[Tensor, ...]] = {}
         self._loose: dict[Constant, None] = {}
         self._structure = self._types = self._weights = False
@@ -58,6 +60,11 @@ class Rewriter:
     def touched(self) -> KeysView[Node]:
         """Nodes that were created, or whose operator, attributes, edges or users changed; in order of first change."""
         return self._touched.keys()
+
+    def mark(self, node: Node) -> None:
+        """Count a node as touched."""
+        self._structure = True
+        self._touched[node] = None
 
     # ------------------------------------------------------------------------------------------------- new objects
 
@@ -110,10 +117,10 @@ class Rewriter:
         if domain and domain not in graph.imports:
             graph.imports[domain] = 1
         self._place(node, near, graph)
-        self._structure = True
-        self._touched[node] = None
+        self._created.add(node)
+        self.mark(node)
         for tensor in tensors:
-            self._home(tensor, graph)
+            self.settle(tensor, graph)
         return made[0] if outputs == 1 else tuple(made)
 
     def _output(self, stem: str, op_type: str, like: Tensor | None, *, explicit: bool) -> Variable:
@@ -209,13 +216,27 @@ class Rewriter:
     def replace_uses(self, old: Tensor, new: Tensor, *, where: Callable[[Use], bool] | None = None) -> None:
         """Let nodes of all scopes read ``new`` instead of ``old``; outputs of graphs stay.
 
+        The nodes that this block made to compute ``new`` from ``old`` keep reading ``old``.
+
         Args:
             old: The tensor read so far.
             new: The tensor to read.
             where: Chooses among the uses; they are listed before any of them changes.
         """
-        for use in [u for u in uses(old) if where is None or where(u)]:
+        makers = self._makers(new)
+        for use in [u for u in uses(old) if u.node not in makers and (where is None or where(u))]:
             self.set_input(use.node, use.index, new)
+
+    def _makers(self, tensor: Tensor) -> set[Node]:
+        """Return the nodes of this block that compute a tensor: reading it would close a cycle."""
+        makers: set[Node] = set()
+        stack = [producer(tensor)]
+        while stack:
+            node = stack.pop()
+            if node is not None and node in self._created and node not in makers:
+                makers.add(node)
+                stack.extend(producer(t) for t in self._read_by(node))
+        return makers
 
     def insert_on_edge(self, use: Use, new: Tensor) -> None:
         """Let one input of one node read ``new``."""
@@ -233,11 +254,10 @@ class Rewriter:
         edges[index] = Variable("") if tensor is None else tensor
         while edges and not edges[-1].name:
             edges.pop()
-        self._structure = True
-        self._touched[node] = None
+        self.mark(node)
         self._released(before)
         if tensor is not None:
-            self._home(tensor, graph)
+            self.settle(tensor, graph)
 
     def _released(self, tensor: Tensor) -> None:
         if isinstance(tensor, Constant):
@@ -247,7 +267,8 @@ class Rewriter:
         if made is not None and made.graph is not None:
             self._touched[made] = None
 
-    def _home(self, tensor: Tensor, graph: Graph) -> None:
+    def settle(self, tensor: Tensor, graph: Graph) -> None:
+        """Give a constant without a place one in ``graph``."""
         if isinstance(tensor, Constant) and tensor.home is None:
             tensor.home = graph
             graph.initializers[tensor] = None
@@ -267,63 +288,7 @@ class Rewriter:
             return
         self.replace_uses(old, new)
         for graph in dict.fromkeys(graph_outputs(old)):
-            self._replace_output(graph, old, new)
-
-    def _replace_output(self, graph: Graph, old: Tensor, new: Tensor) -> None:
-        if is_graph_input(old):
-            raise GraphError(
-                f"output '{old.name}' of graph '{graph.name}' is an input of it as well", must="It cannot be replaced"
-            )
-        if old.onnx_dtype and new.onnx_dtype and old.onnx_dtype != new.onnx_dtype:
-            raise GraphError(
-                f"output '{old.name}' of graph '{graph.name}' has element type {old.onnx_dtype}, its replacement "
-                f"'{new.name}' has {new.onnx_dtype}",
-                must="Public types never change",
-                do="Insert a Cast.",
-            )
-        if not _shapes_agree(old.shape, new.shape):
-            raise GraphError(
-                f"output '{old.name}' of graph '{graph.name}' has shape {old.shape}, its replacement '{new.name}' has "
-                f"{new.shape}",
-                must="Public shapes never change",
-            )
-        made = producer(new)
-        if isinstance(new, Constant) or made is None or made.graph is not graph or new.roles:
-            anchor = made if made is not None and made.graph is graph else None
-            new = self._identity(graph, new, old, anchor)
-        name = old.name
-        old.name = self.fresh(name, "replaced")
-        new.name = name
-        if isinstance(old, Variable):
-            for field in ("carried", "_known", "_dtype", "_shape", "_type"):
-                if field in old.__dict__:
-                    new.__dict__[field] = old.__dict__[field]
-                else:
-                    new.__dict__.pop(field, None)
-            if isinstance(old.__dict__.get("_shape"), list):
-                new.__dict__["_shape"] = list(old.__dict__["_shape"])
-        record = graph.record
-        if record is not None:
-            record.outputs = [(new if t is old else t, info) for t, info in record.outputs]
-            record.value_infos = [(new if t is old else t, info) for t, info in record.value_infos]
-        for position, tensor in enumerate(graph.outputs):
-            if tensor is old:
-                graph.outputs[position] = new
-        self._structure = True
-        maker = producer(new)
-        if maker is not None:
-            self._touched[maker] = None
-
-    def _identity(self, graph: Graph, new: Tensor, old: Tensor, after: Node | None) -> Variable:
-        output = Variable(self.fresh(old.name, "Identity"))
-        node = Node("Identity", self.fresh(old.name, "output"), {}, [new], [output])
-        if after is not None:
-            graph.nodes.insert_after(after, node)
-        else:
-            graph.nodes.insert_last(node)
-        self._touched[node] = None
-        self._home(new, graph)
-        return output
+            replace_output(self, graph, old, new)
 
     # ------------------------------------------------------------------------------------------- nodes and tensors
 
@@ -341,8 +306,7 @@ class Rewriter:
             node.attrs[key] = value
             if isinstance(value, Graph):
                 self._adopt_bodies(node, graph)
-        self._structure = True
-        self._touched[node] = None
+        self.mark(node)
 
     def set_op(self, node: Node, op: str, domain: str | None = None) -> None:
         """Change the operator."""
@@ -351,8 +315,7 @@ class Rewriter:
         node.domain = domain
         if domain and domain not in graph.imports:
             graph.imports[domain] = 1
-        self._structure = True
-        self._touched[node] = None
+        self.mark(node)
 
     def set_weight(self, constant: Constant, array: np.ndarray[Any, Any] | Weight) -> None:
         """Replace the values of a constant."""
@@ -415,8 +378,7 @@ class Rewriter:
         node.outputs[index] = Variable("")
         while len(node.outputs) > 1 and not node.outputs[-1].name:
             node.outputs.pop()
-        self._structure = True
-        self._touched[node] = None
+        self.mark(node)
 
     def drop_initializer(self, constant: Constant) -> None:
         """Remove an initializer that nobody reads and nobody may feed; any other stays.
@@ -486,15 +448,6 @@ class Rewriter:
         versions.structure += self._structure
         versions.types += self._types
         versions.weights += self._weights
-
-
-def _shapes_agree(left: Sequence[Any] | None, right: Sequence[Any] | None) -> bool:
-    """Tell whether two shapes may be the same: numbers differ nowhere, symbols may stand for anything."""
-    if left is None or right is None:
-        return True
-    return len(left) == len(right) and all(
-        a == b or not isinstance(a, int) or not isinstance(b, int) for a, b in zip(left, right, strict=True)
-    )
 
 
 def _holder_in(graph: Graph, node: Node | None) -> Node | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,25 @@ def test_large_weights_start_at_pages(tmp_path: Path) -> None:
     offsets = {c.name: c.weight.offset for c in read_model(tmp_path / "m.onnx").graph.initializers if c.name[0] == "w"}
     assert all(offset % 4096 == 0 for offset in offsets.values())
     assert len(set(offsets.values())) == 2
+
+
+def test_many_weights_alive_at_once_do_not_use_up_file_descriptors(tmp_path: Path) -> None:
+    model = read_model(big_model(count=3, size=1 << 19))
+    model.save(tmp_path / "m.onnx", external="m.data")
+    path = tmp_path / "many.onnx"
+    proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    for i in range(300):
+        copy = proto.graph.initializer.add()
+        copy.CopyFrom(proto.graph.initializer[0])
+        copy.name = f"copy{i}"
+    path.write_bytes(proto.SerializeToString())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        alive = [c.array() for c in read_model(path).graph.initializers]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert all(np.array_equal(alive[0], array) for array in alive[-3:])
 
 
 def test_small_model_is_written_inline(tmp_path: Path) -> None:

@@ -257,7 +257,14 @@ def test_sharding_and_training_information_is_renamed_or_dropped() -> None:
 
 def test_attributes_without_a_value_in_onnx_are_refused(chain: Model) -> None:
     relu = node(chain, "Relu")
-    for value, text in (([], "kind"), ([1, "a"], "mixes"), (object(), "object"), (None, "None"), (2**70, "64 bits")):
+    for value, text in (
+        ([], "kind"),
+        ([1, "a"], "mixes"),
+        (object(), "object"),
+        (None, "None"),
+        (2**70, "64 bits"),
+        (np.eye(2), "ndarray"),
+    ):
         relu.attrs["bad"] = value
         with pytest.raises(GraphError, match=text):
             chain.to_bytes()

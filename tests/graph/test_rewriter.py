@@ -208,6 +208,19 @@ def test_uses_of_all_scopes_are_replaced(branches: Model) -> None:
     onnx.checker.check_model(branches.to_proto(), full_check=True)
 
 
+def test_nodes_that_compute_the_replacement_keep_reading_the_original(chain: Model) -> None:
+    neg = node(chain, "Neg")
+    y = neg.outputs[0]
+    with Rewriter(chain) as rw:
+        shrunk = rw.op("Abs", [y], near=neg, like=y)
+        wrapped = rw.op("Sqrt", [shrunk], near=neg, like=y)
+        rw.replace_tensor(y, wrapped)
+    assert [n.op for n in chain.graph.nodes] == ["Relu", "Add", "Neg", "Abs", "Sqrt"]
+    assert [t.name for t in chain.graph.outputs] == ["y"]
+    assert list(chain.graph.outputs) == [wrapped]
+    onnx.checker.check_model(chain.to_proto(), full_check=True)
+
+
 def test_a_use_is_rerouted_alone(chain: Model) -> None:
     add, relu = node(chain, "Add"), node(chain, "Relu")
     with Rewriter(chain) as rw:
