@@ -27,6 +27,10 @@ def _attributes(axes: list[tuple[int, int, int, int, int]], automatic: str) -> d
         attrs["pads"] += [min(pair) for pair in zip(after, limits, strict=True)]
     else:
         attrs["auto_pad"] = automatic
+    if automatic.startswith("SAME"):
+        # ONNX Runtime refuses dilations here, and strides beyond the window: they would need a negative pad.
+        attrs["dilations"] = [1] * len(axes)
+        attrs["strides"] = [min(pair) for pair in zip(strides, kernels, strict=True)]
     return attrs
 
 
@@ -54,16 +58,14 @@ def _check(op: str, attrs: dict[str, Any], weight: list[int] | None, sizes: list
     assert found.unresolved == 0
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(_axis, min_size=1, max_size=2), _paddings, st.lists(st.integers(1, 14), min_size=2, max_size=2))
 def test_convolutions(axes: list[tuple[int, int, int, int, int]], automatic: str, sizes: list[int]) -> None:
     attrs = _attributes(axes, automatic)
-    if automatic.startswith("SAME"):
-        attrs["dilations"] = [1] * len(axes)
     _check("Conv", attrs, [3, 2, *attrs["kernel_shape"]], sizes[: len(axes)])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.sampled_from(["MaxPool", "AveragePool"]),
     st.lists(_axis, min_size=1, max_size=2),
@@ -75,15 +77,13 @@ def test_pooling(
     op: str, axes: list[tuple[int, int, int, int, int]], automatic: str, ceil: bool, sizes: list[int]
 ) -> None:
     attrs = _attributes(axes, automatic)
-    if automatic.startswith("SAME"):
-        attrs["dilations"] = [1] * len(axes)
     if automatic == "NOTSET":
         rank = len(axes)
         attrs["pads"] = [min(pad, attrs["kernel_shape"][i % rank] - 1) for i, pad in enumerate(attrs["pads"])]
     _check(op, {**attrs, "ceil_mode": int(ceil)}, None, sizes[: len(axes)])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(_axis, min_size=1, max_size=2),
     st.sampled_from(["NOTSET", "VALID"]),
