@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -34,6 +34,7 @@ class LowerSparseMatmul(Pass):
     Attributes:
         cost_table: Path of a measured cost table; the default table of the package if empty.
         isa: Instruction set whose break-even counts: one of the cost table's, or ``any`` for the most demanding.
+        rows: Rows of activations to assume where model and data leave them open; 0 assumes the least favourable.
 
     Matches:   MatMul with a constant 2-D float32 weight as second input; Gemm with such a weight, alpha = 1, beta = 1,
                transA = 0 and a constant C that adds one number per column. A following Add of such a constant and a
@@ -42,8 +43,8 @@ class LowerSparseMatmul(Pass):
                another order. The dense weight disappears; a weight that several nodes share is packed once.
     Requires:  The sparsity of the weight is at or above the break-even of the cost table for its size, its rows of
                activations and the instruction set; every reader of the weight is lowered, so that the file does not
-               grow. Rows that the model leaves open are those of the smallest of eight samples where there is data;
-               else the highest break-even of all numbers of rows counts.
+               grow. Rows that the model leaves open are those of the smallest of eight samples where there is data,
+               else the option ``rows``, else the highest break-even of all numbers of rows counts.
     Preserves: Names, types and shapes of all outputs; values up to rounding where activations are finite. An infinity
                or NaN no longer reaches outputs whose weight for it is zero.
     Source:    Elsen et al. 2020, arXiv:1911.09723, section 3; layout in kernels/sparse_matmul/contract.h.
@@ -56,6 +57,17 @@ class LowerSparseMatmul(Pass):
 
     cost_table: str = ""
     isa: str = ANY_ISA
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ValueError: ``rows`` is negative.
+        """
+        if self.rows < 0:
+            msg = f"rows is {self.rows}, and must be 0 or more"
+            raise ValueError(msg)
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per lowered node, in topological order.
@@ -79,6 +91,8 @@ class LowerSparseMatmul(Pass):
         layer = match_linear(node, types, sizes)
         if isinstance(layer, str):
             return layer
+        if layer.rows is None and self.rows:
+            layer = replace(layer, rows=self.rows)
         sparsity = _sparsity(layer)
         needed = table.break_even(layer.rows, layer.k, layer.n, self.isa)
         if needed is not None and sparsity >= needed:

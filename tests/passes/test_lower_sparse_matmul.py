@@ -10,6 +10,7 @@ from graphopt.errors import RecipeError
 from graphopt.graph import Constant, Model
 from graphopt.passes.lower.lower_sparse_matmul import LowerSparseMatmul
 from graphopt.rewrite import PassManager
+from graphopt.rewrite.registry import create
 from graphopt.runtime import Feeds, run, session
 from graphopt.solve.pack_sparse import unpack_sparse
 from pass_oracle import Done, check_pass, parse, run_pass
@@ -264,6 +265,15 @@ def test_lower_rows_come_from_the_data_where_the_model_leaves_them_open(tmp_path
     for tokens, patches in ((16, 1), (3, 0)):
         data = Feeds.open({"x": np.ones((4, 1, tokens, K), np.float32)}, made)
         assert run_pass(lower, source, data).record.patches == patches, tokens
+    for rows, patches in ((16, 1), (3, 0)):
+        assumed = LowerSparseMatmul(cost_table=str(path), isa="avx2", rows=rows)
+        assert check_pass(assumed, source).record.patches == patches, rows
+        assert run_pass(assumed, source, Feeds.open({"x": np.ones((1, 16, K), np.float32)}, made)).record.patches == 1
+
+
+def test_lower_negative_rows_are_refused() -> None:
+    with pytest.raises(RecipeError, match="rows is -1"):
+        create("lower-sparse-matmul", {"rows": -1})
 
 
 def test_lower_default_table_lowers_a_large_sparse_layer_and_no_small_one() -> None:
