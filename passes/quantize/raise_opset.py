@@ -123,8 +123,6 @@ def _to_inputs(*names: tuple[str, type[np.generic], object]) -> Callable[[Rewrit
             if value is None:
                 continue
             constant = rw.constant(np.asarray(value, kind), name=f"{node.name or node.op}_{name}", near=node)
-            while len(node.inputs) < place:
-                rw.set_input(node, len(node.inputs), None)
             rw.set_input(node, place, constant)
         for name, _, _ in names:
             if name in node.attrs:
