@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import GraphError
@@ -114,8 +115,7 @@ class Rewriter:
         node = Node(op_type, node_name, dict(attrs or {}), tensors, made, domain)
         self._adopt_bodies(node, graph)
         self._record_origin(node, origin, near)
-        if domain and domain not in graph.imports:
-            graph.imports[domain] = 1
+        _import_domain(graph, domain)
         self._place(node, near, graph)
         self._created.add(node)
         self.mark(node)
@@ -313,8 +313,7 @@ class Rewriter:
         graph = self._graph_of(node)
         node.op = op
         node.domain = domain
-        if domain and domain not in graph.imports:
-            graph.imports[domain] = 1
+        _import_domain(graph, domain)
         self.mark(node)
 
     def set_weight(self, constant: Constant, array: np.ndarray[Any, Any] | Weight) -> None:
@@ -448,6 +447,15 @@ class Rewriter:
         versions.structure += self._structure
         versions.types += self._types
         versions.weights += self._weights
+
+
+def _import_domain(graph: Graph, domain: str | None) -> None:
+    """Import the domain of a new node: a custom one in version 1, ONNX in the newest version the IR version allows."""
+    if domain not in {None, "", "ai.onnx"}:
+        graph.imports.setdefault(str(domain), 1)
+    elif not graph.opset:
+        allowed = [row[2] for row in onnx.helper.VERSION_TABLE if row[1] <= (graph.ir_version or onnx.IR_VERSION)]
+        graph.opset = max(allowed, default=1)
 
 
 def _holder_in(graph: Graph, node: Node | None) -> Node | None:

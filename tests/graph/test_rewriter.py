@@ -269,6 +269,18 @@ def test_provenance_and_metadata_are_merged(chain: Model) -> None:
     assert made_by(again).origin == ("first", "second")
 
 
+def test_domain_of_a_new_node_is_imported() -> None:
+    model = from_text(
+        """<ir_version: 8, opset_import: ["ai.onnx.ml": 2]>
+        g (float[2] x) => (float[2] y) { y = ai.onnx.ml.Binarizer(x) }"""
+    )
+    first = model.graph.nodes[0]
+    with Rewriter(model) as rw:
+        rw.replace_tensor(first.outputs[0], rw.op("Abs", [first.outputs[0]], near=first, like=first.outputs[0]))
+    assert model.opset == 18
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+
+
 def test_versions_count_what_changed(chain: Model) -> None:
     v = chain.versions
     with Rewriter(chain):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
@@ -13,11 +11,12 @@ import onnx.backend.test
 import pytest
 from crafted import crafted_models
 from onnx import ModelProto
+from suite import generated_cases, stored_cases
 
 from graphopt.graph import Model, dump_text, read_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 CRAFTED = dict(crafted_models())
 SAMPLE = 16  # every 16th model in the fast suite
@@ -43,25 +42,6 @@ def decode_everything(model: Model) -> None:
             assert tensor.shape is None or len(tensor.shape) >= 0
             assert tensor.onnx_dtype >= 0
     assert dump_text(model)
-
-
-def generated_cases() -> Iterator[tuple[str, ModelProto]]:
-    """Yield the node and model cases, which the onnx wheel generates."""
-    from onnx.backend.test.case.model import collect_testcases as model_cases
-    from onnx.backend.test.case.node import collect_testcases as node_cases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cases = [*node_cases(None), *model_cases()]
-    for case in cases:
-        if case.model is not None:
-            yield case.name, case.model
-
-
-def stored_cases() -> list[Path]:
-    """Return the light, simple, pytorch-converted and pytorch-operator cases, which the onnx wheel contains."""
-    data = Path(onnx.backend.test.__file__).parent / "data"
-    return sorted([*data.glob("*/*/model.onnx"), *data.glob("light/*.onnx")])
 
 
 @pytest.mark.parametrize("name", CRAFTED)
