@@ -3,8 +3,8 @@
     GRAPHOPT_ASSETS=folder python benchmarks/bench_int8.py [--only NAME ...] [--runs N]
 
 The folder has models/ and data/; its neighbour tools/evaluate.py makes the calibration feeds and scores. Calibration
-and scored data never overlap. Both tools quantize the same graph, simplified by graphopt's default recipe and raised to an
-opset with a scale per channel; ONNX Runtime is set to its best documented choice for x86: uint8 activations, int8
+and scored data never overlap. Both tools quantize the same graph, simplified by graphopt's default recipe and raised to
+an opset with a scale per channel; ONNX Runtime is set to its best documented choice for x86: uint8 activations, int8
 weights, one scale per channel, ranges by minimum and maximum. No accuracy guard runs: this compares quantizers.
 
 Scores are the task's own: percent correct, mean Spearman, perplexity (less is better), or the worst SQNR in dB. Latency

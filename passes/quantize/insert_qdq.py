@@ -11,6 +11,7 @@ from graphopt.errors import UnsupportedError
 from graphopt.graph import producer, uses
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
 from graphopt.passes.quantize.static import StaticForm
+from graphopt.passes.quantize.weightonly import store_as_integers, stored_places
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip
 from graphopt.target import find_target
@@ -34,6 +35,7 @@ QUANTIZED = frozenset(
 )
 """Operators that tell a model is quantized already."""
 
+KEPT = "kept float as asked"
 NOT_FLOAT32 = "its input is not float32"
 NO_DATA = "its inputs have no known range: static quantization needs calibration data, and a convolution that rounds \
 its inputs at run time is slower than float"
@@ -55,7 +57,7 @@ class InsertQdq(Pass):
         weights: Type of the weights.
         activations: ``uint8`` rounds activations to grids found on calibration data; ``dynamic`` finds a grid in every
             run, for linear layers only; ``auto`` takes uint8 where there is data, except for linear layers that read
-            sequences.
+            sequences; ``none`` leaves them float and stores the weights alone as integers, for size, not speed.
         per_channel: One weight scale per output channel; one per weight below opset 13, which has no others.
         calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is mse, the
             best on the models measured.
@@ -79,7 +81,7 @@ class InsertQdq(Pass):
     guard: ClassVar[str] = "layers"
 
     weights: Literal["int8"] = "int8"
-    activations: Literal["auto", "uint8", "dynamic"] = "auto"
+    activations: Literal["auto", "uint8", "dynamic", "none"] = "auto"
     per_channel: bool = True
     calibrator: Literal["auto", "minmax", "percentile", "mse"] = "auto"
     percentile: float = 99.999
@@ -94,6 +96,9 @@ class InsertQdq(Pass):
             yield Skip(model.graph.name or "the model", refusal)
             return
         per_channel = self.per_channel and model.opset >= target.per_channel_since
+        if self.activations == "none":
+            yield from self._weights_alone(model, per_channel=per_channel)
+            return
         types = facts.get(Types)
         static = self.activations != "dynamic" and facts.feeds is not None
         dynamic = self._dynamic_layers(model, target, types, static=static)
@@ -103,7 +108,7 @@ class InsertQdq(Pass):
                 ranges = facts.get(Ranges)
             except UnsupportedError as error:
                 yield Skip(model.graph.name or "the model", f"no range can be observed: {error.what}")
-        leave = dict.fromkeys(self.keep, "kept float as asked")
+        leave = dict.fromkeys(self.keep, KEPT)
         if ranges is not None:
             yield from self._place_static(model, target, types, ranges, leave, dynamic, per_channel=per_channel)
         else:
@@ -238,7 +243,26 @@ class InsertQdq(Pass):
             other = None if types.dtype(node.inputs[0]) == FLOAT32 else NOT_FLOAT32
             yield Skip(node, leave.get(node.name) or overridable or rule.refuse(node) or other or NO_DATA)
 
-    # ----------------------------------------------------------------------------------------------------- tables
+    # ----------------------------------------------------------------------------------------------- weights, tables
+
+    def _weights_alone(self, model: Model, *, per_channel: bool) -> Generator[Patch | Skip, frozenset[Node], None]:
+        """Yield the patches that store weights as integers and leave the arithmetic as it is, in every scope."""
+        for node in [node for _, node in model.walk(functions=False)]:
+            places = stored_places(node)
+            if not places:
+                continue
+            if is_overridable(model, node) or node.name in self.keep:
+                yield Skip(node, OVERRIDABLE if is_overridable(model, node) else KEPT)
+                continue
+
+            def apply(rw: Rewriter, node: Node = node, places: list[int] = places) -> None:
+                store_as_integers(rw, node, places, per_channel=per_channel)
+
+            what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, float arithmetic"
+            record = LayerRecord(node.name, node.op, what, reason="restored in every run, as asked")
+            yield Patch(f"store the weights of {node.op} '{node.name}' in int8", (node,), apply, (record,))
+        if self.embeddings:
+            yield from self._tables(model, dict.fromkeys(self.keep, KEPT))
 
     def _tables(self, model: Model, leave: dict[str, str]) -> Generator[Patch | Skip, frozenset[Node], None]:
         for node in [node for _, node in model.walk(functions=False)]:

@@ -237,6 +237,36 @@ def test_without_data_linear_layers_are_dynamic_and_convolutions_stay() -> None:
     assert any("calibration data" in reason for _, reason in record.skips)
 
 
+def test_weights_alone_shrink_the_file_and_keep_the_arithmetic() -> None:
+    model = float_model(
+        "g (float[n, 8, 8, 8] x, float[32, 8, 3, 3] w0, float[1152, 10] w1) => (float[n, 10] y) "
+        "{ c = Conv(x, w0) f = Flatten(c) y = MatMul(f, w1) }"
+    )
+    done = check_pass(InsertQdq(activations="none"), model)
+    assert [op for op in done.ops if op != "DequantizeLinear"] == ["Conv", "Flatten", "MatMul"]
+    assert len(done.model.to_bytes()) < len(model.to_bytes()) / 3
+    assert [layer.op for layer in done.record.layers] == ["Conv", "MatMul"]
+    assert sqnr_db(model, done.model, random_feeds(model, count=2, seed=1)) > 35
+
+
+def test_weights_of_recurrent_layers_inside_a_body_are_stored_as_integers() -> None:
+    text = HEAD.format(opset=17) + (
+        "g (float[4, 1, 16] x, bool c) => (float[4, 1, 1, 16] y) { y = If(c) <"
+        "then_branch = a () => (float[4, 1, 1, 16] p) { p = LSTM<hidden_size = 16>(x, w, r) }, "
+        "else_branch = e () => (float[4, 1, 1, 16] q) { z = Constant<value = int64[1] {1}>() q = Unsqueeze(x, z) }> }"
+    )
+    proto = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    for name in ("w", "r"):
+        proto.graph.initializer.append(
+            numpy_helper.from_array(random.standard_normal((1, 64, 16)).astype(np.float32), name)
+        )
+    model = read_model(proto)
+    done = check_pass(InsertQdq(activations="none"), model)
+    assert done.ops.count("DequantizeLinear") == 2
+    assert len(done.model.to_bytes()) < len(model.to_bytes()) / 2
+
+
 def test_layers_inside_bodies() -> None:
     text = HEAD.format(opset=17) + (
         "g (float[4, 64] x, bool c) => (float[4, 64] y) { y = If(c) <"
