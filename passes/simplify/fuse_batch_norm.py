@@ -60,7 +60,8 @@ class FuseBatchNorm(Pass):
                 if isinstance(found, str):
                     yield Skip(node, found)
                     continue
-                yield Patch(f"fold it into {found.layer.op} '{node_label(found.layer)}'", found.nodes, found.apply)
+                where = f"{found.layer.op} '{node_label(found.layer)}'"
+                yield Patch(f"fold '{node_label(node)}' into {where}", found.nodes, found.apply)
                 folded.append(found)
         finally:  # also where the manager stops in between: what was folded so far stays known
             for fold in folded:
