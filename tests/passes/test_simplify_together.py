@@ -11,16 +11,19 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.backend.test.loader
 import onnx.parser
 import pytest
 from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto, helper, numpy_helper
 
 from graph_strategies import small_models
+from graphopt.errors import GraphoptError
 from graphopt.graph import read_model
 from graphopt.rewrite.manager import PassManager
 from graphopt.runtime import random_feeds, run, session
 from graphopt.verify.contract import Contract
+from graphopt.verify.equality import compare
 from graphopt.verify.reference import evaluate
 from pass_oracle import assert_equal, some_feeds
 
@@ -118,3 +121,44 @@ def test_real_models_keep_their_outputs() -> None:
         for name, value in run(session(path), feed).items():
             assert run(session(model), feed)[name].shape == value.shape, path
         assert sum(1 for _ in model.walk()) <= before, path
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_backend_cases_keep_their_outputs() -> None:
+    compared = 0
+    for case in onnx.backend.test.loader.load_model_tests(kind="node"):
+        arrays = case.data_sets[0][0]
+        if not all(isinstance(value, np.ndarray | onnx.TensorProto) for value in arrays):
+            continue
+        values = [numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value for value in arrays]
+        feed = dict(zip([value.name for value in case.model.graph.input], values, strict=False))
+        simple = read_model(case.model)
+        PassManager(PASSES).run(simple)
+        try:
+            first = evaluate(read_model(case.model), [feed])[0]
+        except GraphoptError:
+            continue  # not one this runtime can run
+        if is_random(case.model):
+            continue
+        found = evaluate(simple, [feed])[0]
+        if any(
+            isinstance(value, np.ndarray) and value.dtype in {np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)}
+            for value in first.values()
+        ):
+            # the runtime computes these in float32 and rounds between nodes, less often where there are fewer nodes
+            assert all(
+                np.allclose(v.astype(np.float32), found[k].astype(np.float32), rtol=0.02, equal_nan=True)
+                for k, v in first.items()
+            )
+            continue
+        comparison = compare(first, found, Contract.EXACT)
+        assert comparison.equal, f"{case.name}: {comparison.reason}"
+        compared += 1
+    assert compared > 1000
+
+
+def is_random(model: onnx.ModelProto) -> bool:
+    """Whether a model draws numbers, or trains, which draws them too."""
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return any(node.op_type.startswith(("Random", "Bernoulli", "Multinomial", "Dropout")) for node in nodes)
