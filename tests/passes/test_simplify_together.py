@@ -162,3 +162,26 @@ def is_random(model: onnx.ModelProto) -> bool:
     """Whether a model draws numbers, or trains, which draws them too."""
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     return any(node.op_type.startswith(("Random", "Bernoulli", "Multinomial", "Dropout")) for node in nodes)
+
+
+def test_constants_of_strings_and_sparse_values_stay_usable() -> None:
+    values = helper.make_tensor("v", TensorProto.FLOAT, [2], [1.5, -2.0])
+    indices = helper.make_tensor("i", TensorProto.INT64, [2], [0, 3])
+    nodes = [
+        helper.make_node("Constant", [], ["s"], value_strings=["a", "b"]),
+        helper.make_node("Identity", ["s"], ["t"]),
+        helper.make_node("Concat", ["t", "x"], ["y"], axis=0),
+        helper.make_node("Constant", [], ["p"], sparse_value=helper.make_sparse_tensor(values, indices, [4])),
+        helper.make_node("Neg", ["p"], ["n"]),
+        helper.make_node("Add", ["f", "n"], ["z"]),
+    ]
+    inputs = [("x", TensorProto.STRING, ["k"]), ("f", TensorProto.FLOAT, [4])]
+    outputs = [("y", TensorProto.STRING, ["m"]), ("z", TensorProto.FLOAT, [4])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*each) for each in inputs],
+        [helper.make_tensor_value_info(*each) for each in outputs],
+    )
+    found = simplified(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    assert [node.op for node in found.graph.nodes] == ["Constant", "Concat", "Add"]
