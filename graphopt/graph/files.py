@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,15 +130,17 @@ class Staging:
                 if target.exists():
                     staged.chmod(target.stat().st_mode & 0o7777)
                     backup = staged.with_suffix(".old")
-                    os.link(target, backup)
+                    _duplicate(target, backup)
                 else:
                     staged.chmod(0o666 & ~mask)
                 backups.append((target, backup))
                 staged.replace(target)
         except BaseException:
-            for target, backup in backups:
+            for (staged, target), (_, backup) in zip(self._staged, backups, strict=False):
                 if backup is not None and backup.exists():
                     backup.replace(target)
+                elif backup is None and not staged.exists():
+                    target.unlink(missing_ok=True)
             raise
         for _, backup in backups:
             if backup is not None:
@@ -149,6 +152,13 @@ class Staging:
         for staged, _ in self._staged:
             for leftover in (staged, staged.with_suffix(".old")):
                 leftover.unlink(missing_ok=True)
+
+
+def _duplicate(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -162,10 +162,9 @@ class Graph(gs.Graph):  # type: ignore[misc]
 
         if mode != "functions":
             order.sort_graph(self, nested=recurse_subgraphs)
-        if mode != "nodes" or recurse_functions:
+        if recurse_functions:
             for function in self.functions:
-                if recurse_functions:
-                    order.sort_graph(function, nested=recurse_subgraphs)
+                order.sort_graph(function, nested=recurse_subgraphs)
         return self
 
     def cleanup(

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from onnx import AttributeProto
 
-from graphopt.graph import dtypes
 from graphopt.graph.attributes import RawAttribute
 from graphopt.graph.graphs import Graph, node_subgraphs
-from graphopt.graph.tensors import Constant, Tensor, Variable
+from graphopt.graph.tensors import Constant, Tensor
 from graphopt.graph.weights import SparseWeight
 
 if TYPE_CHECKING:
@@ -208,8 +207,3 @@ def constant_node_value(node: Node) -> np.ndarray[Any, Any] | None:
             array.flags.writeable = False
             return array
     return None
-
-
-def is_string(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds strings."""
-    return isinstance(tensor, Variable | Constant) and tensor.onnx_dtype == dtypes.STRING

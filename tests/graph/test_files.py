@@ -221,11 +221,15 @@ def test_nothing_is_left_behind_or_changed_when_writing_fails(
     assert digest(tmp_path) == before
 
 
+@pytest.mark.parametrize("existing", [True, False])
 @pytest.mark.parametrize("at", [0, 1])
-def test_rename_that_fails_restores_both_files(tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rename_that_fails_restores_both_files(
+    tmp_path: Path, at: int, existing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "m.onnx"
     model = read_model(big_model())
-    model.save(target, external="m.data")
+    if existing:
+        model.save(target, external="m.data")
     before = digest(tmp_path)
     with Rewriter(model) as rw:
         rw.set_weight(constant(model, "w0"), np.zeros(9, np.float32))
