@@ -63,7 +63,7 @@ class StaticForm:
         assert weight is not None
         factor = np.float32(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else np.float32(1.0)
         bias = self._bias(node, rule)
-        if node.op == "Conv" and has_image_channels(node, weight.shape):
+        if node.op == "Conv" and has_image_channels(node, weight.shape) and not self._is_transposed(x):
             weight = np.pad(weight, [(0, 0), (0, 1), *[(0, 0)] * (weight.ndim - 2)])
             rw.set_input(node, 0, self._four_channels(rw, node, x, weight.ndim))
         else:
@@ -130,6 +130,12 @@ class StaticForm:
         if tensor not in self._restored:
             self._remember(tensor, self._restore(rw, node, tensor, rounded, self._placement.groups[tensor]))
         rw.set_input(node, place, self._restored[tensor])
+
+    def _is_transposed(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor was brought to channels first, which ONNX Runtime undoes: it would pad the last axis."""
+        rounded = self._rounded.get(tensor)
+        source = producer(tensor if rounded is None else rounded)
+        return source is not None and source.op == "Transpose"
 
     def _four_channels(self, rw: Rewriter, node: Node, tensor: Tensor, rank: int) -> Variable:
         """Return an image of three channels with a fourth that holds zeros, in restored form."""
