@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import Model, constant_value, is_graph_output, producer, read_model, uses
+from graphopt.rewrite.patch import node_label
 from graphopt.runtime import output_names, random_feeds, run, session
 from graphopt.target.operators import activation_bounds
 from graphopt.target.registry import find_target
@@ -154,7 +155,7 @@ def broken_rule(node: Node, target: Target) -> FloatNode | None:
     rule = target.rules.get(op)
     if rule is None:
         return FloatNode(
-            node.name, node.op, "no kernel", target.float_reason.get(op, "the target has no integer kernel")
+            node_label(node), node.op, "no kernel", target.float_reason.get(op, "the target has no integer kernel")
         )
     for check in (
         _inputs_restored,
@@ -165,10 +166,10 @@ def broken_rule(node: Node, target: Target) -> FloatNode | None:
     ):
         broken = check(node, rule)
         if broken is not None:
-            return FloatNode(node.name, node.op, broken[:2], broken[4:])
+            return FloatNode(node_label(node), node.op, broken[:2], broken[4:])
     refusal = rule.refuse(node)
     return FloatNode(
-        node.name, node.op, "no kernel", refusal or "the runtime did not fuse it although every condition holds"
+        node_label(node), node.op, "no kernel", refusal or "the runtime did not fuse it although every condition holds"
     )
 
 

@@ -76,7 +76,7 @@ def place(
     types: Types,
     target: Target,
     *,
-    leave: Mapping[str, str] | None = None,
+    leave: Mapping[Node, str] | None = None,
     only: Callable[[Node], str | None] = lambda _node: None,
     sizes: Mapping[str, float] | None = None,
 ) -> Placement:
@@ -86,7 +86,7 @@ def place(
         model: The model; it is not edited.
         types: Types and shapes of its tensors.
         target: The rules.
-        leave: Names of nodes that must stay float, with the reason.
+        leave: Nodes that must stay float, with the reason.
         only: Returns why a weighted node must not take its static integer form, "" where nobody has to be told, else
             None.
         sizes: Values per sample of the tensors whose ranges are known; operators on others stay float, and regions that
@@ -103,7 +103,7 @@ class _Placer:
         model: Model,
         types: Types,
         target: Target,
-        leave: Mapping[str, str],
+        leave: Mapping[Node, str],
         only: Callable[[Node], str | None],
         sizes: Mapping[str, float] | None,
     ) -> None:
@@ -144,8 +144,8 @@ class _Placer:
 
     def _refusal(self, node: Node, rule: OpRule) -> str | None:
         """Return why a node stays float, None where it need not, or "" where nobody has to be told."""
-        if node.name in self.leave:
-            return self.leave[node.name]
+        if node in self.leave:
+            return self.leave[node]
         if self.model.opset < rule.since:
             return f"opset {self.model.opset}: {node.op} takes integers from opset {rule.since} on"
         positions = [i for i in rule.data_positions(node) if i < len(node.inputs)]

@@ -10,7 +10,7 @@ import numpy as np
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, constant_value, is_graph_output, producer, uses
 from graphopt.rewrite.pass_ import Pass
-from graphopt.rewrite.patch import Contract, Patch, Skip
+from graphopt.rewrite.patch import Contract, Patch, Skip, node_label
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -63,7 +63,9 @@ class FuseBias(Pass):
                 rw.replace_tensor(addition.outputs[0], node.outputs[0])
                 rw.erase([addition])
 
-            yield Patch(f"fuse Add '{addition.name}' into {node.op} '{node.name}'", (node, addition), apply)
+            yield Patch(
+                f"fuse Add '{node_label(addition)}' into {node.op} '{node_label(node)}'", (node, addition), apply
+            )
 
 
 def match(model: Model, types: Types, addition: Node) -> tuple[Node, NDArray[np.floating] | str] | None:
@@ -76,9 +78,9 @@ def match(model: Model, types: Types, addition: Node) -> tuple[Node, NDArray[np.
         if weight is None or added is None:
             return None
         if len(uses(tensor)) != 1 or is_graph_output(tensor):
-            return node, f"the result of {node.op} '{node.name}' is read without the constant as well"
+            return node, f"the result of {node.op} '{node_label(node)}' is read without the constant as well"
         if weight.dtype not in FLOATS or added.dtype != weight.dtype or types.rank(tensor) != weight.ndim:
-            return node, f"types or rank of {node.op} '{node.name}' do not fit or are unknown"
+            return node, f"types or rank of {node.op} '{node_label(node)}' do not fit or are unknown"
         channels = weight.shape[0] if node.op == "Conv" else weight.shape[1] * int(node.attrs.get("group", 1))
         values = per_channel(added, channels, weight.ndim)
         if values is None:
@@ -88,7 +90,7 @@ def match(model: Model, types: Types, addition: Node) -> tuple[Node, NDArray[np.
             return node, values
         old = constant_value(before)
         if old is None or (isinstance(before, Constant) and model.graph.is_overridable(before)):
-            return node, f"the bias of {node.op} '{node.name}' is not a constant"
+            return node, f"the bias of {node.op} '{node_label(node)}' is not a constant"
         return node, np.asarray(values + old, weight.dtype)
     return None
 

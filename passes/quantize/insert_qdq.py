@@ -13,7 +13,7 @@ from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, m
 from graphopt.passes.quantize.static import StaticForm
 from graphopt.passes.quantize.weightonly import store_as_integers, stored_places
 from graphopt.rewrite.pass_ import Pass
-from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip
+from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
 from graphopt.target import find_target
 from graphopt.target.grid import Grid, activation_grid
 from graphopt.target.operators import is_overridable
@@ -63,7 +63,7 @@ class InsertQdq(Pass):
             best on the models measured.
         percentile: Share of values that a range keeps, in percent, for ``percentile``.
         embeddings: Round the tables of embeddings to int8 as well.
-        keep: Names of nodes that stay float.
+        keep: Names of nodes that stay float; one without a name goes by operator and first output, ``Conv -> y``.
 
     Matches: Conv, Gemm and MatMul with constant weights; Add, Mul, Concat, pools and further operators with integer
         kernels between them; data movement between those; Gather from large constant tables.
@@ -121,7 +121,7 @@ class InsertQdq(Pass):
 
     def _kept(self, model: Model) -> list[Node]:
         keep = set(self.keep)
-        return [node for node in model.graph.nodes if node.name in keep]
+        return [node for node in model.graph.nodes if node_label(node) in keep]
 
     def _model_refusal(self, model: Model) -> str | None:
         found = sorted({node.op for _, node in model.walk() if node.op in QUANTIZED})
@@ -156,7 +156,8 @@ class InsertQdq(Pass):
                 return f"its values reach Log '{before_log[node]}', which makes rounding errors of small values large"
             return None if ranges.get(node.inputs[0].name) else "no run of the calibration data reached it"
 
-        placement = place(model, types, target, leave=leave, only=refuse, sizes=ranges.sizes())
+        leave_nodes = {node: leave[label] for node in model.graph.nodes if (label := node_label(node)) in leave}
+        placement = place(model, types, target, leave=leave_nodes, only=refuse, sizes=ranges.sizes())
         for node, why in placement.refused.items():
             if node not in dynamic:
                 yield Skip(node, why)
@@ -180,21 +181,21 @@ class InsertQdq(Pass):
                 form.weighted(rw, node, rule)
 
             what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, uint8 activations"
-            record = LayerRecord(node.name, node.op, what, reason=f"runs as {rule.kernel}")
-            return Patch(f"quantize {node.op} '{node.name}' to {what}", (node,), weighted, (record,))
+            record = LayerRecord(node_label(node), node.op, what, reason=f"runs as {rule.kernel}")
+            return Patch(f"quantize {node.op} '{node_label(node)}' to {what}", (node,), weighted, (record,))
         if rule.role is Role.MOVE or node in placement.joined:
 
             def move(rw: Rewriter) -> None:
                 form.move(rw, node, rule)
 
-            return Patch(f"move integers through {node.op} '{node.name}'", (node,), move)
+            return Patch(f"move integers through {node.op} '{node_label(node)}'", (node,), move)
         if node not in placement.outputs:
             return None
 
         def join(rw: Rewriter) -> None:
             form.join(rw, node, rule)
 
-        return Patch(f"compute {node.op} '{node.name}' on uint8", (node,), join)
+        return Patch(f"compute {node.op} '{node_label(node)}' on uint8", (node,), join)
 
     # ---------------------------------------------------------------------------------------------------- dynamic
 
@@ -205,7 +206,7 @@ class InsertQdq(Pass):
             return found
         for graph, node in model.walk(functions=False):
             rule = target.rule(node)
-            if node.op not in {"MatMul", "Gemm"} or rule is None or node.name in self.keep:
+            if node.op not in {"MatMul", "Gemm"} or rule is None or node_label(node) in self.keep:
                 continue
             if rule.refuse(node) is not None or is_overridable(model, node) or matrix(node) is None:
                 continue
@@ -225,12 +226,12 @@ class InsertQdq(Pass):
 
     def _dynamic_patch(self, node: Node, why: str, *, per_channel: bool) -> Patch:
         what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, dynamic uint8 activations"
-        record = LayerRecord(node.name, node.op, what, reason=why)
+        record = LayerRecord(node_label(node), node.op, what, reason=why)
 
         def apply(rw: Rewriter) -> None:
             make_dynamic(rw, node, per_channel=per_channel)
 
-        return Patch(f"quantize {node.op} '{node.name}' to {what}: {why}", (node,), apply, (record,))
+        return Patch(f"quantize {node.op} '{node_label(node)}' to {what}: {why}", (node,), apply, (record,))
 
     def _refuse_static(
         self, model: Model, target: Target, types: Types, dynamic: dict[Node, str], leave: dict[str, str]
@@ -241,7 +242,7 @@ class InsertQdq(Pass):
                 continue
             overridable = OVERRIDABLE if is_overridable(model, node) else None
             other = None if types.dtype(node.inputs[0]) == FLOAT32 else NOT_FLOAT32
-            yield Skip(node, leave.get(node.name) or overridable or rule.refuse(node) or other or NO_DATA)
+            yield Skip(node, leave.get(node_label(node)) or overridable or rule.refuse(node) or other or NO_DATA)
 
     # ----------------------------------------------------------------------------------------------- weights, tables
 
@@ -251,7 +252,7 @@ class InsertQdq(Pass):
             places = stored_places(node)
             if not places:
                 continue
-            if is_overridable(model, node) or node.name in self.keep:
+            if is_overridable(model, node) or node_label(node) in self.keep:
                 yield Skip(node, OVERRIDABLE if is_overridable(model, node) else KEPT)
                 continue
 
@@ -259,8 +260,8 @@ class InsertQdq(Pass):
                 store_as_integers(rw, node, places, per_channel=per_channel)
 
             what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, float arithmetic"
-            record = LayerRecord(node.name, node.op, what, reason="restored in every run, as asked")
-            yield Patch(f"store the weights of {node.op} '{node.name}' in int8", (node,), apply, (record,))
+            record = LayerRecord(node_label(node), node.op, what, reason="restored in every run, as asked")
+            yield Patch(f"store the weights of {node.op} '{node_label(node)}' in int8", (node,), apply, (record,))
         if self.embeddings:
             yield from self._tables(model, dict.fromkeys(self.keep, KEPT))
 
@@ -271,18 +272,18 @@ class InsertQdq(Pass):
                 continue
             if why is None and is_overridable(model, node):
                 why = OVERRIDABLE
-            why = leave.get(node.name, why)
+            why = leave.get(node_label(node), why)
             if why is not None:
                 yield Skip(node, why)
                 continue
             record = LayerRecord(
-                node.name, node.op, "int8 table, one scale", reason="rows are restored after the lookup"
+                node_label(node), node.op, "int8 table, one scale", reason="rows are restored after the lookup"
             )
 
             def apply(rw: Rewriter, node: Node = node) -> None:
                 make_integer_table(rw, node)
 
-            yield Patch(f"keep the table of Gather '{node.name}' in int8", (node,), apply, (record,))
+            yield Patch(f"keep the table of Gather '{node_label(node)}' in int8", (node,), apply, (record,))
 
 
 class GridOf:

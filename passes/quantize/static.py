@@ -132,7 +132,7 @@ class StaticForm:
         rw.set_input(node, place, self._restored[tensor])
 
     def _is_transposed(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor was brought to channels first, which ONNX Runtime undoes: it would pad the last axis."""
+        """Tell whether a tensor was brought to channels first, which the runtime undoes: it would pad the last axis."""
         rounded = self._rounded.get(tensor)
         source = producer(tensor if rounded is None else rounded)
         return source is not None and source.op == "Transpose"

@@ -189,6 +189,18 @@ def test_skip_has_its_reason(name: str) -> None:
     assert result.to_bytes() == model.to_bytes()
 
 
+@pytest.mark.usefixtures("however_small")
+def test_node_without_a_name_is_kept_by_its_output() -> None:
+    model = float_model(NET)
+    for node in model.graph.nodes:
+        node.name = ""
+    _, record = quantize(model)
+    label = record.layers[1].name
+    assert label == "Conv -> c1"
+    _, record = quantize(model, keep=(label,))
+    assert [layer.name for layer in record.layers] == ["Conv -> c0", "Gemm -> y"]
+
+
 def test_model_of_an_old_opset_points_at_raise_opset() -> None:
     _, record = quantize(float_model(CONV, opset=9))
     assert "raise-opset" in record.skips[0][1]
