@@ -56,6 +56,7 @@ class PruneMagnitude(Pass):
     name: ClassVar[str] = "prune-magnitude"
     contract: ClassVar[Contract] = Contract.LOSSY
     guard: ClassVar[str] = "strength"
+    uses_data: ClassVar[bool] = False
 
     sparsity: float = 0.5
     scope: Literal["local", "global", "lamp", "erk", "threshold"] = "lamp"

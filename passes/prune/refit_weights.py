@@ -15,6 +15,7 @@ from graphopt.passes.prune.moments import Reading, collect, producers
 from graphopt.passes.prune.rows import Form, form_of
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip, node_label
 from graphopt.solve import least_squares
+from graphopt.solve.threads import one_thread
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -103,9 +104,12 @@ class RefitWeights(Pass):
         feeds = facts.feeds.take(self.samples)
         for stage in _stages(problems):
             readings = [problem.reading for problem in stage]
-            sums = collect(dense, model, readings, feeds, rows=self.rows, seed=facts.seed)
+            with one_thread():
+                sums = collect(dense, model, readings, feeds, rows=self.rows, seed=facts.seed)
             for problem in stage:
-                yield self._refit(problem, sums[problem.reading.key])
+                with one_thread():
+                    proposal = self._refit(problem, sums[problem.reading.key])
+                yield proposal
 
     def _problems(self, model: Model, dense: Model) -> Iterator[_Problem | Skip]:
         origin = producers(dense)
