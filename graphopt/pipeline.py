@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 RANDOM_SAMPLES = 16
 """Seeded random feeds that stand in where the user gave no data."""
 
+HELD_BACK_SAMPLES = 64
+"""Held back at least, where there are twice as many (else half): 16 that all agree leave 4 points open, 64 only 1."""
+
+UNSEEN_SAMPLES = 256
+"""Samples that a pass which looks at no data is judged on, at most: more of them make the guard surer."""
+
 VERIFIED_SAMPLES = 4
 """Feeds on which a result that must be equal is compared with the original."""
 
@@ -168,11 +174,12 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
     tell("reading", 0, 1)
     original = _in_order(model if isinstance(model, Model) else read_model(model))
     plan = _plan(recipe, options, skip)
-    calibration, held_back, notes = _split_data(original, data, seed)
+    feeds = _Data.of(original, data, seed)
+    held_back = feeds.held_back
     judge = None if held_back is None else Judge(original, held_back, metric=_load_metric(metric), threads=threads)
     limit = None if judge is None else _limit(plan, max_drop, given=data is not None or metric is not None)
 
-    work = _Run(original.copy(), calibration, judge, limit, target, verify, seed, stop_after, tell)
+    work = _Run(original.copy(), feeds, judge, limit, target, verify, seed, stop_after, tell)
     work.passes(plan.create())
 
     measured = None
@@ -184,7 +191,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         quality = judge.measure(work.model)
         measured = Measured(
             quality=quality,
-            held_back=data is not None and held_back is not calibration,
+            held_back=data is not None and held_back is not feeds.calibration,
             max_drop=limit.of(quality) if limit else None,
             met=limit is None or stop_after is not None or limit.allows(quality),
             milliseconds=_time(original, work.model, work.fallback, next(iter(held_back)), threads),
@@ -198,7 +205,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         records=work.records,
         target=target,
         recipe=plan.name,
-        notes=(*notes, *work.notes),
+        notes=(*feeds.notes, *work.notes),
         seed=seed,
     )
     ran = replace(recipe_of(work.ran, name=plan.name, description=plan.description), budget=plan.budget)
@@ -210,7 +217,7 @@ class _Run:
     """The passes of one compilation under way."""
 
     model: Model
-    calibration: Feeds | None
+    feeds: _Data
     judge: Judge | None
     limit: Limit | None
     target: str
@@ -266,7 +273,10 @@ class _Run:
         def attempt(candidate: Model, steps: Sequence[Pass]) -> Outcome:
             return self._manage(candidate, steps, facts.fork(candidate), None)
 
-        verdict = Guard(self.judge, self.limit, attempt).apply(self.model, group)
+        judge = self.judge
+        if self.feeds.unseen is not None and not any(step.uses_data for step in group):
+            judge = judge.on(self.feeds.unseen)
+        verdict = Guard(judge, self.limit, attempt).apply(self.model, group)
         self.model = verdict.model
         self.facts = facts.fork(self.model)
         self.records += verdict.outcome.records
@@ -277,11 +287,11 @@ class _Run:
         manager = PassManager(
             list(steps), verify=self.verify, stop_after=stop_after, seed=self.seed, target=self.target
         )
-        return manager.run(model, self.calibration, facts)
+        return manager.run(model, self.feeds.calibration, facts)
 
     def _shared_facts(self) -> Facts:
         if self.facts is None or self.facts.model is not self.model:
-            self.facts = Facts(self.model, feeds=self.calibration, target=self.target, seed=self.seed)
+            self.facts = Facts(self.model, feeds=self.feeds.calibration, target=self.target, seed=self.seed)
         return self.facts
 
     def _remaining(self) -> int | None:
@@ -341,38 +351,51 @@ def _plan(recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str]
     return replace(plan, passes=tuple(step for step in plan.passes if step.name not in left_out))
 
 
-def _split_data(
-    model: Model, data: FeedSource | Feeds | None, seed: int
-) -> tuple[Feeds | None, Feeds | None, list[str]]:
-    """Return calibration feeds, feeds to judge on, and notes; without data, random feeds are what is judged on."""
-    inputs = input_specs(model)
-    if data is not None:
-        feeds = data if isinstance(data, Feeds) else Feeds.open(data, inputs)
-        if len(feeds) < 2:
-            return feeds, feeds, ["There is one sample only: it both calibrates and judges."]
-        calibration, held_back = feeds.split()
-        return calibration, held_back, []
-    random = random_feeds(inputs, count=RANDOM_SAMPLES, seed=seed)
-    try:
-        run(open_session(model, threads=1), next(iter(random)))
-    except RunError as error:
-        return (
-            None,
-            None,
-            [f"No data was given and the model does not run on random inputs, so nothing was measured: {error}"],
-        )
-    return None, random, [f"No data was given: outputs were compared on {RANDOM_SAMPLES} seeded random inputs."]
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The feeds of one compilation.
+
+    Attributes:
+        calibration: What passes may look at; None without data.
+        held_back: What the result is judged on; None where the model runs on none.
+        unseen: What a pass that looks at no data may be judged on: all of the data, up to a number.
+        notes: Sentences for the report.
+    """
+
+    calibration: Feeds | None
+    held_back: Feeds | None
+    unseen: Feeds | None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: Model, data: FeedSource | Feeds | None, seed: int) -> _Data:
+        """Divide the user's data; without any, random feeds are what is judged on."""
+        inputs = input_specs(model)
+        if data is not None:
+            feeds = data if isinstance(data, Feeds) else Feeds.open(data, inputs)
+            if len(feeds) < 2:
+                return cls(feeds, feeds, feeds, ("There is one sample only: it both calibrates and judges.",))
+            calibration, held_back = feeds.split(at_least=HELD_BACK_SAMPLES)
+            return cls(calibration, held_back, feeds.take(max(UNSEEN_SAMPLES, len(held_back))))
+        random = random_feeds(inputs, count=RANDOM_SAMPLES, seed=seed)
+        try:
+            run(open_session(model, threads=1), next(iter(random)))
+        except RunError as error:
+            note = f"No data was given and the model does not run on random inputs, so nothing was measured: {error}"
+            return cls(None, None, None, (note,))
+        note = f"No data was given: outputs were compared on {RANDOM_SAMPLES} seeded random inputs."
+        return cls(None, random, random, (note,))
 
 
 def _limit(plan: Recipe, max_drop: float | None, *, given: bool) -> Limit | None:
-    """Return the loss allowed: the user's, strictly; else the recipe's, where there is real data to measure it on."""
+    """Return the loss allowed: the user's as it stands; else the recipe's, where there is real data."""
     if max_drop is not None:
         if max_drop < 0:
             raise UsageError(f"{max_drop} is negative", where="--max-drop", must="A budget is zero or more")
-        return Limit(max_drop, strict=True)
+        return Limit(max_drop)
     if plan.budget.max_drop is None or not given:
         return None
-    return Limit(plan.budget.max_drop, plan.budget.max_drop_db, strict=False)
+    return Limit(plan.budget.max_drop, plan.budget.max_drop_db, plan.budget.standard_errors)
 
 
 def _load_metric(metric: Metric | str | None) -> Metric | None:

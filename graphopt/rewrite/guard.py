@@ -43,14 +43,14 @@ class Limit:
     Attributes:
         max_drop: In the units of ``Quality.drop``.
         max_drop_db: For outputs judged by SQNR, in dB below 40; None takes ``max_drop``.
-        strict: The measured drop itself must fit, as a user's own word does. The budget of a preset, which nobody chose
-            for this data, is met within one standard error, by the drop or by the expected loss of class scores, so
-            that few held-back samples do not decide by one of them.
+        standard_errors: So many are added to a drop of agreement before it is compared. Above zero the drop has to fit
+            even if the held-back samples were lucky. Below zero bad luck is forgiven, and the expected loss of class
+            scores may take the place of the drop, so that few samples do not decide by one of them.
     """
 
     max_drop: float
     max_drop_db: float | None = None
-    strict: bool = True
+    standard_errors: float = 0.0
 
     def of(self, quality: Quality) -> float:
         """Return the largest loss allowed in the unit of a measurement."""
@@ -59,13 +59,11 @@ class Limit:
     def allows(self, quality: Quality) -> bool:
         """Tell whether a measured quality fits."""
         allowed = self.of(quality) + 1e-9
-        if self.strict or quality.kind == "metric":
-            return quality.drop <= allowed
-        if quality.drop <= allowed + quality.drop_error:
+        if quality.drop + self.standard_errors * quality.drop_error <= allowed:
             return True
-        if quality.expected_loss is None or quality.expected_loss_error is None:
+        if self.standard_errors >= 0 or quality.expected_loss is None or quality.expected_loss_error is None:
             return False
-        return quality.expected_loss <= allowed + quality.expected_loss_error
+        return quality.expected_loss + self.standard_errors * quality.expected_loss_error <= allowed
 
 
 @dataclass(frozen=True, slots=True)

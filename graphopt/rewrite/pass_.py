@@ -39,6 +39,7 @@ class Pass(ABC):
             verification.
         guard: How the accuracy guard may weaken the pass: ``"none"``, ``"strength"`` (it has `with_strength`) or
             ``"layers"`` (it has the option ``keep``, names of nodes left as they are).
+        uses_data: Whether the calibration feeds decide anything; a pass that never looks at them may be judged on all.
         lowers: Whether it emits custom operators; the model before the first such pass is the bundle's fallback.
     """
 
@@ -48,6 +49,7 @@ class Pass(ABC):
     preserves: ClassVar[tuple[type[Analysis], ...]] = ()
     guard: ClassVar[str] = "none"
     lowers: ClassVar[bool] = False
+    uses_data: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, model: Model, facts: Facts) -> Steps:

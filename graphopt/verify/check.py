@@ -11,7 +11,8 @@ from graphopt.runtime import Feeds, input_specs, random_feeds, run
 from graphopt.verify.bound import rounding_tolerances
 from graphopt.verify.contract import Contract
 from graphopt.verify.equality import Difference, compare, worst
-from graphopt.verify.quality import Judge, Quality, open_session
+from graphopt.verify.quality import Judge, Quality
+from graphopt.verify.reference import open_unoptimized
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +85,7 @@ def check(
         GraphoptError: One of the models or the data cannot be used.
     """
     contract = Contract(contract)
-    first, second = open_session(reference, threads=1), open_session(candidate, threads=1)
+    first, second = open_unoptimized(reference), open_unoptimized(candidate)
     _same_interface(first, second)
     specs = input_specs(first)
     feeds = random_feeds(specs, count=RANDOM_SAMPLES, seed=seed) if data is None else _open(data, specs)

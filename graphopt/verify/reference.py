@@ -38,7 +38,7 @@ def evaluate(model: Model | Path | str | bytes, feeds: Iterable[Mapping[str, Any
         DataError: A feed does not fit.
         RunError: The model failed inside.
     """
-    running = _open(model)
+    running = open_unoptimized(model)
     return [run(running, feed) for feed in feeds]
 
 
@@ -53,10 +53,15 @@ def sample_feeds(model: Model | Path | str | bytes, count: int, seed: int = 0) -
     Raises:
         UnsupportedError: ONNX Runtime refuses the model, or an input is no tensor.
     """
-    return random_feeds(_open(model), count=count, seed=seed)
+    return random_feeds(open_unoptimized(model), count=count, seed=seed)
 
 
-def _open(model: Model | Path | str | bytes) -> onnxruntime.InferenceSession:
+def open_unoptimized(model: Model | Path | str | bytes) -> onnxruntime.InferenceSession:
+    """Return a session that computes every node as the model states it: the same nodes give the same bits.
+
+    Args:
+        model: The model, as for `evaluate`.
+    """
     with_kernels = KERNEL_DOMAIN in getattr(model, "opset_imports", {})
     # a weight that became an initializer is prepacked for another matrix kernel, which adds up in another order
     plain = {"session.disable_prepacking": "1"}

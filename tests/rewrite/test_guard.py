@@ -128,15 +128,27 @@ def test_a_pass_that_did_nothing_is_not_measured() -> None:
     assert verdict.outcome.patches == 0
 
 
-def test_limit_of_a_preset_allows_one_standard_error_and_of_a_user_none() -> None:
-    quality = Quality("top-1", 16, 16, 15 / 16, 0.0605, {"y": 30.0})
-    assert Limit(1.0, strict=False).allows(quality)
-    assert not Limit(1.0, strict=True).allows(quality)
+def test_standard_errors_make_a_limit_forgiving_or_demanding() -> None:
+    one_of_16 = Quality("top-1", 16, 16, 15 / 16, 0.0605, {"y": 30.0})
+    all_of_16 = Quality("top-1", 16, 16, 1.0, 0.0, {"y": 30.0})
+    all_of_100 = Quality("top-1", 100, 100, 1.0, 0.0, {"y": 30.0})
+    assert Limit(1.0, standard_errors=-1).allows(one_of_16)
+    assert not Limit(1.0).allows(one_of_16)
+    assert Limit(3.0).allows(all_of_16)
+    assert not Limit(3.0, standard_errors=1).allows(all_of_16)
+    assert Limit(3.0, standard_errors=1).allows(all_of_100)
 
 
-def test_a_preset_also_accepts_by_expected_loss_but_a_user_never() -> None:
+def test_expected_loss_takes_the_place_of_the_drop_only_where_bad_luck_is_forgiven() -> None:
     near_ties = Quality("top-1", 16, 16, 13 / 16, 0.0976, {"y": 22.0}, 0.4, 0.3)
     real_losses = Quality("top-1", 16, 16, 13 / 16, 0.0976, {"y": 22.0}, 12.0, 6.0)
-    assert Limit(1.0, strict=False).allows(near_ties)
-    assert not Limit(1.0, strict=True).allows(near_ties)
-    assert not Limit(1.0, strict=False).allows(real_losses)
+    assert Limit(1.0, standard_errors=-1).allows(near_ties)
+    assert not Limit(1.0).allows(near_ties)
+    assert not Limit(1.0, standard_errors=-1).allows(real_losses)
+
+
+def test_outputs_judged_by_sqnr_have_a_limit_of_their_own() -> None:
+    quality = Quality("sqnr", 10, 0, None, None, {"y": 32.5})
+    assert Limit(1.0, 8.0).allows(quality)
+    assert not Limit(1.0, 7.0).allows(quality)
+    assert not Limit(1.0).allows(quality)
