@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from graphopt.graph import read_model as load
     from graphopt.pipeline import Result, compile  # noqa: A004 - the public name of the main job
     from graphopt.rewrite import PassManager
-    from graphopt.runtime import Feeds, session
+    from graphopt.runtime import Feeds
+    from graphopt.runtime.session import session
     from graphopt.verify.check import CheckResult, check
 
 __version__ = "0.1.0"

@@ -1,11 +1,11 @@
 """The bundle: a folder that holds a compiled model and everything needed to run it.
 
-    model.onnx (+ model.onnx.data)     the result
-    fallback.onnx (+ .data)            the same on standard operators only, where the result uses custom operators
-    lib/<os>-<arch>/                   the kernel library for this platform, where the result uses custom operators
-    src/                               its sources, with a CMakeLists.txt that needs a C++17 compiler alone
-    load.py, load.cpp                  how to load it
-    recipe.yaml, report.json, report.html, manifest.json
+model.onnx (+ model.onnx.data)     the result
+fallback.onnx (+ .data)            the same on standard operators only, where the result uses custom operators
+lib/<os>-<arch>/                   the kernel library for this platform, where the result uses custom operators
+src/                               its sources, with a CMakeLists.txt that needs a C++17 compiler alone
+load.py, load.cpp                  how to load it
+recipe.yaml, report.json, report.html, manifest.json
 """
 
 from __future__ import annotations

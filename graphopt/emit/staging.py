@@ -6,10 +6,13 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graphopt.errors import OutputExistsError, WriteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MANIFEST = "manifest.json"
 """The file that makes a folder a bundle, so that only bundles are ever replaced."""

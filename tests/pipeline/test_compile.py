@@ -104,8 +104,10 @@ def test_two_processes_write_the_same_model(tmp_path: Path) -> None:
 
 
 def test_a_strict_budget_reverts_layers_and_says_which() -> None:
-    options = {"recipe": "int8", "data": calibration(), "metric": worse_with_every_integer}
+    options: dict[str, Any] = {"recipe": "int8", "data": calibration(), "metric": worse_with_every_integer}
     full = graphopt.compile(demo.CNN, **options, max_drop=1e9).report.quality
+    assert full is not None
+    assert full.drop is not None
     result = graphopt.compile(demo.CNN, **options, max_drop=full.drop / 2)
     reverted = [layer for layer in result.report.layers if layer.reverted]
     assert result.met

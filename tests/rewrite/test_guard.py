@@ -70,14 +70,15 @@ def run(model: Any, group: Sequence[Any]) -> Outcome:
     return Outcome([PassRecord(step.name, {}, log=log, layers=layers, skips=skips)])
 
 
-def guard(limit: float, **options: Any) -> tuple[Guard, FakeJudge]:
-    judge = FakeJudge()
-    return Guard(judge, Limit(limit, **options), run), judge  # type: ignore[arg-type]
+def guard(limit: float) -> tuple[Any, FakeJudge]:
+    """Return a guard whose models, passes and judge are the fakes above, and the judge."""
+    judge: Any = FakeJudge()
+    return Guard(judge, Limit(limit), run), judge
 
 
 def test_full_strength_within_the_limit_is_accepted_after_one_measurement() -> None:
     subject, judge = guard(10.0)
-    verdict = subject.apply(FakeModel(), [FakePass("strength")])  # type: ignore[arg-type, list-item]
+    verdict = subject.apply(FakeModel(), [FakePass("strength")])
     assert verdict.model.strength == 1.0
     assert judge.measured == [10.0]
     assert verdict.notes == ()
@@ -86,14 +87,14 @@ def test_full_strength_within_the_limit_is_accepted_after_one_measurement() -> N
 @pytest.mark.parametrize("limit", [1.0, 2.5, 5.0, 7.77, 9.9])
 def test_strength_is_the_largest_that_fits_to_one_thirty_second(limit: float) -> None:
     subject, _ = guard(limit)
-    verdict = subject.apply(FakeModel(), [FakePass("strength")])  # type: ignore[arg-type, list-item]
+    verdict = subject.apply(FakeModel(), [FakePass("strength")])
     assert limit / 10 - 1 / 32 < verdict.model.strength <= limit / 10
     assert "weakened to" in verdict.notes[0]
 
 
 def test_a_strength_too_weak_leaves_the_pass_out_and_the_model_untouched() -> None:
     model = FakeModel()
-    verdict = guard(0.1)[0].apply(model, [FakePass("strength")])  # type: ignore[arg-type, list-item]
+    verdict = guard(0.1)[0].apply(model, [FakePass("strength")])
     assert verdict.model is model
     assert verdict.passes == ()
     assert "left out" in verdict.notes[0]
@@ -105,7 +106,7 @@ def test_a_strength_too_weak_leaves_the_pass_out_and_the_model_untouched() -> No
     [(9.75, set()), (4.0, {"conv2"}), (0.8, {"conv2", "conv4"}), (0.3, {"conv1", "conv2", "conv4"})],
 )
 def test_fewest_of_the_worst_layers_are_reverted(limit: float, reverted: set[str]) -> None:
-    verdict = guard(limit)[0].apply(FakeModel(), [FakePass("layers")])  # type: ignore[arg-type, list-item]
+    verdict = guard(limit)[0].apply(FakeModel(), [FakePass("layers")])
     assert set(verdict.model.layers) == set(DAMAGE) - reverted
     rows = verdict.outcome.records[0].layers
     assert {row.name for row in rows if row.reverted} == reverted
@@ -115,7 +116,7 @@ def test_fewest_of_the_worst_layers_are_reverted(limit: float, reverted: set[str
 
 
 def test_no_layer_fits_leaves_the_pass_out_with_every_layer_reverted() -> None:
-    verdict = guard(0.1)[0].apply(FakeModel(), [FakePass("layers")])  # type: ignore[arg-type, list-item]
+    verdict = guard(0.1)[0].apply(FakeModel(), [FakePass("layers")])
     assert verdict.passes == ()
     assert all(row.reverted and not row.kept for row in verdict.outcome.records[0].layers)
 
@@ -123,7 +124,7 @@ def test_no_layer_fits_leaves_the_pass_out_with_every_layer_reverted() -> None:
 def test_a_pass_that_did_nothing_is_not_measured() -> None:
     subject, judge = guard(0.0)
     everything = FakePass("layers", keep=tuple(DAMAGE))
-    verdict = subject.apply(FakeModel(), [everything])  # type: ignore[arg-type, list-item]
+    verdict = subject.apply(FakeModel(), [everything])
     assert judge.measured == []
     assert verdict.outcome.patches == 0
 
