@@ -137,7 +137,11 @@ def compare(name: str, task: str, assets: Path, folder: Path, runs: int) -> dict
     ]
     good = [row for row in rows if not row.failed]
     for row in good:
-        score = evaluate(tool, "score", task, str(row.path), "--reference", str(original))
+        try:
+            score = evaluate(tool, "score", task, str(row.path), "--reference", str(original))
+        except RuntimeError as error:
+            row.failed = f"the result does not run: {error}"
+            continue
         worst = score.get("sqnr_db")
         found = audit(row.path, compare=False)
         row.figures = {
@@ -149,6 +153,7 @@ def compare(name: str, task: str, assets: Path, folder: Path, runs: int) -> dict
             "float_operators": found.floating_count,
             "conversions": found.conversions,
         }
+    good = [row for row in good if not row.failed]
     feed = feeds.first()
     times = latency([session(row.path) for row in good], feed, runs=runs)
     for row, milliseconds in zip(good, times, strict=True):

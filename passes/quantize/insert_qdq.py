@@ -11,7 +11,7 @@ from graphopt.errors import UnsupportedError
 from graphopt.graph import producer, uses
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
 from graphopt.passes.quantize.static import StaticForm
-from graphopt.passes.quantize.weightonly import store_as_integers, stored_places
+from graphopt.passes.quantize.weightonly import StoredWeights, stored_places
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
 from graphopt.target import find_target
@@ -248,6 +248,7 @@ class InsertQdq(Pass):
 
     def _weights_alone(self, model: Model, *, per_channel: bool) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield the patches that store weights as integers and leave the arithmetic as it is, in every scope."""
+        stored = StoredWeights(per_channel=per_channel)
         for node in [node for _, node in model.walk(functions=False)]:
             places = stored_places(node)
             if not places:
@@ -257,7 +258,7 @@ class InsertQdq(Pass):
                 continue
 
             def apply(rw: Rewriter, node: Node = node, places: list[int] = places) -> None:
-                store_as_integers(rw, node, places, per_channel=per_channel)
+                stored.store(rw, node, places)
 
             what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, float arithmetic"
             record = LayerRecord(node_label(node), node.op, what, reason="restored in every run, as asked")

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.graph import constant_value
+from graphopt.graph import constant_value, owner
 from graphopt.passes.quantize.static import conversion, drop_unused, short_name
 from graphopt.target.grid import quantize_weight, weight_scales
 
 if TYPE_CHECKING:
-    from graphopt.graph import Node, Rewriter
+    from graphopt.graph import Node, Rewriter, Tensor, Variable
 
 SMALLEST_WEIGHT = 1024
 """Values below which a weight stays float: its scales and the operator that restores it would take more."""
@@ -41,22 +41,49 @@ def _is_large(node: Node, place: int) -> bool:
     return value is not None and value.dtype == np.float32 and value.ndim >= 2 and value.size >= SMALLEST_WEIGHT
 
 
-def store_as_integers(rw: Rewriter, node: Node, places: list[int], *, per_channel: bool) -> None:
-    """Let a node read the given weights out of int8."""
-    for place in places:
-        source = node.inputs[place]
+class StoredWeights:
+    """Weights stored as integers, each once however many nodes and bodies read it.
+
+    Args:
+        per_channel: One scale per output channel; needs opset 13.
+    """
+
+    def __init__(self, *, per_channel: bool) -> None:
+        self._per_channel = per_channel
+        self._restored: dict[tuple[Tensor, int | None], Variable] = {}
+
+    def store(self, rw: Rewriter, node: Node, places: list[int]) -> None:
+        """Let a node read the given weights out of int8."""
+        for place in places:
+            source = node.inputs[place]
+            axis = channel_axis(node, len(source.shape)) if self._per_channel else None
+            key = (source, axis)
+            if key not in self._restored:
+                self._restored[key] = self._write(rw, node, source, axis)
+            rw.set_input(node, place, self._restored[key])
+            drop_unused(rw, [source])
+
+    def _write(self, rw: Rewriter, node: Node, source: Tensor, axis: int | None) -> Variable:
+        """Write the integers and what restores them in the graph that owns the weight: bodies capture the result."""
+        near = _in_graph_of(source, node)
         value = constant_value(source)
         assert value is not None
         weight = np.asarray(value, np.float32)
-        axis = channel_axis(node, weight.ndim) if per_channel else None
         scales = weight_scales(weight, axis)
         name, one = short_name(source), axis is None
-        values = rw.constant(quantize_weight(weight, axis, scales).values, name=f"{name}_quantized", near=node)
-        steps = rw.constant(scales.reshape(()) if one else scales, name=f"{name}_scale", near=node)
-        zeros = rw.constant(np.zeros(() if one else scales.shape, np.int8), name=f"{name}_zero_point", near=node)
+        values = rw.constant(quantize_weight(weight, axis, scales).values, name=f"{name}_quantized", near=near)
+        steps = rw.constant(scales.reshape(()) if one else scales, name=f"{name}_scale", near=near)
+        zeros = rw.constant(np.zeros(() if one else scales.shape, np.int8), name=f"{name}_zero_point", near=near)
         attrs = {} if one else {"axis": axis}
-        rw.set_input(node, place, conversion(rw, "DequantizeLinear", [values, steps, zeros], attrs=attrs, near=node))
-        drop_unused(rw, [source])
+        return conversion(rw, "DequantizeLinear", [values, steps, zeros], attrs=attrs, near=near)
+
+
+def _in_graph_of(source: Tensor, node: Node) -> Node:
+    """Return the node that is or contains ``node`` in the graph that owns a tensor."""
+    home = owner(source)
+    while node.graph is not home and node.graph is not None and node.graph.parent_node is not None:
+        node = node.graph.parent_node
+    return node
 
 
 def channel_axis(node: Node, rank: int) -> int:

@@ -279,6 +279,20 @@ def test_weights_of_recurrent_layers_inside_a_body_are_stored_as_integers() -> N
     assert len(done.model.to_bytes()) < len(model.to_bytes()) / 2
 
 
+def test_weight_that_several_bodies_read_is_stored_once() -> None:
+    text = HEAD.format(opset=17) + (
+        "g (float[4, 64] x, bool c) => (float[4, 64] y) { y = If(c) <"
+        "then_branch = a () => (float[4, 64] p) { p = MatMul(x, w) }, "
+        "else_branch = e () => (float[4, 64] q) { n = Neg(x) q = MatMul(n, w) }> }"
+    )
+    proto = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    done = check_pass(InsertQdq(activations="none"), read_model(proto))
+    assert done.ops.count("DequantizeLinear") == 1
+    assert sum(constant.nbytes for graph in done.model.graphs() for constant in graph.initializers) < weight.nbytes / 3
+
+
 def test_layers_inside_bodies() -> None:
     text = HEAD.format(opset=17) + (
         "g (float[4, 64] x, bool c) => (float[4, 64] y) { y = If(c) <"
