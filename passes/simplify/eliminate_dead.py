@@ -119,7 +119,9 @@ def _is_optional(node: Node, index: int, graph: Graph) -> bool:
     if node.domain not in DEFAULT_DOMAINS or not onnx.defs.has(node.op):
         return False
     try:
-        formal = onnx.defs.get_schema(node.op, max_inclusive_version=graph.opset).outputs
+        formal = onnx.defs.get_schema(
+            node.op, max_inclusive_version=min(graph.opset, onnx.defs.onnx_opset_version())
+        ).outputs
     except onnx.defs.SchemaError:
         return False
     return index < len(formal) and formal[index].option == onnx.defs.OpSchema.FormalParameterOption.Optional

@@ -44,7 +44,9 @@ class FixReshapeTargets(Pass):
         """Yield one patch per Reshape, in topological order."""
         types, values = facts.get(Types), facts.get(ShapeValues)
         for graph, node in list(model.walk()):
-            if not is_op(node, "Reshape") or graph.opset < 5 or refers_to_function(node) or is_constant(node.inputs[1]):
+            if not is_op(node, "Reshape") or graph.opset < 5 or refers_to_function(node):
+                continue
+            if len(node.inputs) < 2 or is_constant(node.inputs[1]):
                 continue
             entries, shape = values.value(node.inputs[1]), types.shape(node.inputs[0])
             if entries is None or shape is None:

@@ -141,11 +141,15 @@ def _match(norm: Node, types: Types) -> _Fold | str:
     reason = _why_training(norm)
     if reason:
         return reason
+    if len(norm.inputs) < 5:
+        return f"it has {len(norm.inputs)} inputs, not 5"
     parameters = [constant_value(tensor) if is_constant(tensor) else None for tensor in norm.inputs[1:5]]
     if any(value is None for value in parameters):
         names = [t.name for t, value in zip(norm.inputs[1:5], parameters, strict=True) if value is None]
         return f"its parameters {', '.join(names)} are not constant"
     gamma, beta, mean, variance = (np.asarray(value, dtype=np.float64) for value in parameters)
+    if gamma.ndim != 1 or not gamma.shape == beta.shape == mean.shape == variance.shape:
+        return "its parameters are not vectors of one length"
     source = norm.inputs[0]
     add, layer = None, _only_reader_of(source, norm)
     if isinstance(layer, str):
@@ -198,6 +202,8 @@ def _only_reader_of(tensor: Tensor, reader: Node) -> Node | str:
 
 def _added_layer(add: Node) -> Node | None:
     """Return the layer to which an Add adds a constant."""
+    if len(add.inputs) != 2:
+        return None
     for index in (0, 1):
         if is_constant(add.inputs[1 - index]) and not is_constant(add.inputs[index]):
             layer = _only_reader_of(add.inputs[index], add)
@@ -210,6 +216,8 @@ def _folded(norm: Node, layer: Node, add: Node | None, factor: Array, shift: Arr
     label = f"{layer.op} '{node_label(layer)}'"
     if refers_to_function(layer):
         return f"an attribute of {label} is given by the call of the function"
+    if len(layer.inputs) < 2:
+        return f"{label} has no weight"
     weight = constant_value(layer.inputs[1]) if is_constant(layer.inputs[1]) else None
     if weight is None:
         return f"the weight '{layer.inputs[1].name}' of {label} is not constant"
