@@ -91,9 +91,9 @@ TEXTS = {
         { s = Shape(x) b = Gather<axis = 0>(s, zero) t = Concat<axis = 0>(b, minus) y = Reshape(x, t) }""",
     "constants": """<ir_version: 8, opset_import: ["" : 17]>
         g (float[4] x) => (float[4] y)
-        { a = Constant<value_floats = [1.0, 2.0, 3.0, 4.0]>() i = Constant<value_ints = [4]>() z = ConstantOfShape(i)
-          r = Range(f0, f4, f1) c = Cast<to = 1>(r) d = Add(a, z) e = Mul(c, d) y = Add(x, e)
-          f0 = Constant<value_int = 0>() f4 = Constant<value_int = 4>() f1 = Constant<value_int = 1>() }""",
+        { f0 = Constant<value_int = 0>() f4 = Constant<value_int = 4>() f1 = Constant<value_int = 1>()
+          a = Constant<value_floats = [1.0, 2.0, 3.0, 4.0]>() i = Constant<value_ints = [4]>() z = ConstantOfShape(i)
+          r = Range(f0, f4, f1) c = Cast<to = 1>(r) d = Add(a, z) e = Mul(c, d) y = Add(x, e) }""",
     "if": """<ir_version: 8, opset_import: ["" : 17]>
         g (bool c, float[2] x) => (float[2] y) <float[2] w = {1, 2}> { n = Neg(x)
         y = If (c) <then_branch = t () => (float[2] ty) { u = Add(n, w) ty = Identity(u) },

@@ -4,8 +4,8 @@ Each input must succeed or raise a GraphoptError within its time. Inputs run one
 so that a native crash or a hang ends the worker, is noted, and the run goes on behind it. Every input follows from seed
 and number alone:
 
-    python tests/robustness/fuzz_models.py --count 20000
-    python tests/robustness/fuzz_models.py --only 1234           run one input here, with its traceback
+    python tests/support/fuzz_models.py --count 20000
+    python tests/support/fuzz_models.py --only 1234           run one input here, with its traceback
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
-for folder in (HERE.parents[1] / "support", HERE.parents[2]):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+if str(HERE.parents[2]) not in sys.path:
+    sys.path.insert(0, str(HERE.parents[2]))
 
 from model_mutations import mutate  # noqa: E402
 
@@ -49,15 +48,15 @@ class Findings:
             self.failures.append((index, ending))
 
 
-def run_one(data: bytes) -> str:
-    """Take one input through everything; return ``ok``, ``refused CODE`` or ``raised ...``."""
+def run_one(data: bytes, recipe: str = "default") -> str:
+    """Take one input through everything, with the passes of a recipe; return ``ok``, ``refused CODE`` or ``raised ...``."""
     from graphopt.errors import GraphoptError, PassError
     from graphopt.graph import read_model
     from graphopt.rewrite import PassManager, load_recipe
 
     try:
         model = read_model(data)
-        PassManager(load_recipe("default").create()).run(model)
+        PassManager(load_recipe(recipe).create()).run(model)
         read_model(model.to_bytes())
     except PassError as error:  # a defect of a pass by definition
         return f"raised {error} | {_where(error)}"
@@ -75,7 +74,7 @@ def _where(error: BaseException) -> str:
     )
 
 
-def work(seed: int, start: int, stop: int) -> None:
+def work(seed: int, start: int, stop: int, recipe: str) -> None:
     """The worker: announce each input before it runs and its ending afterwards, one line each on stdout."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -85,17 +84,18 @@ def work(seed: int, start: int, stop: int) -> None:
     os.dup2(silent, 2)
     for index in range(start, stop):
         channel.write(f"{index}\n")
-        ending = run_one(mutate(seed, index))
+        ending = run_one(mutate(seed, index), recipe)
         channel.write(f"{index} {' '.join(ending.split())[:600]}\n")
 
 
-def fuzz(count: int, *, seed: int = 0, start: int = 0, progress: bool = False) -> Findings:
+def fuzz(count: int, *, seed: int = 0, start: int = 0, recipe: str = "default", progress: bool = False) -> Findings:
     """Run ``count`` inputs and return what was found.
 
     Args:
         count: Number of inputs.
         seed: Chooses the inputs.
         start: Number of the first input.
+        recipe: The passes to run.
         progress: Print a line for every 500 inputs and for every failure.
     """
     findings = Findings()
@@ -112,6 +112,8 @@ def fuzz(count: int, *, seed: int = 0, start: int = 0, progress: bool = False) -
                 str(index),
                 "--count",
                 str(stop - index),
+                "--recipe",
+                recipe,
             ],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
@@ -174,20 +176,21 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--recipe", default="default", help="the passes to run")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="run one input in this process")
     parser.add_argument("--save", type=Path, help="with --only: write the input here first")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.seed, arguments.start, arguments.start + arguments.count)
+        work(arguments.seed, arguments.start, arguments.start + arguments.count, arguments.recipe)
         return 0
     if arguments.only is not None:
         data = mutate(arguments.seed, arguments.only)
         if arguments.save:
             arguments.save.write_bytes(data)
-        print(run_one(data))
+        print(run_one(data, arguments.recipe))
         return 0
-    findings = fuzz(arguments.count, seed=arguments.seed, start=arguments.start, progress=True)
+    findings = fuzz(arguments.count, seed=arguments.seed, start=arguments.start, recipe=arguments.recipe, progress=True)
     print(dict(findings.counts))
     return 1 if findings.failures else 0
 
