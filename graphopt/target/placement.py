@@ -33,7 +33,7 @@ VALUES_PER_OPERATOR = 500
 DEPTHWISE = "a depthwise convolution is slower in int8 than in float where its neighbours are float"
 
 TOO_SMALL = "too few products per value to pay for converting its float neighbours"
-OVERRIDABLE = "its weight is also an input of the model, which a caller may override"
+OVERRIDABLE = "its weight is also an input of the model, which a caller may override: take it out of the inputs first"
 
 
 @dataclass(slots=True)
