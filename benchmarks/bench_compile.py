@@ -131,7 +131,8 @@ def audit(bundle: Path) -> dict[str, int] | None:
     if done.returncode:
         return None
     found = json.loads(done.stdout)
-    return {key: value for key, value in found.items() if isinstance(value, int)}
+    counts = {name: sum(found[name].values()) for name in ("integer", "floating")}
+    return counts | {"conversions": found["conversions"], "stayed_float": len(found["stayed_float"])}
 
 
 def evaluate(assets: Path, command: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ file -> read -> graph -> analyses -> passes (patches, verified) -> target -> aud
 from __future__ import annotations
 
 import importlib
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from graphopt.rewrite import Outcome, Pass, PassManager, Recipe, load_recipe, re
 from graphopt.rewrite.guard import Guard, Limit
 from graphopt.rewrite.patch import Contract
 from graphopt.runtime import Feeds, input_specs, random_feeds, run, timings
+from graphopt.target.audit import audit
 from graphopt.verify.check import check
 from graphopt.verify.contract import weakest
 from graphopt.verify.quality import Judge, Metric, open_session
@@ -44,6 +46,12 @@ UNSEEN_SAMPLES = 256
 
 VERIFIED_SAMPLES = 4
 """Feeds on which a result that must be equal is compared with the original."""
+
+SLOWER = 1.1
+"""A result that takes this many times as long is called slower; less is noise."""
+
+QUANTIZERS = frozenset(("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear"))
+"""Operators whose presence makes an audit worth running."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -198,6 +206,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
             threads=threads,
             metric_name=metric if isinstance(metric, str) else str(getattr(metric, "__name__", "metric")),
         )
+    work.notes += conclusions(work.fallback or work.model, target, measured)
     report = build_report(
         original,
         work.model,
@@ -313,6 +322,31 @@ def verify_equal(original: Model, result: Model, feeds: Feeds, contract: Contrac
             must=f"Every pass that ran keeps the contract {contract.value!r}",
             do="`graphopt bisect` with the same recipe and data finds the first wrong patch; please report it",
         )
+
+
+def conclusions(model: Model, target: str, measured: Measured | None) -> list[str]:
+    """Return sentences on what the runtime made of a quantized result, and a warning where the result is not faster.
+
+    Args:
+        model: The result on standard operators.
+        target: Where it will run.
+        measured: The figures of the result; None where nothing was measured.
+    """
+    found = []
+    if any(node.op in QUANTIZERS for _, node in model.walk()):
+        seen = audit(model, target, compare=False)
+        found.append(
+            f"ONNX Runtime {onnxruntime.__version__} runs {seen.integer_count} operators on integers, "
+            f"{len(seen.stayed_float)} beside a quantized tensor stay float, {seen.conversions} conversions are left."
+        )
+    if measured is not None:
+        before, after = (statistics.median(times) for times in measured.milliseconds[:2])
+        if after > SLOWER * before:
+            found.append(
+                f"The result is slower here: {after:.3g} ms against {before:.3g} ms. "
+                "It may still be worth its size; on another machine measure again with `graphopt bench`."
+            )
+    return found
 
 
 def group_lossy(steps: Sequence[Pass]) -> list[list[Pass]]:
