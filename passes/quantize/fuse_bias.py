@@ -40,6 +40,7 @@ class FuseBias(Pass):
 
     name: ClassVar[str] = "fuse-bias"
     contract: ClassVar[Contract] = Contract.ROUNDING
+    uses_data: ClassVar[bool] = False
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per Add behind a convolution."""

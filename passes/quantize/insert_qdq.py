@@ -88,6 +88,10 @@ class InsertQdq(Pass):
     embeddings: bool = True
     keep: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile is {self.percentile}, but it is a share in percent above 50, at most 100")
+
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per operator, weighted operators with a row for the per-layer table."""
         target = find_target(facts.target)

@@ -56,6 +56,7 @@ class RaiseOpset(Pass):
 
     name: ClassVar[str] = "raise-opset"
     contract: ClassVar[Contract] = Contract.EXACT
+    uses_data: ClassVar[bool] = False
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch for the whole model: an opset holds for all nodes at once."""

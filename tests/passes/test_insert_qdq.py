@@ -321,8 +321,10 @@ def test_tensor_with_infinite_values_has_no_grid() -> None:
     assert "reached it" in record.skips[0][1]
 
 
-@pytest.mark.parametrize("options", [{"weights": "int5"}, {"activations": "int4"}, {"calibrator": "guess"}])
-def test_unknown_option_values_are_errors(options: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"weights": "int5"}, {"activations": "int4"}, {"calibrator": "guess"}, {"percentile": 99999}]
+)
+def test_unknown_option_values_are_errors(options: dict[str, object]) -> None:
     with pytest.raises(RecipeError):
         create("insert-qdq", options)
 
