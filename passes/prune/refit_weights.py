@@ -13,6 +13,7 @@ from graphopt.passes.prune.bias import Bias, find_bias
 from graphopt.passes.prune.layers import Layer, find_layers
 from graphopt.passes.prune.moments import Reading, collect, producers
 from graphopt.passes.prune.rows import Form, form_of
+from graphopt.passes.prune.segments import Segments
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip, node_label
 from graphopt.solve import least_squares
 from graphopt.solve.threads import one_thread
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from graphopt.passes.prune.moments import Sums
 
     Matrix = NDArray[np.float64]
+
+BATCH = 8
+"""Samples per run where the batch axis is free."""
+
+LEAST_BATCHES = 8
+"""Whole batches are kept from the fit, so there must be some."""
 
 LARGEST_COLUMNS = 8192
 """Statistics of wider layers do not fit memory: two matrices of columns squared for the fit and two to judge it."""
@@ -102,10 +109,15 @@ class RefitWeights(Pass):
             else:
                 problems.append(found)
         feeds = facts.feeds.take(self.samples)
+        batches = list(feeds.batches(max(1, min(BATCH, len(feeds) // LEAST_BATCHES))))
+        before, now = Segments(batches), Segments(batches)
+        rows = -(-self.rows // len(batches))
         for stage in _stages(problems):
             readings = [problem.reading for problem in stage]
+            names = [each.tensor for each in readings]
             with one_thread():
-                sums = collect(dense, model, readings, feeds, rows=self.rows, seed=facts.seed)
+                reached = before.advance(dense, names), now.advance(model, names)
+                sums = collect(*reached, readings, rows=rows, seed=facts.seed)
             for problem in stage:
                 with one_thread():
                     proposal = self._refit(problem, sums[problem.reading.key])
