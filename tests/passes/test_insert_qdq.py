@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graph_strategies import small_models
 from graphopt.errors import RecipeError
-from graphopt.graph import Model, read_model
+from graphopt.graph import Constant, Model, read_model, uses
 from graphopt.passes.quantize import insert_qdq
 from graphopt.passes.quantize.insert_qdq import InsertQdq
 from graphopt.rewrite.manager import PassManager, PassRecord
@@ -116,6 +116,37 @@ def test_everything_of_a_residual_network_is_fused() -> None:
     assert dict(found.integer) == {"QGemm": 1, "QLinearAdd": 1, "QLinearConv": 2, "QLinearGlobalAveragePool": 1}
     assert (found.floating_count, found.conversions) == (0, 1)
     assert sqnr_db(model, result, random_feeds(model, count=4, seed=9)) > 25
+
+
+def check_parameters(model: Model) -> None:
+    """Assert what fast kernels take: uint8 activations with one written zero point, int8 weights with zero points 0."""
+    for _, node in model.walk():
+        if node.op == "QuantizeLinear":
+            assert node.inputs[1].shape == ()
+            assert node.inputs[2].array().dtype == np.uint8
+        if node.op != "DequantizeLinear":
+            continue
+        stored = node.inputs[0].array().dtype if isinstance(node.inputs[0], Constant) else np.dtype(np.uint8)
+        assert stored in {np.dtype(np.int8), np.dtype(np.int32), np.dtype(np.uint8)}
+        if stored == np.int8:
+            assert not node.inputs[2].array().any()
+            channels = uses(node.outputs[0])[0].node
+            expected = {"Conv": 0, "Gemm": 1 - int(channels.attrs.get("transB", 0)), "MatMul": 1}[channels.op]
+            assert node.inputs[1].shape == () or node.attrs["axis"] == expected
+        elif stored == np.uint8:
+            assert node.inputs[1].shape == ()
+            assert len(node.inputs) == 3
+
+
+@pytest.mark.usefixtures("however_small")
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_parameters_are_those_that_fast_kernels_take(transposed: int) -> None:
+    graph = NET.replace("transB = 1", f"transB = {transposed}").replace(
+        "float[10, 16] w2", "float[10, 16] w2" if transposed else "float[16, 10] w2"
+    )
+    result, record = quantize(float_model(graph))
+    assert len(record.layers) == 3
+    check_parameters(result)
 
 
 def test_fourth_image_channel_is_exact() -> None:
@@ -397,6 +428,7 @@ def test_any_convolutional_network_keeps_its_outputs(proto: onnx.ModelProto) -> 
     data = random_feeds(model, count=4, seed=2)
     done = check_pass(InsertQdq(), model, data, interpreted=False)
     if done.record.patches:
+        check_parameters(done.model)
         assert sqnr_db(model, done.model, data) > 10
         found = audit(done.model, feeds=data)
         assert found.floating.get("Conv", 0) + found.floating.get("FusedConv", 0) == 0 or done.skips
