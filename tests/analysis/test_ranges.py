@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx.parser
@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 
 from graphopt.analysis import Facts
 from graphopt.analysis import ranges as module
@@ -19,6 +18,11 @@ from graphopt.analysis.ranges import BINS, Ranges, TensorRange
 from graphopt.errors import DataError
 from graphopt.graph import Model, read_model
 from graphopt.runtime import Feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 ARRAYS = hnp.arrays(
     np.float32,
