@@ -127,6 +127,8 @@ def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
 
 def _set_tensor_type(proto: onnx.TypeProto, dtype: int, shape: Iterable[Any] | None, name: str) -> None:
     tensor = proto.tensor_type
+    if not 0 <= dtype < 1 << 31:
+        raise GraphError(f"{dtype} is no element type", where=f"tensor '{name}'", must="onnx.TensorProto lists them")
     tensor.elem_type = dtype
     if shape is None:
         tensor.ClearField("shape")

@@ -203,6 +203,9 @@ def constant_node_value(node: Node) -> np.ndarray[Any, Any] | None:
                 value = list(value.proto.strings)
             if not isinstance(value, int | float | str | bytes | list | tuple):
                 return None
+            entries = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(entry, str | bytes) != key.startswith("value_string") for entry in entries):
+                return None
             array = np.array(value, _CONSTANT_DTYPES[key])
             array.flags.writeable = False
             return array

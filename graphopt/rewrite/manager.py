@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from graphopt.analysis.manager import Facts
+from graphopt.analysis.node_forms import NodeForms
 from graphopt.errors import GraphError, GraphoptError, PassError, UsageError, VerificationError
 from graphopt.graph import Model, Node, Rewriter, Tensor
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
@@ -149,6 +150,7 @@ class PassManager:
             VerificationError: A patch left the model illegal, or a pass broke its contract.
         """
         facts = facts or Facts(model, feeds=data, target=self.target, seed=self.seed)
+        facts.get(NodeForms)
         verifier = Verifier(model, self.verify, data=data, seed=self.seed)
         outcome = Outcome() if outcome is None else outcome
         outcome.notes = verifier.notes

@@ -49,7 +49,7 @@ def elements(tensor: Tensor, types: Types) -> int | None:
 
 def _bound(node: Node, index: int, types: Types) -> int | None:
     """Return an upper bound for operators whose result is as long as the values of their input say."""
-    if node.op not in {"NonZero", "Compress", "Unique"}:
+    if node.op not in {"NonZero", "Compress", "Unique"} or not node.inputs:
         return None
     count = elements(node.inputs[0], types)
     if count is None:

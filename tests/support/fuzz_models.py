@@ -49,7 +49,7 @@ class Findings:
 
 
 def run_one(data: bytes, recipe: str = "default") -> str:
-    """Take one input through everything, with the passes of a recipe; return ``ok``, ``refused CODE`` or ``raised ...``."""
+    """Take one input through everything, with a recipe; return ``ok``, ``refused CODE`` or ``raised ...``."""
     from graphopt.errors import GraphoptError, PassError
     from graphopt.graph import read_model
     from graphopt.rewrite import PassManager, load_recipe
