@@ -41,7 +41,7 @@ class NodeForms(Analysis):
         """
         for graph, node in model.walk():
             if node.domain in {None, "", "ai.onnx"}:
-                form = _form(node.op, min(graph.opset, _NEWEST))
+                form = _form(node.op, max(0, min(graph.opset, _NEWEST)))
                 if form is not None:
                     _check(node, graph, form)
         return cls()

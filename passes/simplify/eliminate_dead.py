@@ -120,7 +120,7 @@ def _is_optional(node: Node, index: int, graph: Graph) -> bool:
         return False
     try:
         formal = onnx.defs.get_schema(
-            node.op, max_inclusive_version=min(graph.opset, onnx.defs.onnx_opset_version())
+            node.op, max_inclusive_version=max(0, min(graph.opset, onnx.defs.onnx_opset_version()))
         ).outputs
     except onnx.defs.SchemaError:
         return False

@@ -311,7 +311,7 @@ class _Plan:
             gone = stack.pop()
             dead.append(gone)
             for tensor in gone.inputs:
-                before = producer(tensor) if tensor.name else None
+                before = producer(tensor) if tensor in remaining else None  # a patch may have made it
                 if before is None or not (before in self.folded or is_constant_node(before)):
                     continue
                 remaining[tensor] -= 1
