@@ -181,7 +181,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
     tell = progress or _silent
     tell("reading", 0, 1)
     original = _in_order(model if isinstance(model, Model) else read_model(model))
-    plan = _plan(recipe, options, skip)
+    plan, gentler = _plan(recipe, options, skip, given=data is not None)
     feeds = _Data.of(original, data, seed)
     held_back = feeds.held_back
     judge = None if held_back is None else Judge(original, held_back, metric=_load_metric(metric), threads=threads)
@@ -214,7 +214,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         records=work.records,
         target=target,
         recipe=plan.name,
-        notes=(*feeds.notes, *work.notes),
+        notes=(*feeds.notes, *gentler, *work.notes),
         seed=seed,
     )
     ran = replace(recipe_of(work.ran, name=plan.name, description=plan.description), budget=plan.budget)
@@ -370,7 +370,10 @@ def _in_order(model: Model) -> Model:
     return model
 
 
-def _plan(recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str]) -> Recipe:
+def _plan(
+    recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str], *, given: bool
+) -> tuple[Recipe, list[str]]:
+    """Return the recipe that runs, and a sentence for the report where having no data changed it."""
     plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)  # type: ignore[arg-type]
     for name, value in (options or {}).items():
         plan = plan.set(name, value)
@@ -382,7 +385,12 @@ def _plan(recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str]
             where="--skip",
             must=f"It runs {', '.join(dict.fromkeys(step.name for step in plan.passes))}",
         )
-    return replace(plan, passes=tuple(step for step in plan.passes if step.name not in left_out))
+    plan = replace(plan, passes=tuple(step for step in plan.passes if step.name not in left_out))
+    if given:
+        return plan, []
+    plan, changes = plan.data_free()
+    said = f"Without data nothing can judge the result, so the recipe's gentler variant ran: {', '.join(changes)}."
+    return plan, [said] if changes else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def _swap(stage: Path, target: Path) -> None:
         target.rename(old)
     try:
         stage.rename(target)
-    except OSError:
+    except BaseException:  # an interrupt too must not cost the earlier bundle
         if old is not None:
             old.rename(target)
         raise

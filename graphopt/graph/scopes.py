@@ -123,7 +123,7 @@ def is_graph_input(tensor: Tensor) -> bool:
 
 def captures(graph: Graph) -> list[Tensor]:
     """Return the tensors that a body takes from the graphs around it, in order of first use."""
-    inside = set(nested_graphs(graph))
+    inside = dict.fromkeys(nested_graphs(graph))  # in order: the result must not depend on addresses
     found: dict[Tensor, None] = {}
 
     def outside(tensor: Tensor) -> bool:

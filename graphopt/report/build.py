@@ -171,6 +171,7 @@ def _pass_entry(record: PassRecord) -> PassEntry:
         seconds=record.seconds,
         nodes_before=record.nodes_before,
         nodes_after=record.nodes_after,
+        contract=record.contract.value,
     )
 
 

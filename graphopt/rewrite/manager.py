@@ -11,7 +11,7 @@ from graphopt.analysis.manager import Facts
 from graphopt.analysis.node_forms import NodeForms
 from graphopt.errors import GraphError, GraphoptError, PassError, UsageError, VerificationError
 from graphopt.graph import Model, Node, Rewriter, Tensor
-from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
+from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
 from graphopt.rewrite.registry import create
 from graphopt.rewrite.verification import LEVELS, Level, Verifier
 
@@ -52,6 +52,7 @@ class PassRecord:
         layers: Rows of the per-layer table.
         nodes_before: Nodes of the model, in all scopes and functions, before the pass.
         nodes_after: The same afterwards.
+        contract: What the pass promises about the numbers.
     """
 
     name: str
@@ -62,6 +63,7 @@ class PassRecord:
     layers: list[LayerRecord] = field(default_factory=list)
     nodes_before: int = 0
     nodes_after: int = 0
+    contract: Contract = Contract.LOSSY
 
     @property
     def patches(self) -> int:
@@ -159,7 +161,8 @@ class PassManager:
                 outcome.stopped = True
                 break
             start = time.perf_counter()
-            record = PassRecord(step.name, step.options(), nodes_before=count_nodes(model))
+            nodes = count_nodes(model)
+            record = PassRecord(step.name, step.options(), nodes_before=nodes, contract=step.contract)
             outcome.records.append(record)
             run = _Run(step, model, facts, verifier, record)
             for _ in run.patches(outcome, self.stop_after):
@@ -188,7 +191,7 @@ class _Run:
         """Yield None after every applied patch; stop at the end of the pass or behind the last patch allowed."""
         for analysis in self.step.requires:
             self.facts.get(analysis)
-        self.verifier.before_pass(self.model)
+        self.verifier.before_pass(self.step, self.model, self.facts)
         steps = self.step.run(self.model, self.facts)
         proposal = self._ask(lambda: next(steps))
         while proposal is not None:

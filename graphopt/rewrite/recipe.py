@@ -92,12 +92,14 @@ class Recipe:
         description: One sentence.
         budget: How much accuracy it may lose.
         passes: What runs, in order.
+        without_data: Options that hold where there is no data to judge the result on, by ``pass-name.option``.
     """
 
     name: str = "unnamed"
     description: str = ""
     budget: RecipeBudget = NO_LIMIT
     passes: tuple[Step, ...] = ()
+    without_data: dict[str, Any] = field(default_factory=dict)
 
     def create(self) -> list[Pass]:
         """Return the passes with their options checked.
@@ -129,9 +131,20 @@ class Recipe:
         steps = tuple(
             Step(step.name, {**step.options, option: value}) if step.name == name else step for step in self.passes
         )
-        changed = Recipe(self.name, self.description, self.budget, steps)
+        # what the user sets holds with and without data
+        rest = {key: other for key, other in self.without_data.items() if key != path}
+        changed = Recipe(self.name, self.description, self.budget, steps, rest)
         changed.create()
         return changed
+
+    def data_free(self) -> tuple[Recipe, list[str]]:
+        """Return the recipe as it runs without data, and what it changes, as ``pass.option is VALUE``."""
+        changed, said = self, []
+        for path, value in self.without_data.items():
+            if path.partition(".")[0] in {step.name for step in self.passes}:
+                changed = changed.set(path, value)
+                said.append(f"{path} is {value}")
+        return changed, said
 
     def to_yaml(self) -> str:
         """Return the recipe complete: imports resolved and every option written out. Reading it gives the same run."""
@@ -157,6 +170,10 @@ class _Document(BaseModel):
     budget: RecipeBudget | None = None
     imports: list[str] = []
     passes: list[Any] = []
+    without_data: dict[str, Any] = Field(
+        default={},
+        description="Options that hold where no data is given, by pass-name.option: nothing judges the result then.",
+    )
 
 
 def preset_names() -> list[str]:
@@ -233,7 +250,12 @@ def _load(source: str | Path | Mapping[str, Any], *, base: Path, importing: tupl
     own = [_step(item, where) for item in document.passes]
     budget = document.budget or next((recipe.budget for recipe in reversed(imported)), NO_LIMIT)
     steps = tuple(step for recipe in imported for step in recipe.passes) + tuple(own)
-    return Recipe(document.name or Path(where).stem, document.description, budget, steps)
+    without_data = {key: value for recipe in imported for key, value in recipe.without_data.items()}
+    without_data |= document.without_data
+    found = Recipe(document.name or Path(where).stem, document.description, budget, steps, without_data)
+    for path, value in document.without_data.items():
+        found.set(path, value)  # refuses what names no option of a pass that runs
+    return found
 
 
 def _read(source: str | Path | Mapping[str, Any], base: Path) -> tuple[Any, str, Path]:

@@ -76,10 +76,22 @@ class Verifier:
         if level == "full":
             self._prepare(model, data)
 
-    def before_pass(self, model: Model) -> None:
-        """Keep what the pass will be compared with; the copy shares all weights."""
-        if self.level == "full":
-            self._before = model.copy()
+    def before_pass(self, step: Pass, model: Model, facts: Facts) -> None:
+        """Keep what the pass will be compared with: the model (a copy shares all weights) and what it must preserve.
+
+        Args:
+            step: The pass.
+            model: The model before it.
+            facts: Analyses; those that the pass claims to preserve are computed, so that no claim goes unchecked.
+        """
+        if self.level != "full":
+            return
+        self._before = model.copy()
+        for analysis in step.preserves:
+            try:
+                facts.get(analysis)
+            except (UnsupportedError, RunError, DataError) as error:
+                self.notes.append(f"{step.name} preserves {analysis.__name__}, which was not checked: {error}")
 
     def before_patch(self, patch: Patch) -> list[tuple[Tensor, int]]:
         """Return the tensors around the nodes of a patch with their types."""

@@ -35,7 +35,6 @@ Feed = Mapping[str, Any]
 """One complete feed: an array per input name."""
 
 MODEL_FILE = "model.onnx"
-LIBRARY_FILE = "libgraphopt_kernels.so"
 _ORT_ERRORS: Any = tuple(
     kind
     for kind in vars(ort_state).values()
@@ -161,6 +160,8 @@ def _where(source: object) -> str:
 
 
 def _locate(source: str | Path | bytes | Model, kernels: bool | str | Path) -> tuple[Path | bytes | Model, Path | None]:
+    from graphopt.runtime.library import kernel_library, library_name
+
     library: Path | None = None
     model: Path | bytes | Model
     if isinstance(source, str | Path):
@@ -168,7 +169,7 @@ def _locate(source: str | Path | bytes | Model, kernels: bool | str | Path) -> t
         if not path.exists():
             raise ReadError("there is no such file or folder", where=str(path), do="Check the path.")
         if path.is_dir():
-            bundled = path / "lib" / platform_tag() / LIBRARY_FILE
+            bundled = path / "lib" / platform_tag() / library_name()
             library = bundled if kernels == "auto" and bundled.is_file() else None
             path = path / MODEL_FILE
             if not path.is_file():
@@ -181,8 +182,6 @@ def _locate(source: str | Path | bytes | Model, kernels: bool | str | Path) -> t
     else:
         model = source
     if kernels is True:
-        from graphopt.runtime.library import kernel_library
-
         library = kernel_library()
     elif kernels is not False and kernels != "auto":
         library = Path(kernels)

@@ -176,7 +176,7 @@ class _Tally:
             if not isinstance(want, np.ndarray) or want.dtype.kind not in "fiub":
                 continue
             if want.shape != got.shape:
-                self._mismatch(name)
+                self._mismatch(name, want if position == 0 and kind == "top-1" else None)
                 continue
             self._add_energy(name, want, got)
             if position == 0 and kind == "top-1":
@@ -188,8 +188,9 @@ class _Tally:
         right, chosen = want.argmax(axis=1), got.argmax(axis=1)
         probability = _probabilities(want.astype(np.float64))
         rows = np.arange(len(right))
-        loss = probability[rows, right] - probability[rows, chosen]
-        self.agreeing += int((right == chosen).sum())
+        broken = np.isnan(got.astype(np.float64)).any(axis=1)  # argmax names the first NaN, which is no choice
+        loss = np.where(broken, 1.0, probability[rows, right] - probability[rows, chosen])
+        self.agreeing += int(((right == chosen) & ~broken).sum())
         self.rows += len(right)
         self.loss += float(loss.sum())
         self.loss_squared += float(np.square(loss).sum())
@@ -200,9 +201,13 @@ class _Tally:
         variance = max(0.0, self.loss_squared / self.rows - mean**2)
         return 100.0 * mean, 100.0 * math.sqrt(variance / self.rows)
 
-    def _mismatch(self, name: str) -> None:
-        # A data-dependent shape that changed: nothing of this output can be credited.
+    def _mismatch(self, name: str, choices: NDArray[np.generic] | None) -> None:
+        # A data-dependent shape that changed: nothing of this output can be credited, and every choice is lost.
         self.noise[name] = math.inf
+        lost = 0 if choices is None else choices.size // choices.shape[-1]
+        self.rows += lost
+        self.loss += lost
+        self.loss_squared += lost
 
     def _add_energy(self, name: str, want: NDArray[np.generic], got: NDArray[np.generic]) -> None:
         a, b = want.astype(np.float64).ravel(), got.astype(np.float64).ravel()

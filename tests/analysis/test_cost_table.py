@@ -59,7 +59,7 @@ def test_break_even_is_where_the_margin_is_reached(
 ) -> None:
     found = small().break_even(m, k, n, isa)
     assert (found is None) == (wanted is None)
-    if wanted is not None:
+    if found is not None:
         assert found == pytest.approx(wanted)
         assert small().predicted(m, k, n, found, isa) == pytest.approx(max(1.1, small().predicted(m, k, n, 0.5, isa)))
 

@@ -52,6 +52,24 @@ def test_full_disk_is_a_write_error_and_keeps_the_old_bundle(tmp_path: Path) -> 
     assert names(tmp_path) == ["bundle"]
 
 
+def test_an_interrupt_between_the_renames_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "bundle"
+    with staged_directory(target) as stage:
+        (stage / "manifest.json").write_text("old")
+    rename = type(target).rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if to == target and path.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(type(target), "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged_directory(target, force=True) as stage:
+        (stage / "manifest.json").write_text("new")
+    assert (target / "manifest.json").read_text() == "old"
+    assert names(tmp_path) == ["bundle"]
+
+
 def test_force_replaces_a_bundle_whole(tmp_path: Path) -> None:
     for text in ("old", "new"):
         with staged_directory(tmp_path / "bundle", force=True) as stage:

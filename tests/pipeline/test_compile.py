@@ -147,6 +147,16 @@ def test_no_data_is_judged_on_random_inputs_and_says_so() -> None:
     assert any("No data was given" in note for note in report.notes)
 
 
+def test_a_preset_without_data_runs_its_gentler_variant_and_says_so() -> None:
+    result = graphopt.compile(demo.TRANSFORMER, recipe="sparse")
+    pruned = next(entry for entry in result.report.passes if entry.name == "prune-magnitude")
+    assert pruned.options["sparsity"] == 0.6
+    assert any("prune-magnitude.sparsity is 0.6" in note for note in result.report.notes)
+    asked = graphopt.compile(demo.TRANSFORMER, recipe="sparse", options={"prune-magnitude.sparsity": 0.7})
+    assert next(e for e in asked.report.passes if e.name == "prune-magnitude").options["sparsity"] == 0.7
+    assert not any("gentler" in note for note in asked.report.notes)
+
+
 def test_options_change_the_recipe_and_skip_leaves_passes_out() -> None:
     changed = graphopt.compile(
         demo.TRANSFORMER,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from graphopt.analysis.base import Analysis
-from graphopt.errors import GraphError, PassError, UsageError, VerificationError
+from graphopt.errors import DataError, GraphError, PassError, UsageError, VerificationError
 from graphopt.graph import Node, Variable
 from graphopt.rewrite import Contract, LayerRecord, PassManager, Patch, Skip
 from graphopt.rewrite.manager import MAX_ORIGINS
@@ -318,6 +318,41 @@ def test_full_catches_a_false_claim_to_preserve_an_analysis() -> None:
     with pytest.raises(VerificationError, match="liar: it claims to preserve NodeCount"):
         PassManager([Liar()], verify="full").run(parse(RELUS))
     PassManager([Liar()], verify="fast").run(parse(RELUS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleLiar(MergeRelu):
+    name: ClassVar[str] = "idle-liar"
+    preserves: ClassVar[tuple[type[Analysis], ...]] = (NodeCount,)
+
+
+def test_full_catches_a_false_claim_about_an_analysis_that_nobody_had_asked_for() -> None:
+    with pytest.raises(VerificationError, match="idle-liar: it claims to preserve NodeCount"):
+        PassManager([IdleLiar()], verify="full").run(parse(RELUS))
+
+
+@dataclass(slots=True, eq=False)
+class NeedsData(NodeCount):
+    @classmethod
+    def compute(cls, model: Model, facts: Facts) -> NeedsData:
+        raise DataError("there is no calibration data")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepsRanges(MergeRelu):
+    name: ClassVar[str] = "keeps-ranges"
+    preserves: ClassVar[tuple[type[Analysis], ...]] = (NeedsData,)
+
+
+def test_full_notes_a_claim_that_it_cannot_check() -> None:
+    outcome = PassManager([KeepsRanges()], verify="full").run(parse(RELUS))
+    assert outcome.patches == 3
+    assert "keeps-ranges preserves NeedsData, which was not checked" in outcome.notes[0]
+
+
+def test_records_name_the_contract_of_their_pass() -> None:
+    record = PassManager([MergeRelu()]).run(parse(RELUS)).records[0]
+    assert record.contract is MergeRelu.contract
 
 
 def test_full_refuses_a_type_that_inference_contradicts() -> None:

@@ -30,6 +30,19 @@ def test_imports_run_first_and_in_order() -> None:
     assert recipe.budget == load_recipe("default").budget
 
 
+def test_options_without_data_are_inherited_yield_to_what_is_set_and_are_checked() -> None:
+    mine = load_recipe({"imports": ["sparse"], "without_data": {"prune-magnitude.scope": "erk"}})
+    gentler, said = mine.data_free()
+    step = next(step for step in gentler.passes if step.name == "prune-magnitude")
+    assert (step.options["sparsity"], step.options["scope"]) == (0.6, "erk")
+    assert said == ["prune-magnitude.sparsity is 0.6", "prune-magnitude.scope is erk"]
+    assert mine.set("prune-magnitude.sparsity", 0.9).data_free()[1] == ["prune-magnitude.scope is erk"]
+    with pytest.raises(RecipeError, match="runs no pass 'prune-magnitud'"):
+        load_recipe({"passes": ["fold-constants"], "without_data": {"prune-magnitud.sparsity": 0.1}})
+    with pytest.raises(RecipeError, match="sparsty"):
+        load_recipe({"imports": ["sparse"], "without_data": {"prune-magnitude.sparsty": 0.1}})
+
+
 def test_file_imports_a_file_beside_it(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("passes: [fold-constants]\nbudget: {max_drop: 2}\n", "utf-8")
     (tmp_path / "mine.yaml").write_text("imports: [base.yaml]\npasses:\n - eliminate-dead\n", "utf-8")

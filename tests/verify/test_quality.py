@@ -116,6 +116,26 @@ def test_not_a_number_where_the_reference_has_a_number_counts_as_total_loss() ->
     assert quality.worst_sqnr_db == -SQNR_CEILING_DB
 
 
+def test_rows_that_are_not_a_number_never_agree() -> None:
+    rows = np.zeros((20, 4), np.float32)
+    rows[:, 0] = 5.0
+    data = Feeds.open({"x": rows}, input_specs(model("y = Identity(x)")))
+    broken = "c = Constant<value = float {-1.0}>() s = Sqrt(c) y = Mul(x, s)"
+    quality = Judge(model("y = Identity(x)"), data).measure(model(broken))
+    assert quality.agreement == 0.0
+    assert quality.expected_loss == 100.0
+
+
+def test_rows_of_an_output_whose_shape_changed_never_agree() -> None:
+    data = feeds(20)
+    shorter = (
+        "s = Constant<value = int64[1] {0}>() e = Constant<value = int64[1] {3}>() a = Constant<value = int64[1] {1}>()"
+    )
+    cut = model(f"{shorter} y = Slice(x, s, e, a)", "float[N,M] y")
+    quality = Judge(model("y = Identity(x)", "float[N,M] y"), data).measure(cut)
+    assert (quality.agreement, quality.rows, quality.drop) == (0.0, 20, 100.0)
+
+
 def test_a_metric_decides_in_its_own_units() -> None:
     def mean(run: Callable[[Any], Any], samples: Iterable[Any]) -> float:
         return float(np.mean([run(feed)["y"].mean() for feed in samples]))
