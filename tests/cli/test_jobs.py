@@ -79,7 +79,7 @@ def test_compile_to_int8_on_data(graphopt_here: Run, wide: tuple[Path, Path], tm
     report = Report.model_validate_json(ran.out)
     assert report.quality is not None
     assert report.quality.held_back
-    assert report.quality.samples == 16
+    assert report.quality.samples == 40  # half of 80: a fifth would be fewer than 64
     assert report.quality.budget == 50
     assert report.recipe == "int8"
     types = {each.data_type for each in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}

@@ -78,7 +78,7 @@ def test_check_of_models_with_other_outputs_says_so(graphopt_here: Run, model: P
     onnx.save(renamed, tmp_path / "renamed.onnx")
     ran = graphopt_here("check", model, tmp_path / "renamed.onnx")
     assert ran.status == 4
-    assert "outputs are y and z" in ran.err
+    assert "outputs are y: tensor(float) and z: tensor(float)" in ran.err
 
 
 # ----------------------------------------------------------------------------------------------------------- inspect
