@@ -65,10 +65,11 @@ class TensorRange:
         start: Left edge of the first bin.
         width: Width of a bin, above zero.
         values: Values seen in all, those outside the histogram included.
+        channel_sums: Sum of the values per index of axis 1, or None for tensors of one axis or of changing width.
         unbounded: Whether NaN or infinity was seen (attention masks hold -inf): no grid fits.
     """
 
-    __slots__ = ("counts", "high", "low", "start", "unbounded", "values", "width")
+    __slots__ = ("channel_sums", "counts", "high", "low", "start", "unbounded", "values", "width")
 
     def __init__(self) -> None:
         self.low = np.inf
@@ -77,6 +78,7 @@ class TensorRange:
         self.start = 0.0
         self.width = 0.0
         self.values = 0
+        self.channel_sums: NDArray[np.float64] | None = None
         self.unbounded = False
 
     def add(self, values: NDArray[np.float32]) -> None:
@@ -89,6 +91,7 @@ class TensorRange:
             self.unbounded = True
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
+        self._add_channels(values)
         self.values += flat.size
         if self.width == 0.0:
             self.start = low
@@ -98,6 +101,21 @@ class TensorRange:
         step = max(1, flat.size // SAMPLED_VALUES)
         places = ((flat[::step].astype(np.float64) - self.start) / self.width).astype(np.int64)
         self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+
+    def _add_channels(self, values: NDArray[np.float32]) -> None:
+        if values.ndim < 2 or (self.values and self.channel_sums is None):
+            return
+        sums = values.sum(axis=tuple(axis for axis in range(values.ndim) if axis != 1), dtype=np.float64)
+        if self.channel_sums is not None and self.channel_sums.shape != sums.shape:
+            self.channel_sums = None
+            return
+        self.channel_sums = sums if self.channel_sums is None else self.channel_sums + sums
+
+    def channel_means(self) -> NDArray[np.float64] | None:
+        """Return the mean of the values per index of axis 1, or None where there is none."""
+        if self.channel_sums is None or not self.values:
+            return None
+        return self.channel_sums * (self.channel_sums.size / self.values)
 
     def _double(self, *, downward: bool) -> None:
         merged = self.counts.reshape(-1, 2).sum(axis=1)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Model, Node, Rewriter
 
+STANDARD_DOMAINS = (None, "", "ai.onnx")
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -44,7 +45,7 @@ class FuseBias(Pass):
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per Add behind a convolution."""
-        for addition in [node for _, node in model.walk() if node.op == "Add"]:
+        for addition in [node for _, node in model.walk() if node.op == "Add" and node.domain in STANDARD_DOMAINS]:
             types = facts.get(Types)
             found = match(model, types, addition)
             if found is None:
@@ -73,7 +74,9 @@ def match(model: Model, types: Types, addition: Node) -> tuple[Node, NDArray[np.
     """Return the convolution behind which an Add stands and their common bias, or why they stay apart, or None."""
     for place, tensor in enumerate(addition.inputs):
         node = producer(tensor)
-        if node is None or node.op not in {"Conv", "ConvTranspose"} or node.graph is not addition.graph:
+        if node is None or node.op not in {"Conv", "ConvTranspose"} or node.domain not in STANDARD_DOMAINS:
+            continue
+        if node.graph is not addition.graph:
             continue
         weight, added = constant_value(node.inputs[1]), constant_value(addition.inputs[1 - place])
         if weight is None or added is None:

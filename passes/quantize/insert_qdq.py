@@ -23,8 +23,11 @@ from graphopt.target.rules import Role
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from graphopt.analysis.manager import Facts
-    from graphopt.graph import Model, Node, Rewriter
+    from graphopt.graph import Model, Node, Rewriter, Tensor
     from graphopt.target.rules import OpRule, Target
 
 QUANTIZED = frozenset(
@@ -62,6 +65,7 @@ class InsertQdq(Pass):
         calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is mse, the
             best on the models measured.
         percentile: Share of values that a range keeps, in percent, for ``percentile``.
+        correct_bias: Let biases make up for what rounding the weights adds to the mean of each output.
         embeddings: Round the tables of embeddings to int8 as well.
         keep: Names of nodes that stay float; one without a name goes by operator and first output, ``Conv -> y``.
 
@@ -73,7 +77,8 @@ class InsertQdq(Pass):
     Requires: opset 10 (13 for a scale per channel), float32 activations, weights that no caller may override, and
         calibration data for static grids. Run fuse-batch-norm and fold-constants before.
     Preserves: names, types and shapes of inputs and outputs. Not values: LOSSY.
-    Source: Jacob et al. 2018, arXiv:1712.05877, sections 2 and 3; Nagel et al. 2021, arXiv:2106.08295.
+    Source: Jacob et al. 2018, arXiv:1712.05877, sections 2 and 3; Nagel et al. 2019, arXiv:1906.04721, section 4.2
+        (bias correction); Nagel et al. 2021, arXiv:2106.08295.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -85,6 +90,7 @@ class InsertQdq(Pass):
     per_channel: bool = True
     calibrator: Literal["auto", "minmax", "percentile", "mse"] = "auto"
     percentile: float = 99.999
+    correct_bias: bool = True
     embeddings: bool = True
     keep: tuple[str, ...] = ()
 
@@ -167,7 +173,12 @@ class InsertQdq(Pass):
                 yield Skip(node, why)
         for node, why in float_neighbours(model, target, placement):
             yield Skip(node, why)
-        form = StaticForm(types, placement, self._grids(ranges), per_channel=per_channel)
+
+        def means_of(tensor: Tensor) -> NDArray[np.float64] | None:
+            seen = ranges.get(tensor.name) if self.correct_bias else None
+            return None if seen is None else seen.channel_means()
+
+        form = StaticForm(types, placement, self._grids(ranges), means_of, per_channel=per_channel)
         for node, rule in placement.nodes.items():
             patch = self._static_patch(form, placement, node, rule, per_channel=per_channel)
             if patch is not None:

@@ -39,7 +39,9 @@ UNCHANGED = frozenset(
 )
 """Operators that compute the same under opset 13 with the inputs and attributes they had from opset 7 on."""
 
-Adapter = "Callable[[Rewriter, Node], None]"
+FLOAT32 = 1
+FLOAT_ATTRIBUTES = {"Clip": ("min", "max"), "Pad": ("value",)}
+"""Attributes that became inputs of the element type of the data; they are written as float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,10 @@ def refusal(node: Node, opset: int, types: Types) -> str | None:
             return "BatchNormalization in training form"
         return None
     if node.op == "TopK" and opset >= 10:
+        return None
+    if opset < 11 and any(name in node.attrs for name in FLOAT_ATTRIBUTES.get(node.op, ())):
+        if types.dtype(node.inputs[0]) != FLOAT32:
+            return f"{node.op} of other elements than float32, whose bounds would be inputs of that type"
         return None
     if node.op in UNCHANGED or node.op in ADAPTERS:
         return None

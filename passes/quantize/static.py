@@ -35,15 +35,24 @@ class StaticForm:
         types: Types and shapes of the model before the first operator was turned.
         placement: What becomes integer.
         grid_of: The grid of a group of tensors.
+        means_of: The mean per channel of a float tensor, where it is known; with it biases make up for what rounding
+            the weights adds to the mean of each output.
         per_channel: One weight scale per output channel; needs opset 13.
     """
 
     def __init__(
-        self, types: Types, placement: Placement, grid_of: Callable[[Group], Grid], *, per_channel: bool = True
+        self,
+        types: Types,
+        placement: Placement,
+        grid_of: Callable[[Group], Grid],
+        means_of: Callable[[Tensor], NDArray[np.float64] | None],
+        *,
+        per_channel: bool = True,
     ) -> None:
         self._types = types
         self._placement = placement
         self._grid_of = grid_of
+        self._means_of = means_of
         self._per_channel = per_channel
         self._parameters: dict[int, tuple[Constant, Constant]] = {}
         self._zero_points: dict[tuple[str, tuple[int, ...], bytes], Constant] = {}
@@ -51,7 +60,7 @@ class StaticForm:
         self._restored: dict[Tensor, Variable] = {}
         self._origins: dict[Tensor, Tensor] = {}
         self._padded: dict[Tensor, Variable] = {}
-        self._weights: dict[tuple[int, bytes], tuple[Variable, Tensor]] = {}
+        self._weights: dict[tuple[int, tuple[int, ...], int | None, bytes], tuple[Variable, Tensor]] = {}
 
     # -------------------------------------------------------------------------------------------------- operators
 
@@ -62,7 +71,7 @@ class StaticForm:
         weight = constant_value(node.inputs[1])
         assert weight is not None
         factor = np.float32(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else np.float32(1.0)
-        bias = self._bias(node, rule)
+        bias = self._corrected(node, rule, x, np.asarray(weight * factor, np.float32), self._bias(node, rule))
         if node.op == "Conv" and has_image_channels(node, weight.shape) and not self._is_transposed(x):
             weight = np.pad(weight, [(0, 0), (0, 1), *[(0, 0)] * (weight.ndim - 2)])
             rw.set_input(node, 0, self._four_channels(rw, node, x, weight.ndim))
@@ -235,6 +244,25 @@ class StaticForm:
             return 0 if node.attrs.get("transB", 0) else 1
         return weight.ndim - 1
 
+    def _corrected(
+        self,
+        node: Node,
+        rule: OpRule,
+        tensor: Tensor,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+    ) -> NDArray[np.float32] | None:
+        """Return the bias, less what rounding the weight adds to the mean of each output."""
+        means = self._means_of(tensor)
+        if means is None or rule.bias is None:
+            return bias
+        axis = self._axis(node, weight)
+        rounded = quantize_weight(weight, axis, weight_scales(weight, axis)).restore()
+        shift = mean_shift(node, weight.astype(np.float64) - rounded, means)
+        if shift is None:
+            return bias
+        return (shift if bias is None else bias + shift).astype(np.float32)
+
     def _bias(self, node: Node, rule: OpRule) -> NDArray[np.float32] | None:
         """Return the bias that is rounded to int32 with the weight, one value per output, or None."""
         outputs = constant_value(node.inputs[1])
@@ -282,7 +310,7 @@ class StaticForm:
             fitted = fit_bias(bias, grid.scale, scales)
             scales = fitted if axis is not None else fitted.max(keepdims=True)
         source = node.inputs[1]
-        key = (id(source), scales.tobytes())
+        key = (id(source), weight.shape, axis, scales.tobytes())
         if key not in self._weights:
             rounded = quantize_weight(weight, axis, scales)
             one, name = axis is None, short_name(source)
@@ -304,6 +332,22 @@ class StaticForm:
         scale = rw.constant(steps.reshape(()) if one else steps, name=f"{name}_scale", near=node)
         attrs: dict[str, object] = {} if one else {"axis": 0}
         return conversion(rw, "DequantizeLinear", [rounded, scale], attrs=attrs, near=node)
+
+
+def mean_shift(node: Node, error: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return what an error of the weight changes in the mean of each output, given the mean of each input channel.
+
+    Zeros that a convolution pads are taken for the mean as well. None where the channels do not fit.
+    """
+    if node.op == "Gemm":
+        error = error if node.attrs.get("transB", 0) else error.T
+        return error @ means if error.shape[1] == means.size else None
+    groups = int(node.attrs.get("group", 1))
+    sums = error.reshape(groups, error.shape[0] // groups, error.shape[1], -1).sum(axis=3)
+    if groups * error.shape[1] != means.size:
+        return None
+    shift: NDArray[np.float64] = np.einsum("goc,gc->go", sums, means.reshape(groups, -1)).reshape(-1)
+    return shift
 
 
 def has_image_channels(node: Node, shape: tuple[int, ...]) -> bool:

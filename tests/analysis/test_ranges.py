@@ -81,6 +81,22 @@ def test_percentile_keeps_the_zero_end_of_an_activation_function() -> None:
     assert high == pytest.approx(np.percentile(values, 99), abs=2 * seen.width)
 
 
+def test_channel_means_are_exact_and_stop_where_the_width_changes() -> None:
+    random = np.random.default_rng(0)
+    parts = [random.standard_normal((size, 5, 3, 2)).astype(np.float32) for size in (1, 4, 2)]
+    seen = TensorRange()
+    assert seen.channel_means() is None
+    for part in parts:
+        seen.add(part)
+    means = seen.channel_means()
+    assert means is not None
+    np.testing.assert_allclose(means, np.concatenate(parts).mean(axis=(0, 2, 3)), rtol=1e-6)
+    seen.add(np.zeros((1, 6, 3, 2), np.float32))
+    assert seen.channel_means() is None
+    seen.add(parts[0])
+    assert seen.channel_means() is None
+
+
 def test_least_error_cuts_off_a_lone_outlier_and_no_more() -> None:
     random = np.random.default_rng(0)
     seen = TensorRange()

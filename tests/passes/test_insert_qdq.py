@@ -164,6 +164,37 @@ def test_fourth_image_channel_is_exact() -> None:
     assert sqnr_db(model, result, random_feeds(model, count=2, seed=4)) > 25
 
 
+@pytest.mark.usefixtures("however_small")
+@pytest.mark.parametrize("graph", [
+    "g (float[n, 8, 6, 6] x, float[12, 4, 1, 1] w) => (float[n, 12, 6, 6] y) { y = Conv<group = 2>(x, w) }",
+    "g (float[n, 8, 6, 6] x, float[16, 8, 1, 1] w, float[16] b) => (float[n, 16, 6, 6] y) { y = Conv(x, w, b) }",
+    "g (float[n, 32] x, float[32, 16] w, float[16] b) => (float[n, 16] y) { y = Gemm(x, w, b) }",
+    "g (float[n, 32] x, float[16, 32] w, float[16] b) => (float[n, 16] y) { y = Gemm<transB = 1>(x, w, b) }",
+])  # fmt: skip
+def test_corrected_biases_keep_the_mean_of_every_output(graph: str) -> None:
+    """One scale for channels of very different sizes makes rounding errors large enough to see."""
+    model = float_model(graph)
+    weight = model.graph.nodes[0].inputs[1]
+    weight.set(
+        np.asarray(
+            weight.array() * np.linspace(0.01, 1, weight.shape[1]).reshape(1, -1, *[1] * (len(weight.shape) - 2)),
+            np.float32,
+        )
+    )
+    shape = [200, *[int(size) for size in model.graph.inputs[0].shape[1:]]]
+    values = np.random.default_rng(5).standard_normal(shape).astype(np.float32) + 3
+    data = Feeds.open({"x": values}, model)
+    want = run(session(model), {"x": values})["y"]
+    error = {}
+    for correct in (False, True):
+        result = model.copy()
+        PassManager([InsertQdq(correct_bias=correct, per_channel=False)], verify="full").run(result, data)
+        got = run(session(result), {"x": values})["y"]
+        axes = tuple(axis for axis in range(want.ndim) if axis != 1)
+        error[correct] = float(np.abs((got.astype(np.float64) - want).mean(axis=axes)).max())
+    assert error[True] < error[False] / 3
+
+
 # ------------------------------------------------------------------------------------------------------ what it leaves
 
 SKIPS: dict[str, tuple[str, dict[str, Any], str]] = {
