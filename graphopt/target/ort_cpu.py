@@ -50,7 +50,7 @@ def _refuse_gemm(node: Node) -> str | None:
         if bias is None:
             return "the bias is not a constant"
         outputs = weight.shape[0] if node.attrs.get("transB", 0) else weight.shape[1]
-        if bias.size not in {1, outputs} or bias.ndim > 2:
+        if bias.shape not in {(), (1,), (1, 1), (outputs,), (1, outputs)}:
             return f"a bias of shape {list(bias.shape)}: the integer kernel adds one value per output"
     return None
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STANDARD_DOMAINS = (None, "", "ai.onnx")
 _FLOAT32 = 1
+_BROADCASTS_LIKE_NUMPY = 7  # before this opset an attribute says along which axis an operand lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,9 @@ def _only_reader(node: Node, op: str) -> Node | None:
 
 
 def _added(add: Node, y: Tensor, n: int, rank: int | None) -> NDArray[np.float32] | None:
+    assert add.graph is not None
+    if add.graph.opset < _BROADCASTS_LIKE_NUMPY:
+        return None
     other = add.inputs[1] if add.inputs[0] is y else add.inputs[0]
     return _as_bias(other, n, rank=1 if rank is None else rank)
 

@@ -38,7 +38,7 @@ class Bias:
 
     def write(self, rewriter: Rewriter, values: NDArray[np.float64], like: NDArray[Any], near: Node) -> None:
         """Replace it; a layer without one gets one, in the type of its weight."""
-        if isinstance(self.tensor, Constant) and len(uses(self.tensor)) == 1:
+        if isinstance(self.tensor, Constant) and len(uses(self.tensor)) == 1 and not is_graph_output(self.tensor):
             old = self.tensor.array()
             rewriter.set_weight(self.tensor, values.reshape(old.shape).astype(old.dtype))
             return
@@ -69,9 +69,13 @@ def find_bias(layer: Node, rows: int) -> Bias | None:
 def _added(layer: Node, rows: int) -> Bias | None:
     product = layer.outputs[0]
     readers = uses(product)
-    if len(readers) != 1 or is_graph_output(product) or readers[0].node.op != "Add":
+    if len(readers) != 1 or is_graph_output(product):
         return None
     node = readers[0].node
+    if node.op != "Add" or node.domain not in {None, "", "ai.onnx"} or node.graph is not layer.graph:
+        return None
+    if constant_value(layer.inputs[1]) is None:  # W X: the last axis counts samples, not rows
+        return None
     index = 1 - readers[0].index
     tensor = node.inputs[index]
     return Bias(node, index, tensor) if _one_per_row(tensor, rows) else None

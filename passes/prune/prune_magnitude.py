@@ -39,7 +39,8 @@ class PruneMagnitude(Pass):
         scope: How layers share it out. ``local``: every layer the same; ``global``: one ranking of all weights;
             ``lamp``: one ranking of all weights, each relative to those of its layer that are not smaller; ``erk``: by
             the layers' shapes, large ones sparser; ``threshold``: what is below `threshold` goes, whatever the share.
-        threshold: For ``threshold``: the least absolute value that stays.
+        threshold: For ``threshold``: the least score that stays, which is the absolute value of the weight as the
+            layer was trained, before BatchNormalization was folded into it.
         protect_ends: Leave the first and the last layers as they are.
         depthwise: Prune depthwise convolutions too.
         keep: Names of nodes left as they are.
@@ -97,7 +98,7 @@ class PruneMagnitude(Pass):
         """Yield every layer with the mask of what it keeps."""
         if self.scope == "threshold":
             for layer in layers:
-                yield layer, np.abs(layer.array()) >= self.threshold
+                yield layer, _scores(layer, row_scale) >= np.float32(self.threshold)
             return
         if self.scope in {"local", "erk"}:
             for layer, share in zip(layers, self._shares(layers), strict=True):

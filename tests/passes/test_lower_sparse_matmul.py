@@ -146,6 +146,17 @@ def test_lower_add_that_is_no_bias_stays(lower: LowerSparseMatmul, extra: str, w
     assert done.ops == ["SparseMatMul", "Add"], why
 
 
+def test_lower_add_of_an_old_opset_that_broadcasts_along_an_attribute_stays(lower: LowerSparseMatmul) -> None:
+    source = text(
+        "a = MatMul(x, w)  y = Add<broadcast = 1, axis = 1>(a, c)",
+        x="float[2, 8, 12]",
+        y="float[2, 8, 8]",
+        extra=f", float[{N}] c = {numbers(np.ones(N))}",
+    ).replace('"" : 17', '"" : 6')
+    done = run_pass(lower, source, verify="fast")
+    assert done.ops == ["SparseMatMul", "Add"]
+
+
 def test_lower_shared_weight_is_packed_once(lower: LowerSparseMatmul) -> None:
     done = check_pass(lower, text("a = MatMul(x, w)  c = Neg(x)  d = MatMul(c, w)  y = Add(a, d)"))
     first, second = sparse_nodes(done)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,6 +141,19 @@ def test_scores_undo_the_scale_that_batch_normalization_left() -> None:
     assert pruned is not None
     smallest = np.argsort(np.abs(weight), axis=None)[: weight.size // 2]
     assert set(np.flatnonzero(pruned == 0)) == set(smallest)
+
+
+def test_threshold_is_that_of_the_weights_before_batch_normalization_was_folded() -> None:
+    text = (
+        HEAD
+        + """g (float[1, 2, 1, 1] x) => (float[1, 2, 1, 1] y) <float[2, 2, 1, 1] w = {1, 3, 1, 3},
+    float[2] gain = {100, 0.01}, float[2] shift = {0, 0}, float[2] mean = {0, 0}, float[2] var = {1, 1}>
+    { c = Conv(x, w) y = BatchNormalization<epsilon = 0.0>(c, gain, shift, mean, var) }"""
+    )
+    model = read_model(onnx.parser.parse_model(text))
+    PassManager([create("fuse-batch-norm"), PruneMagnitude(scope="threshold", threshold=2.0)]).run(model)
+    pruned = weights_of(model)["w"]
+    assert (pruned != 0).ravel().tolist() == [False, True, False, True]
 
 
 def test_existing_zeros_count_and_stay() -> None:

@@ -45,6 +45,8 @@ REFUSED: dict[str, tuple[int, str, str]] = {
     "Softmax over another axis": (11, "g (float[2, 3, 4] x) => (float[2, 3, 4] y) { y = Softmax<axis = 1>(x) }", "flattens"),
     "Dropout": (11, "g (float[2, 3] x) => (float[2, 3] y) { y = Dropout(x) }", "not in the table"),
     "Resize": (10, "g (float[1, 1, 2, 2] x) => (float[1, 1, 4, 4] y) <float[4] s = {1, 1, 2, 2}> { y = Resize(x, s) }", "not in the table"),
+    "Clip of halves": (9, "g (float16[2, 3] x) => (float16[2, 3] y) { y = Clip<min = -0.5, max = 0.5>(x) }", "other elements than float32"),
+    "Pad of doubles": (9, "g (double[2, 3] x) => (double[4, 3] y) { y = Pad<pads = [1, 0, 1, 0], value = 0.25>(x) }", "other elements than float32"),
     "below opset 7": (6, "g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }", "below opset 7"),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
@@ -161,3 +162,10 @@ def test_bias_of_a_matmul_is_the_constant_added_behind_it() -> None:
     assert bias.node.op == "Add"
     assert bias.tensor is not None
     assert constant_value(bias.tensor) is not None
+
+
+def test_constant_added_to_a_product_with_the_weight_in_front_is_no_bias() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]> g (float[2, 2] x) => (float[2, 2] y)
+    <float[2, 2] w = {1, 2, 3, 4}, float[2] b = {5, 6}> { m = MatMul(w, x) y = Add(m, b) }"""
+    model = read_model(onnx.parser.parse_model(text))
+    assert find_bias(model.graph.nodes[0], 2) is None

@@ -11,7 +11,7 @@ from graphopt.graph import Model, read_model
 from graphopt.passes.quantize.insert_qdq import InsertQdq
 from graphopt.rewrite import PassManager
 from graphopt.runtime import Feeds, random_feeds, run, session
-from graphopt.target import audit, placement
+from graphopt.target import audit, find_target, placement
 
 
 @pytest.fixture(autouse=True)
@@ -246,3 +246,18 @@ def test_bias_beyond_the_tiny_scale_of_its_channel_keeps_its_value() -> None:
     feed = data.first()
     got = run(session(result), feed)["out"][0, 0]
     np.testing.assert_allclose(got, 3.0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [("", True), ("1", True), ("3", True), ("1, 3", True), ("3, 1", False), ("3, 3", False)]
+)
+def test_gemm_takes_a_bias_of_one_value_per_output_and_no_other(shape: str, fits: bool) -> None:
+    count = int(np.prod([int(size) for size in shape.split(",") if size]))
+    kind = f"float[{shape}]" if shape else "float"
+    values = ", ".join(["1"] * count)
+    text = f"""<ir_version: 9, opset_import: ["" : 17]> g (float[3, 2] x) => (float[3, 3] y)
+    <float[2, 3] w = {{1, 2, 3, 4, 5, 6}}, {kind} c = {{{values}}}> {{ y = Gemm(x, w, c) }}"""
+    node = read_model(onnx.parser.parse_model(text)).graph.nodes[0]
+    rule = find_target("ort-cpu").rule(node)
+    assert rule is not None
+    assert (rule.refuse(node) is None) == fits
