@@ -294,7 +294,7 @@ def _yaml(text: str, where: str) -> Any:
 def _parse(raw: Any, where: str) -> _Document:
     if not isinstance(raw, dict):
         raise RecipeError(
-            f"it holds {type(raw).__name__}",
+            "it is empty" if raw is None else f"it holds {type(raw).__name__}",
             where=where,
             must=f"A recipe is a mapping with the keys {', '.join(_Document.model_fields)}",
         )

@@ -25,6 +25,7 @@ from graphopt.errors import (
     ReadError,
     RunError,
     UnsupportedError,
+    WriteError,
 )
 from graphopt.runtime.inputs import ort_element, output_names
 
@@ -42,6 +43,8 @@ _ORT_ERRORS: Any = tuple(
 )
 _SOURCE_PLACE = re.compile(r"\S*/onnxruntime(?:_src)?/\S+\.(?:cc|h):\d+ \S.*?\)(?: const)? (?=\w)")
 """Where in its own sources the runtime says it failed: a file, a line and the signature of a function."""
+_NOT_WRITTEN = re.compile(r"Protobuf serialization failed|^SystemError : \d+$")
+"""What the runtime says when it cannot write the model it optimized; it has no error of its own for that."""
 _LEVELS = {
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -81,6 +84,7 @@ def session(
         ReadError: The file is missing or is no ONNX model.
         UnsupportedError: ONNX Runtime refuses the model; its own words are in the message.
         KernelError: The custom-op library is missing or does not load.
+        WriteError: The optimized model cannot be written.
     """
     where = _where(source)
     model, library = _locate(source, kernels)
@@ -218,7 +222,17 @@ def _make(model: str | bytes, options: ort.SessionOptions, where: str) -> ort.In
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except (*_ORT_ERRORS, RuntimeError, ValueError, TypeError) as error:
+        if options.optimized_model_filepath and _NOT_WRITTEN.search(str(error)):
+            raise _write_error(options.optimized_model_filepath) from error
         raise _load_error(error, where) from error
+
+
+def _write_error(path: str) -> GraphoptError:
+    return WriteError(
+        "ONNX Runtime cannot write the model it optimized",
+        where=path,
+        do="Free space there, or set TMPDIR to a folder that has some where graphopt chose the place.",
+    )
 
 
 def _load_error(error: Exception, where: str) -> GraphoptError:

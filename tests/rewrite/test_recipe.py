@@ -89,7 +89,7 @@ def test_unknown_pass_is_answered_with_the_nearest() -> None:
     ("text", "said"),
     [
         ("- fold-constants", "it holds list"),
-        ("", "it holds NoneType"),
+        ("", "it is empty"),
         ("passes: [", "is not valid YAML"),
         ("passes: !!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("[" * 5000, "is not valid YAML"),

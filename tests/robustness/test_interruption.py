@@ -98,6 +98,24 @@ def test_full_disk_leaves_nothing(tmp_path: Path, arguments: list[str], output: 
     assert_only(tmp_path, [])
 
 
+@pytest.mark.parametrize("limit", [1000, 80_000])
+def test_full_disk_is_not_blamed_on_the_model(tmp_path: Path, limit: int) -> None:
+    """An int8 compilation lets the runtime write a model it optimized, in the folder for temporary files."""
+    done = subprocess.run(
+        command(
+            "compile", demo.CNN, "-o", tmp_path / "out", "--recipe", "int8", "--data", demo.CALIBRATION, "--max-drop", 1
+        ),
+        env=environment({"PYTHONDONTWRITEBYTECODE": "1"}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert_refused(Ended(done.returncode, done.stdout, done.stderr), "GO-W001", 2, "Free space")
+    assert_only(tmp_path, [])
+
+
 def test_full_disk_keeps_what_force_would_replace(tmp_path: Path) -> None:
     (tmp_path / "out.onnx").write_text("precious")
     done = subprocess.run(

@@ -19,6 +19,7 @@ from graphopt.errors import (
     ReadError,
     RunError,
     UnsupportedError,
+    WriteError,
 )
 from graphopt.graph import read_model
 from graphopt.runtime import (
@@ -60,6 +61,13 @@ def test_optimizations_can_be_turned_off_and_the_optimized_model_written(tmp_pat
         session(model(ADD), optimize=level, optimized_path=path)
         counts[level] = len(onnx.load(path).graph.node)
     assert counts == {False: 2, "basic": 1, True: 1}
+
+
+def test_optimized_model_that_cannot_be_written_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing" / "optimized.onnx", tmp_path):
+        with pytest.raises(WriteError, match="Free space") as caught:
+            session(model(ADD), optimized_path=path)
+        assert str(path) in str(caught.value)
 
 
 def test_free_dimensions_and_configuration_entries_reach_the_runtime() -> None:
