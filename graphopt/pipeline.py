@@ -5,9 +5,7 @@ file -> read -> graph -> analyses -> passes (patches, verified) -> target -> aud
 
 from __future__ import annotations
 
-import importlib
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from graphopt.rewrite import Outcome, Pass, PassManager, Recipe, load_recipe, re
 from graphopt.rewrite.guard import Guard, Limit
 from graphopt.rewrite.patch import Contract
 from graphopt.runtime import Feeds, input_specs, random_feeds, run, timings
+from graphopt.runtime.named_function import named_function
 from graphopt.target.audit import audit
 from graphopt.verify.check import check
 from graphopt.verify.contract import weakest
@@ -443,23 +442,7 @@ def _limit(plan: Recipe, max_drop: float | None, *, given: bool) -> Limit | None
 def _load_metric(metric: Metric | str | None) -> Metric | None:
     if metric is None or callable(metric):
         return metric
-    module, colon, name = metric.partition(":")
-    if not colon or not module or not name:
-        raise UsageError(
-            f"{metric!r} is not MODULE:FUNCTION", where="--metric", must="A metric is named package.module:function"
-        )
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        what = f"{module!r} cannot be imported: {error}"
-        raise UsageError(what, where="--metric", do="Run where Python finds the module") from error
-    except AttributeError as error:
-        raise UsageError(f"{module!r} has no {name!r}", where="--metric") from error
-    if not callable(found):
-        raise UsageError(f"{metric!r} is not a function", where="--metric", must="A metric is called with (run, feeds)")
-    return found  # type: ignore[no-any-return]
+    return named_function(metric, must="A metric is module:function, called with (run, feeds).", error=UsageError)
 
 
 def _time(

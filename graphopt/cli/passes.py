@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _describe(name: str) -> dict[str, Any]:
+    from graphopt.rewrite.catalogue import meanings
     from graphopt.rewrite.options import option_model
     from graphopt.rewrite.pass_ import sections
     from graphopt.rewrite.registry import pass_class
@@ -48,6 +49,7 @@ def _describe(name: str) -> dict[str, Any]:
     found = pass_class(name)
     documented = sections(found)
     schema = option_model(found).model_json_schema()
+    explained = meanings(found)
     module = found.__module__.split(".")
     return {
         "name": name,
@@ -55,16 +57,16 @@ def _describe(name: str) -> dict[str, Any]:
         "contract": found.contract.name.lower(),
         "summary": documented.pop(""),
         "sections": documented,
-        "options": [_option(key, value) for key, value in schema.get("properties", {}).items()],
+        "options": [_option(key, value, explained.get(key, "")) for key, value in schema.get("properties", {}).items()],
     }
 
 
-def _option(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _option(name: str, schema: dict[str, Any], meaning: str) -> dict[str, Any]:
     return {
         "name": name,
         "type": _type_of(schema),
         "default": schema.get("default"),
-        "description": schema.get("description", ""),
+        "description": meaning,
     }
 
 

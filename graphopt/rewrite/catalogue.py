@@ -66,23 +66,29 @@ def option_table(cls: type[Pass]) -> list[str]:
         cls: The pass class; its ``Attributes`` or ``Args`` section gives the meanings.
     """
     schema = option_model(cls).model_json_schema()
-    meanings = _meanings(cls)
+    explained = meanings(cls)
     rows = []
     for field in dataclasses.fields(cls):
         described = schema["properties"][field.name]
         default = "required" if field.name in schema.get("required", ()) else f"`{_yaml(described.get('default'))}`"
-        rows.append(f"| `{field.name}` | {_values(described)} | {default} | {meanings.get(field.name, '')} |")
+        meaning = explained.get(field.name, "").replace("|", "\\|")
+        rows.append(f"| `{field.name}` | {_values(described)} | {default} | {meaning} |")
     return rows
 
 
-def _meanings(cls: type[Pass]) -> dict[str, str]:
+def meanings(cls: type[Pass]) -> dict[str, str]:
+    """Return what the options of a pass mean, by name.
+
+    Args:
+        cls: The pass class; its ``Attributes``, ``Args`` or ``Options`` section says it.
+    """
     text = cls.__doc__ or ""
     section = re.search(r"^\s*(?:Attributes|Args|Options):\s*\n((?:\s+.*\n?)*)", text, re.MULTILINE)
     found: dict[str, str] = {}
     for name, meaning in re.findall(
         r"^\s+(\w+): (.*(?:\n\s{8,}(?!\w+: ).*)*)", section.group(1) if section else "", re.MULTILINE
     ):
-        found[name] = " ".join(meaning.split()).replace("|", "\\|")
+        found[name] = " ".join(meaning.split())
     return found
 
 

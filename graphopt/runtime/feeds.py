@@ -11,11 +11,9 @@ Memory holds the sample in hand and never grows with the data; nothing is ever u
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,11 +27,14 @@ from graphopt.errors import DataError, GraphoptError
 from graphopt.runtime.arrays import StoredArray, open_npz
 from graphopt.runtime.fit import Array, cast, cast_refusal, check_names, feed_shapes, rank_error
 from graphopt.runtime.inputs import InputSpec, input_specs
+from graphopt.runtime.named_function import named_function
 
 Feed = dict[str, Any]
 Source = (
     str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]]
 )
+
+_SOURCES = "Data is an .npz file, a folder of them, or module:function."
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Feeds:
             return cls(specs, text, lambda: (_NpzPiece(file, specs) for file in files))
         if path.exists() or ":" not in text:
             return cls(specs, text, lambda: iter([_NpzPiece(path, specs)]))
-        return cls(specs, text, _Called(_function(text), specs))
+        return cls(specs, text, _Called(named_function(text, must=_SOURCES, error=DataError), specs))
 
     def __len__(self) -> int:
         """Return the number of samples: of files only the headers are read, a function is run once."""
@@ -414,27 +415,6 @@ class _Spool:
 
     def _file(self, number: int) -> Path:
         return Path(self._folder.name) / f"{number}.npz"
-
-
-def _function(text: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
-    """Return the function that ``module:function`` or ``file.py:function`` names."""
-    module_name, _, attribute = text.rpartition(":")
-    path = Path(module_name)
-    added = str(path.resolve().parent) if path.suffix == ".py" else str(Path.cwd())
-    sys.path.insert(0, added)
-    try:
-        module = importlib.import_module(path.stem if path.suffix == ".py" else module_name)
-    except Exception as error:
-        raise DataError(
-            f"the module cannot be imported: {type(error).__name__}: {error}", where=text,
-            must="Data is an .npz file, a folder of them, or module:function.", do="Check the path.",
-        ) from error  # fmt: skip
-    finally:
-        sys.path.remove(added)
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        raise DataError(f"the module has no function '{attribute}'", where=text)
-    return found  # type: ignore[no-any-return]
 
 
 def _joined(group: list[Feed]) -> Feed:

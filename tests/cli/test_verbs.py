@@ -197,6 +197,7 @@ def test_pass_is_explained_with_its_options(graphopt_here: Run, name: str) -> No
     found = json.loads(graphopt_here("passes", name, "--json").out)
     assert found["sections"].keys() == {"Matches", "Produces", "Requires", "Preserves", "Source"}
     assert all({"name", "type", "default"} <= option.keys() for option in found["options"])
+    assert all(option["description"] for option in found["options"])
 
 
 def test_unknown_pass_names_the_nearest(graphopt_here: Run) -> None:
