@@ -169,17 +169,15 @@ class Guard:
         if len(names) < 2:
             return self._leave_out(model, full, "it has no other layer to keep")
         ranked = self._rank(model, group, names)
-        low, high, best = 0, len(ranked), None
-        while high - low > 1:
-            middle = (low + high) // 2
-            trial = self._try(model, self._keeping(group, [name for name, _ in ranked[:middle]]))
-            if self._allows(trial):
-                high, best = middle, trial
-            else:
-                low = middle
-        if best is None or not best.outcome.patches:
+        found = self._fewest(model, group, ranked)
+        if found is None and any(loss is None for _, loss in ranked):
+            # what is not compressed without its neighbours came last and left nothing: now it is reverted first
+            ranked.sort(key=lambda layer: layer[1] is not None)
+            found = self._fewest(model, group, ranked)
+        if found is None:
             return self._leave_out(model, full, "no choice of layers fits")
-        damage = dict(ranked[:high])
+        count, best = found
+        damage = dict(ranked[:count])
         assert full.quality is not None
         outcome = mark_reverted(best.outcome, full.outcome, damage, best.quality)
         note = (
@@ -188,27 +186,44 @@ class Guard:
         )
         return Verdict(best.model, outcome, best.quality, best.passes, (note,))
 
-    def _rank(self, model: Model, group: tuple[Pass, ...], names: list[str]) -> list[tuple[str, float]]:
-        """Return layers with the loss that compressing them alone causes, worst first (ties: later layers first)."""
+    def _fewest(
+        self, model: Model, group: tuple[Pass, ...], ranked: Sequence[tuple[str, float | None]]
+    ) -> tuple[int, Trial] | None:
+        """Return how many layers to revert, worst first, with the trial; None where no choice that does a thing fits."""
+        low, high, best = 0, len(ranked), None
+        while high - low > 1:
+            middle = (low + high) // 2
+            trial = self._try(model, self._keeping(group, [name for name, _ in ranked[:middle]]))
+            if self._allows(trial):
+                high, best = middle, trial
+            else:
+                low = middle
+        return None if best is None or not best.outcome.patches else (high, best)
+
+    def _rank(self, model: Model, group: tuple[Pass, ...], names: list[str]) -> list[tuple[str, float | None]]:
+        """Return layers with the loss that compressing them alone causes, worst first (ties: later layers first).
+
+        The loss is None for layers that the pass does not compress without their neighbours; they come last.
+        """
         size = -(-len(names) // MEASURED_GROUPS)
         chunks = [names[start : start + size] for start in range(0, len(names), size)]
-        damage: list[tuple[float, float, int, str]] = []
+        damage: list[tuple[float, int, str, float | None]] = []
         for chunk in chunks:
             others = [name for name in names if name not in set(chunk)]
             trial = self._try(model, self._keeping(group, others))
             rank, loss = _damage(trial.quality)
-            damage.extend((rank, loss, len(damage) + place, name) for place, name in enumerate(chunk))
-        damage.sort(reverse=True)
-        return [(name, loss) for _, loss, _, name in damage]
+            damage.extend((rank, len(damage) + place, name, loss) for place, name in enumerate(chunk))
+        damage.sort(key=lambda layer: layer[:2], reverse=True)
+        return [(name, loss) for _, _, name, loss in damage]
 
     def _keeping(self, group: tuple[Pass, ...], names: Sequence[str]) -> tuple[Pass, ...]:
         return (group[0].keeping(names), *group[1:])
 
 
-def _damage(quality: Quality | None) -> tuple[float, float]:
+def _damage(quality: Quality | None) -> tuple[float, float | None]:
     """Return what layers are ranked by (a metric's drop, else the noise, which is smooth) and the loss to print."""
     if quality is None:
-        return -math.inf, 0.0
+        return -math.inf, None
     return (quality.drop if quality.kind == "metric" else -quality.worst_sqnr_db), quality.drop
 
 
@@ -217,12 +232,12 @@ def changed(layer: LayerRecord) -> bool:
     return layer.kept and not layer.reverted
 
 
-def mark_reverted(outcome: Outcome, full: Outcome, damage: dict[str, float], quality: Quality | None) -> Outcome:
+def mark_reverted(outcome: Outcome, full: Outcome, damage: dict[str, float | None], quality: Quality | None) -> Outcome:
     """Return the outcome whose first record also lists the layers that the guard reverted, with their damage."""
     unit = quality.unit if quality else ""
     was = {layer.name: layer for record in full.records for layer in record.layers if changed(layer)}
     reverted = [
-        replace(was[name], kept=False, reverted=True, reason=f"alone it loses {loss:.2f} {unit}".rstrip())
+        replace(was[name], kept=False, reverted=True, reason=_why_reverted(loss, unit))
         for name, loss in damage.items()
         if name in was
     ]
@@ -230,6 +245,12 @@ def mark_reverted(outcome: Outcome, full: Outcome, damage: dict[str, float], qua
     kept = [layer for layer in first.layers if layer.name not in damage]
     skips = [skip for skip in first.skips if skip[0] not in damage]
     return replace(outcome, records=[replace(first, layers=[*kept, *reverted], skips=skips), *outcome.records[1:]])
+
+
+def _why_reverted(loss: float | None, unit: str) -> str:
+    return (
+        "it is not compressed without its neighbours" if loss is None else f"alone it loses {loss:.2f} {unit}".rstrip()
+    )
 
 
 def revert_all(outcome: Outcome, reason: str) -> Outcome:

@@ -112,7 +112,8 @@ def test_a_strict_budget_reverts_layers_and_says_which() -> None:
     reverted = [layer for layer in result.report.layers if layer.reverted]
     assert result.met
     assert reverted
-    assert all("alone it loses" in layer.reason for layer in reverted)
+    assert all("alone it loses" in layer.reason or "without its neighbours" in layer.reason for layer in reverted)
+    assert any(layer.kept for layer in result.report.layers)
     assert any("left" in note and "layers as they were" in note for note in result.report.notes)
 
 
@@ -180,6 +181,7 @@ def test_options_change_the_recipe_and_skip_leaves_passes_out() -> None:
         ({"metric": "accuracy"}, UsageError, "module:function"),
         ({"metric": "no_such_module:accuracy"}, UsageError, "cannot be imported"),
         ({"metric": "json:accuracy"}, UsageError, "accuracy"),
+        ({"metric": "json:"}, UsageError, "names no function"),
         ({"data": {"picture": np.zeros((4, 1, 8, 8), np.float32)}}, DataError, "picture"),
         ({"target": "abacus", "recipe": "int8"}, UsageError, "ort-cpu"),
     ],
@@ -187,6 +189,20 @@ def test_options_change_the_recipe_and_skip_leaves_passes_out() -> None:
 def test_what_cannot_be_used_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         graphopt.compile(demo.CNN, **({"data": calibration()} | arguments))
+
+
+@pytest.mark.parametrize("body", ["def loss(run, feeds:", "1 / 0", "raise SystemError('no')"])
+def test_a_metric_whose_module_fails_is_a_usage_error(tmp_path: Path, body: str) -> None:
+    (tmp_path / "failing_metric.py").write_text(body)
+    with pytest.raises(UsageError, match="cannot be imported"):
+        graphopt.compile(demo.CNN, metric=f"{tmp_path / 'failing_metric.py'}:loss", data=calibration())
+
+
+def test_a_metric_in_a_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "constant_metric.py").write_text("def one(run, feeds):\n    return 1.0\n")
+    result = graphopt.compile(demo.CNN, metric=f"{tmp_path / 'constant_metric.py'}:one", data=calibration())
+    assert result.report.quality is not None
+    assert result.report.quality.after == 1.0
 
 
 def test_stop_after_runs_that_many_patches() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -113,6 +113,25 @@ def test_fewest_of_the_worst_layers_are_reverted(limit: float, reverted: set[str
     assert all("alone it loses" in row.reason for row in rows if row.reverted)
     assert len(rows) == len(DAMAGE)
     assert not {name for name, _ in verdict.outcome.records[0].skips} & reverted
+
+
+@dataclass(frozen=True)
+class SociablePass(FakePass):
+    """Compresses conv3, which does the least damage, only beside another layer."""
+
+
+def run_sociable(model: Any, group: Sequence[Any]) -> Outcome:
+    names = [name for name in DAMAGE if name not in group[0].keep]
+    return run(model, [group[0].keeping(["conv3"]) if names == ["conv3"] else group[0]])
+
+
+def test_a_layer_that_is_nothing_without_its_neighbours_does_not_end_the_search() -> None:
+    subject: Any = Guard(cast("Any", FakeJudge()), Limit(0.6), run_sociable)
+    verdict = subject.apply(FakeModel(), [SociablePass("layers")])
+    assert verdict.model.layers == ("conv1",)
+    reasons = {row.name: row.reason for row in verdict.outcome.records[0].layers if row.reverted}
+    assert reasons["conv3"] == "it is not compressed without its neighbours"
+    assert set(reasons) == {"conv2", "conv3", "conv4"}
 
 
 def test_no_layer_fits_leaves_the_pass_out_with_every_layer_reverted() -> None:
