@@ -189,7 +189,7 @@ class Guard:
     def _fewest(
         self, model: Model, group: tuple[Pass, ...], ranked: Sequence[tuple[str, float | None]]
     ) -> tuple[int, Trial] | None:
-        """Return how many layers to revert, worst first, with the trial; None where no choice that does a thing fits."""
+        """Return how many layers to revert, worst first, with the trial; None where no choice that acts fits."""
         low, high, best = 0, len(ranked), None
         while high - low > 1:
             middle = (low + high) // 2
