@@ -52,6 +52,11 @@ SLOWER = 1.1
 QUANTIZERS = frozenset(("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear"))
 """Operators whose presence makes an audit worth running."""
 
+CHOSEN_ON_THE_SAME = (
+    "The held-back samples that are reported also decided what the guard kept: they flatter it a little."
+)
+"""Said where the guard searched: whatever is chosen on samples looks better on them than on others."""
+
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
@@ -290,6 +295,8 @@ class _Run:
         self.records += verdict.outcome.records
         self.ran += verdict.passes
         self.notes += verdict.notes
+        if verdict.notes and verdict.quality is not None and CHOSEN_ON_THE_SAME not in self.notes:
+            self.notes.append(CHOSEN_ON_THE_SAME)
 
     def _manage(self, model: Model, steps: Sequence[Pass], facts: Facts, stop_after: int | None) -> Outcome:
         manager = PassManager(

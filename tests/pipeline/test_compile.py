@@ -15,7 +15,7 @@ import pytest
 import graphopt
 from graphopt import demo
 from graphopt.errors import BudgetError, DataError, OutputExistsError, RecipeError, UsageError
-from graphopt.pipeline import group_lossy
+from graphopt.pipeline import CHOSEN_ON_THE_SAME, group_lossy
 from graphopt.rewrite import Contract, create
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def test_a_strict_budget_reverts_layers_and_says_which() -> None:
     assert all("alone it loses" in layer.reason or "without its neighbours" in layer.reason for layer in reverted)
     assert any(layer.kept for layer in result.report.layers)
     assert any("left" in note and "layers as they were" in note for note in result.report.notes)
+    assert CHOSEN_ON_THE_SAME in result.report.notes
 
 
 def worse_with_every_integer(run: Callable[[Any], Any], feeds: Iterable[Any]) -> float:
