@@ -63,8 +63,8 @@ class Layer:
     def per_row(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number per output row in a shape that broadcasts to the weight."""
         shape = list(self.array().shape)
-        groups = int(self.node.attrs.get("group", 1))
-        if self.node.op == "ConvTranspose" and groups > 1:
+        groups = int(self.node.attrs.get("group", 1)) if self.node.op == "ConvTranspose" else 1
+        if groups > 1:
             inputs = shape[0] // groups
             return np.repeat(values.reshape(groups, -1), inputs, axis=0).reshape(shape[0], -1, *[1] * (len(shape) - 2))
         wanted = [1] * len(shape)
@@ -161,8 +161,8 @@ def _refusal(
         return f"its weight is {value.dtype.name}, not a float"
     if value.ndim < 2 or value.size == 0:
         return f"its weight has the shape {list(value.shape)}"
-    groups = int(node.attrs.get("group", 1))
-    if not depthwise and node.op in {"Conv", "ConvTranspose"} and groups > 1 and value.shape[1] == 1:
+    convolution = node.op in {"Conv", "ConvTranspose"}
+    if not depthwise and convolution and value.shape[1] == 1 and int(node.attrs.get("group", 1)) > 1:
         return "it is depthwise: few weights, none redundant; the option depthwise takes them"
     if not np.isfinite(value).all():
         return f"its weight '{weight.name}' holds NaN or infinite values"

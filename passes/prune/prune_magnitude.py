@@ -13,6 +13,7 @@ from graphopt.analysis.row_scale import RowScale
 from graphopt.graph import Constant
 from graphopt.passes.prune.ends import end_layers
 from graphopt.passes.prune.layers import Layer, find_layers
+from graphopt.passes.prune.refit_weights import RefitWeights
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip, node_label
 from graphopt.solve import scores
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from graphopt.graph import Model, Node, Rewriter
 
     Mask = NDArray[np.bool_]
+
+STEPS_BY_WEIGHTS = ((2_000_000, 4), (20_000_000, 2))
+"""Steps of ``steps: 0`` for models of at most so many weights; each step takes minutes on the largest."""
 
 _HELD_WEIGHTS = 1 << 26
 """Scores of up to this many weights are held; for larger models they are computed again for each look."""
@@ -43,6 +47,9 @@ class PruneMagnitude(Pass):
             layer was trained, before BatchNormalization was folded into it.
         protect_ends: Leave the first and the last layers as they are.
         depthwise: Prune depthwise convolutions too.
+        steps: In how many steps, refitting the weights in between, where there is calibration data: step k of n keeps
+            (1 - sparsity)^(k/n). 0 takes 4 steps for up to 2 million weights, 2 for up to 20 million, 1 beyond. Put
+            refit-weights behind the pass for the last step.
         keep: Names of nodes left as they are.
 
     Matches: Conv, ConvTranspose, Gemm and MatMul with a constant float weight of rank 2 or more, in all bodies.
@@ -57,27 +64,50 @@ class PruneMagnitude(Pass):
     name: ClassVar[str] = "prune-magnitude"
     contract: ClassVar[Contract] = Contract.LOSSY
     guard: ClassVar[str] = "strength"
-    uses_data: ClassVar[bool] = False
 
     sparsity: float = 0.5
     scope: Literal["local", "global", "lamp", "erk", "threshold"] = "lamp"
     threshold: float = 0.0
     protect_ends: bool = False
     depthwise: bool = False
+    steps: int = 1
     keep: tuple[str, ...] = ()
+
+    @property
+    def uses_data(self) -> bool:  # type: ignore[override]
+        """Whether the calibration feeds decide anything: they do between steps."""
+        return self.steps != 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity <= 1:
             raise ValueError(f"sparsity is {self.sparsity}, but it is a share between 0 and 1 (0.8 for 80 %)")
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ValueError(f"threshold is {self.threshold}, but it is an absolute value, 0 or larger")
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}, but it is a number of steps, or 0 to choose it by size")
 
     def with_strength(self, fraction: float) -> Self:
         """Return the pass at a share of its sparsity (of its threshold, for that scope)."""
         return replace(self, sparsity=self.sparsity * fraction, threshold=self.threshold * fraction)
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        """Yield one patch per weight."""
+        """Yield one patch per weight, and what refits the weights between steps."""
+        if facts.feeds is not None and self.scope != "threshold":
+            count = self._count_steps(model)
+            for step in range(1, count):
+                part = replace(self, sparsity=1 - (1 - self.sparsity) ** (step / count), steps=1)
+                yield from _quietly(part.run(model, facts))
+                yield from _quietly(RefitWeights(keep=self.keep).run(model, facts))
+        yield from self._once(model, facts)
+
+    def _count_steps(self, model: Model) -> int:
+        if self.steps:
+            return self.steps
+        found = find_layers(model, keep=self.keep, depthwise=self.depthwise)
+        weights = sum(layer.array().size for layer in found if isinstance(layer, Layer))
+        return next((steps for most, steps in STEPS_BY_WEIGHTS if weights <= most), 1)
+
+    def _once(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         layers: list[Layer] = []
         for found in find_layers(model, keep=self.keep, depthwise=self.depthwise):
             if isinstance(found, Skip):
@@ -116,6 +146,19 @@ class PruneMagnitude(Pass):
             return [self.sparsity] * len(layers)
         densities = scores.erk_densities([layer.array().shape for layer in layers], 1 - self.sparsity)
         return [1 - density for density in densities]
+
+
+def _quietly(
+    proposals: Generator[Patch | Skip, frozenset[Node], None],
+) -> Generator[Patch | Skip, frozenset[Node], None]:
+    """Yield the patches of a step on the way: the refusals and the rows of the per-layer table come with the last."""
+    touched: frozenset[Node] | None = None
+    while True:
+        try:
+            proposal = next(proposals) if touched is None else proposals.send(touched)
+        except StopIteration:
+            return
+        touched = (yield replace(proposal, layers=())) if isinstance(proposal, Patch) else frozenset()
 
 
 def _count(share: float, size: int) -> int:

@@ -80,8 +80,8 @@ class RefitWeights(Pass):
     name: ClassVar[str] = "refit-weights"
     contract: ClassVar[Contract] = Contract.LOSSY
 
-    samples: int = 256
-    rows: int = 8192
+    samples: int = 512
+    rows: int = 16384
     damping: float = 0.01
     variance: bool = True
     keep: tuple[str, ...] = ()
