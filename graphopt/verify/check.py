@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import CheckFailedError
@@ -10,16 +11,20 @@ from graphopt.graph import Model, read_model
 from graphopt.runtime import Feeds, input_specs, random_feeds, run
 from graphopt.verify.bound import rounding_tolerances
 from graphopt.verify.contract import Contract
-from graphopt.verify.equality import Difference, compare, worst
+from graphopt.verify.equality import Difference, Tolerance, compare, worst
 from graphopt.verify.quality import Judge, Quality
 from graphopt.verify.reference import open_unoptimized
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from graphopt.runtime.feeds import Source as FeedSource
 
     Source = Model | Path | str
+
+COMPARED_AT_ONCE = 16
+"""Feeds whose outputs are held at once; the trials of the rounding bound start their sessions once for all of them."""
 
 RANDOM_SAMPLES = 16
 """Seeded random feeds that stand in where no data is given."""
@@ -90,18 +95,26 @@ def check(
     specs = input_specs(first)
     feeds = random_feeds(specs, count=RANDOM_SAMPLES, seed=seed) if data is None else _open(data, specs)
     comparisons = []
-    for feed in feeds:
-        right = run(first, feed)
-        tolerances = None
+    for some in batched(feeds, COMPARED_AT_ONCE):
+        right = [run(first, feed) for feed in some]
+        tolerances: list[dict[str, Tolerance]] | list[None] = [None] * len(some)
         if contract is Contract.ROUNDING:
-            (tolerances,) = rounding_tolerances(_in_memory(reference), [feed], [right], seed=seed)
-        comparisons.append(compare(right, run(second, feed), contract, tolerances))
+            tolerances = rounding_tolerances(_in_memory(reference), some, right, seed=seed)
+        for feed, outputs, allowed in zip(some, right, tolerances, strict=True):
+            comparisons.append(compare(outputs, run(second, feed), contract, allowed))
     found = worst(comparisons)
     quality = Judge(reference, feeds).measure(candidate)
     reason = found.reason
     if not reason and max_drop is not None and quality.drop > max_drop:
         reason = f"it loses {quality.drop:.3f} {quality.unit} where {max_drop:g} are allowed"
     return CheckResult(contract, len(feeds), data is None, found.outputs, quality, not reason, reason)
+
+
+def batched(feeds: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield the feeds in lists of at most ``size``, in order."""
+    waiting = iter(feeds)
+    while some := list(islice(waiting, size)):
+        yield some
 
 
 def _open(data: FeedSource | Feeds, specs: Any) -> Feeds:
