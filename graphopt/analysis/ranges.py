@@ -9,6 +9,7 @@ data is enough and no sample is kept.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -99,6 +100,8 @@ class TensorRange:
         while low < self.start or high >= self.start + self.width * BINS:
             self._double(downward=low < self.start)
         step = max(1, flat.size // SAMPLED_VALUES)
+        while math.gcd(step, flat.size) > 1:  # a divisor of the row length would see the same channels in every row
+            step += 1
         places = ((flat[::step].astype(np.float64) - self.start) / self.width).astype(np.int64)
         self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
 

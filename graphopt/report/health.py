@@ -30,6 +30,7 @@ REQUIRED = (
     ("pydantic", (2, 7)),
     ("PyYAML", (6,)),
     ("rich", (13, 7)),
+    ("threadpoolctl", (3, 1)),
 )
 """Packages that graphopt needs, with the oldest release that will do."""
 

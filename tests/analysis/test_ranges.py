@@ -174,3 +174,13 @@ def test_infinite_activation_has_no_range_and_its_neighbours_have() -> None:
     model = model_of("g (float[n] x) => (float[n] y) { y = Log(x) }")
     data = Feeds.open({"x": np.array([1.0, 0.0], np.float32)}, model)
     assert set(Facts(model, feeds=data).get(Ranges).tensors) == {"x"}
+
+
+@pytest.mark.parametrize("channel", range(0, 48, 5))
+def test_a_loud_channel_is_seen_whatever_its_place(channel: int) -> None:
+    values = np.random.default_rng(0).standard_normal((8, 256, 384)).astype(np.float32)
+    values[..., channel] *= 30
+    seen = TensorRange()
+    seen.add(values)
+    assert seen.least_error()[1] > 40
+    assert seen.percentile(99.99)[1] > 40

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -313,6 +315,13 @@ def test_doctor_says_what_to_do_about_a_missing_library(graphopt_here: Run, monk
 )
 def test_releases_are_compared_as_numbers(version: str, release: tuple[int, ...]) -> None:
     assert health._release(version) == release
+
+
+def test_doctor_looks_at_every_package_that_the_program_requires() -> None:
+    wanted = {
+        re.split(r"[^\w.-]", line)[0].lower() for line in metadata.requires("graphopt") or () if "extra" not in line
+    }
+    assert {name.lower() for name, _ in health.REQUIRED} == wanted
 
 
 def test_doctor_sees_packages_that_are_old_or_missing() -> None:
