@@ -24,7 +24,7 @@ from graphopt.graph.tensors import Constant, Tensor, Variable
 from graphopt.graph.weights import ProtoWeight, SparseWeight, Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
@@ -59,6 +59,47 @@ def read_model(source: str | Path | bytes | onnx.ModelProto, *, base: str | Path
         raise ReadError(f"a name is not UTF-8: {error}", where=where, must="ONNX names are UTF-8") from error
     except RecursionError as error:
         raise ReadError("graphs are nested too deeply", where=where, must=f"At most {MAX_DEPTH} levels") from error
+
+
+def refuse_unsafe_data(path: Path) -> None:
+    """Raise where a model file names external data that must not be opened; nothing of it is loaded.
+
+    For files that another program will load: not every ONNX Runtime stays in the model's folder.
+
+    Args:
+        path: The file. One that is no ONNX model passes: whoever loads it says so.
+
+    Raises:
+        ExternalDataError: External data is missing, too short, or its description makes no sense.
+        ExternalDataEscapeError: External data lies outside the folder.
+    """
+    try:
+        proto = _parse(path, str(path))
+    except ReadError:
+        return
+    folder = DataFolder(path.parent)
+    for tensor in _stored_tensors(proto):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            folder.weight(tensor)
+
+
+def _stored_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Yield every tensor in a model: initializers and attributes of all graphs and functions."""
+    stack: list[Any] = [proto.graph, *proto.functions]
+    while stack:
+        scope = stack.pop()
+        if isinstance(scope, onnx.GraphProto):
+            yield from scope.initializer
+            for sparse in scope.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for node in scope.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                if attribute.HasField("g"):
+                    stack.append(attribute.g)
+                yield from attribute.tensors
+                stack.extend(attribute.graphs)
 
 
 LIMIT_BYTES = (1 << 31) - 1  # of one protobuf message

@@ -82,6 +82,7 @@ def session(
 
     Raises:
         ReadError: The file is missing or is no ONNX model.
+        ExternalDataError: Its external data is missing, or lies outside its folder.
         UnsupportedError: ONNX Runtime refuses the model; its own words are in the message.
         KernelError: The custom-op library is missing or does not load.
         WriteError: The optimized model cannot be written.
@@ -164,6 +165,7 @@ def _where(source: object) -> str:
 
 
 def _locate(source: str | Path | bytes | Model, kernels: bool | str | Path) -> tuple[Path | bytes | Model, Path | None]:
+    from graphopt.graph.read import refuse_unsafe_data
     from graphopt.runtime.library import kernel_library, library_name
 
     library: Path | None = None
@@ -182,6 +184,7 @@ def _locate(source: str | Path | bytes | Model, kernels: bool | str | Path) -> t
                     where=str(source),
                     must="A folder must be a bundle that graphopt wrote.",
                 )
+        refuse_unsafe_data(path)
         model = path
     else:
         model = source

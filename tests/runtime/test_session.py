@@ -14,6 +14,7 @@ import pytest
 from graphopt.errors import (
     DataError,
     ExternalDataError,
+    ExternalDataEscapeError,
     GraphoptError,
     KernelError,
     ReadError,
@@ -131,6 +132,26 @@ def test_missing_external_data_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.data").unlink()
     with pytest.raises((ExternalDataError, ReadError), match=r"m\.data"):
         session(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant in a body"])
+def test_external_data_outside_the_folder_is_refused_whatever_the_runtime_would_do(tmp_path: Path, place: str) -> None:
+    (tmp_path / "secret.bin").write_bytes(bytes(12))
+    weight = onnx.TensorProto(name="w", data_type=1, dims=[3], data_location=onnx.TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="../secret.bin")
+    value = onnx.helper.make_tensor_value_info("y", 1, [3])
+    if place == "initializer":
+        nodes, stored = [onnx.helper.make_node("Identity", ["w"], ["y"])], [weight]
+    else:
+        body = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["y"], value=weight)], "b", [], [value])
+        nodes, stored = [onnx.helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)], []
+    condition = onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])
+    graph = onnx.helper.make_graph(nodes, "g", [condition], [value], stored)
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "m.onnx"
+    path.write_bytes(onnx.helper.make_model(graph, ir_version=8).SerializeToString())
+    with pytest.raises(ExternalDataEscapeError):
+        session(path)
 
 
 def test_feeds_that_do_not_fit_and_runs_that_fail() -> None:
