@@ -1,6 +1,5 @@
-"""Running models: sessions, feeds, latency and outputs side by side."""
+"""Running models: sessions, feeds and latency."""
 
-from graphopt.runtime.compare import output_pairs
 from graphopt.runtime.feeds import Feeds
 from graphopt.runtime.inputs import InputSpec, input_specs, output_names
 from graphopt.runtime.latency import latency, timings
@@ -13,7 +12,6 @@ __all__ = [
     "input_specs",
     "latency",
     "output_names",
-    "output_pairs",
     "platform_tag",
     "random_feeds",
     "run",

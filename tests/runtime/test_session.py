@@ -28,7 +28,6 @@ from graphopt.runtime import (
     InputSpec,
     input_specs,
     latency,
-    output_pairs,
     platform_tag,
     random_feeds,
     run,
@@ -239,14 +238,6 @@ def test_latency_runs_all_sessions_equally_often() -> None:
     assert all(each > 0 for each in latency(sessions, feed, runs=3))
     with pytest.raises(GraphoptError, match="0 timed runs"):
         latency(sessions, feed, runs=0)
-
-
-def test_output_pairs_come_from_both_sessions_on_the_same_feed() -> None:
-    first, second = session(model(ADD)), session(model(ADD.replace("Add", "Sub")))
-    ((feed, a, b),) = output_pairs(first, second, random_feeds(first, count=1))
-    assert np.allclose(a["y"] + b["y"], 2 * feed["x"])
-    with pytest.raises(GraphoptError, match="same outputs"):
-        next(output_pairs(first, session(model(ADD.replace("y =", "z =").replace(" y)", " z)"))), [feed]))
 
 
 def test_the_runtime_logs_nothing_while_it_refuses(capfd: pytest.CaptureFixture[str]) -> None:
