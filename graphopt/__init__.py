@@ -12,6 +12,7 @@ The names are loaded on first use, so that ``import graphopt`` and the command l
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from graphopt.verify.check import CheckResult, check
 
 __version__ = "0.1.0"
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# From 1.29 on ONNX Runtime reports models to its maker unless this is set before it is imported; 0 in it allows that.
 
 __all__ = [
     "CheckResult",

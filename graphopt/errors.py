@@ -72,6 +72,15 @@ class OutputExistsError(UsageError):
     code = "GO-U002"
 
 
+class AccessError(UsageError):
+    """The system does not let graphopt at a file or folder that was named: no permission, a name that is too long.
+
+    Fails: ``-o`` inside a folder of another user. Fixed: a folder that you may enter.
+    """
+
+    code = "GO-U003"
+
+
 # --------------------------------------------------------------------------------------- C: recipes and options, exit 2
 
 

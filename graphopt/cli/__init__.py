@@ -7,19 +7,23 @@ result alone. Nothing heavy is imported before a verb needs it, so that `--help`
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from graphopt import __version__
 from graphopt.cli.parser import Parser, nearest
-from graphopt.errors import GraphoptError, UsageError
+from graphopt.errors import AccessError, GraphoptError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 VERBS = {
     "compile": "make a smaller, faster model with a report, as a bundle folder",
@@ -39,6 +43,21 @@ VERBS = {
 LATER = ("sensitivity", "debug-quantization", "tune", "diff", "convert")
 """Verbs that the interface reserves for later versions."""
 TRACEBACK_VARIABLE = "GRAPHOPT_TRACEBACK"
+INTERRUPTED = "interrupted: nothing was left half-written"
+WITHOUT_NUMPY = ("doctor",)
+"""Verbs that must run where numpy does not."""
+_REFUSALS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EMFILE,
+}
+"""What the system may say to a path without graphopt being wrong."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,18 +71,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get(TRACEBACK_VARIABLE, "") not in {"", "0"}
+    interrupts: list[int] = []
     try:
-        with warnings.catch_warnings():
+        with _noted_interrupts(interrupts), warnings.catch_warnings():
             if not debug and not sys.warnoptions:  # warnings of libraries are for their developers
                 warnings.simplefilter("ignore")
             return _run(arguments)
     except GraphoptError as error:
         return _fail(f"error: {error}", error.exit_code, debug=debug)
     except KeyboardInterrupt:
-        return _fail("interrupted: nothing was left half-written", 130, debug=False)
+        return _fail(INTERRUPTED, 130, debug=False)
     except MemoryError:
         return _fail("error: not enough memory. Close other programs, or give fewer samples.", 1, debug=debug)
     except Exception as error:  # the last line of defence: a defect becomes a message and a status
+        if interrupts:
+            return _fail(INTERRUPTED, 130, debug=debug)
+        if isinstance(error, OSError) and error.errno in _REFUSALS:
+            return _fail(f"error: {_refused(error)}", AccessError.exit_code, debug=debug)
         return _fail(_internal(error, arguments, debug=debug), 1, debug=debug)
 
 
@@ -89,8 +113,29 @@ def _run(arguments: list[str]) -> int:
     namespace = parser.parse(arguments[1:])
     if namespace is None:
         return 0
+    if verb not in WITHOUT_NUMPY:
+        importlib.import_module("numpy")  # onnxruntime imports it natively and prints what an interrupt raises there
     status: int = module.run(namespace)
     return status
+
+
+@contextmanager
+def _noted_interrupts(seen: list[int]) -> Iterator[None]:
+    """Note Ctrl-C as it comes: a native import that is interrupted raises ImportError and forgets the reason."""
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def note(number: int, _: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _help() -> str:
@@ -129,6 +174,14 @@ def _fail(message: str, status: int, *, debug: bool) -> int:
     except OSError:  # the reader of stderr is gone; the exit status still tells
         sys.stderr = None
     return status
+
+
+def _refused(error: OSError) -> AccessError:
+    name = "" if error.filename is None else str(error.filename)
+    where = name if len(name) <= 200 else f"{name[:200]}..."
+    return AccessError(
+        f"the system refuses it: {error.strerror}", where=where, do="Check the name, the permissions and the free space"
+    )
 
 
 def _internal(error: Exception, arguments: list[str], *, debug: bool) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,7 @@ def configure(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print the first wrong patch."""
     from graphopt.graph import read_model
+    from graphopt.pipeline import HELD_BACK_SAMPLES
     from graphopt.rewrite.bisect import bisect
     from graphopt.rewrite.recipe import load_recipe
     from graphopt.runtime import Feeds, input_specs
@@ -52,7 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     for path, value in arguments.options:
         recipe = recipe.set(path, value)
     model = read_model(arguments.model)
-    data = None if arguments.data is None else Feeds.open(arguments.data, input_specs(model))
+    model.sort()
+    if arguments.data is None:
+        recipe, _ = recipe.data_free()
+        data = None
+    else:
+        data = Feeds.open(arguments.data, input_specs(model))
+        data = data.split(at_least=HELD_BACK_SAMPLES)[0] if len(data) > 1 else data  # as compile calibrates
     with progress_bar(quiet=arguments.quiet) as bar:
         found = bisect(
             model,
@@ -75,7 +84,15 @@ def _show(found: Finding, arguments: argparse.Namespace) -> None:
     else:
         write(printable(str(found)) + "\n")
     if found.number is not None:
-        before = (
-            f"graphopt compile {arguments.model} -o DIR --recipe {arguments.recipe} --stop-after {found.number - 1}"
-        )
-        log(f"the last right model: {before}", quiet=arguments.quiet)
+        log(f"the last right model: {_last_right(found.number, arguments)}", quiet=arguments.quiet)
+
+
+def _last_right(number: int, arguments: argparse.Namespace) -> str:
+    """Return the command that makes the model before a patch: the same feeds and options, no guard to lower them."""
+    words = ["graphopt", "compile", arguments.model, "-o", "DIR", "--recipe", arguments.recipe]
+    if arguments.data is not None:
+        words += ["--data", arguments.data]
+    for path, value in arguments.options:
+        words += ["--set", f"{path}={json.dumps(value)}"]
+    words += ["--stop-after", str(number - 1)]
+    return shlex.join(words)

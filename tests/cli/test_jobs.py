@@ -186,7 +186,7 @@ def test_prune_says_that_lamp_stands_in_for_second_order(
         (("compile", "--set", "insert-qdq.percentile=99"), "insert-qdq"),
         (("compile", "--set", "fold-constants.grwth=1"), "fold-constants"),
         (("compile", "--skip", "fold-constant"), "fold-constant"),
-        (("compile", "--metric", "nowhere"), "MODULE:FUNCTION"),
+        (("compile", "--metric", "nowhere"), "module:function"),
         (("compile", "--metric", "no_such_module:f"), "no_such_module"),
         (("compile", "--data", "missing.npz"), "missing.npz"),
     ],

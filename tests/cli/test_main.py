@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -223,3 +224,72 @@ def test_every_verb_is_a_module_with_the_two_functions() -> None:
         module = importlib.import_module(f"{cli.__name__}.{verb}")
         assert callable(module.configure)
         assert callable(module.run)
+
+
+def test_interrupt_that_a_native_import_turned_into_another_error_is_still_one(
+    graphopt_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphopt.cli import doctor
+
+    def import_natively(_: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            message = "initialization failed"
+        raise ImportError(message)
+
+    monkeypatch.setattr(doctor, "run", import_natively)
+    ran = graphopt_here("doctor")
+    assert ran.status == 130
+    assert ran.err == "interrupted: nothing was left half-written\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_at_any_time_of_the_start_is_status_130(
+    command: list[str], environment: dict[str, str], model: Path, tmp_path: Path
+) -> None:
+    """From the first line of `main` on: the imports of numpy and onnxruntime take most of the time before the work."""
+    for delay in (0.0, 0.1, 0.2, 0.3):
+        code = command[2].replace("main;", f"main; import threading, signal; {timer(delay)};")
+        done = subprocess.run(
+            [*command[:2], code, "compile", str(model), "-o", str(tmp_path / "out")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (130, "interrupted: nothing was left half-written\n"), delay
+    assert not (tmp_path / "out").exists()
+
+
+def timer(delay: float) -> str:
+    return (
+        f"threading.Timer({delay} + 0.01, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "LONG"),
+        ("check", "LONG", "LONG"),
+        ("bench", "LONG"),
+        ("simplify", "MODEL", "-o", "LONG"),
+        ("compile", "MODEL", "-o", "LONG"),
+        ("compile", "MODEL", "-o", "out", "--data", "LONG"),
+        ("compile", "MODEL", "-o", "out", "--recipe", "LONG"),
+        ("demo", "-o", "LONG"),
+    ],
+    ids=" ".join,
+)
+def test_path_that_the_system_refuses_is_no_internal_error(
+    graphopt_here: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"LONG": "a" * 5000, "MODEL": str(model)}
+    before = sorted(tmp_path.iterdir())
+    ran = graphopt_here(*(names.get(each, each) for each in arguments))
+    assert ran.status == 2
+    assert ran.err.startswith("error: GO-U003 aaa")
+    assert len(ran.err) < 500
+    assert sorted(tmp_path.iterdir()) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import onnx
 import pytest
 import yaml
 
+from graphopt import demo
 from graphopt.errors import KernelError
 from graphopt.report import health
 from graphopt.rewrite.recipe import preset_names
@@ -278,6 +280,29 @@ def test_bisect_names_the_first_patch_that_loses_too_much(graphopt_here: Run, mo
         "is the first wrong one: prune-magnitude"
         in graphopt_here("bisect", model, "--recipe", recipe, "--min-sqnr", 30).out
     )
+
+
+def test_bisect_says_how_to_make_the_last_right_model(
+    graphopt_here: Run, model: Path, feeds: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "my recipe.yaml"
+    recipe.write_text("passes: [eliminate-identity, {prune-magnitude: {sparsity: 0.1, scope: local}}]")
+    options = ("--recipe", recipe, "--data", feeds, "--set", "prune-magnitude.sparsity=0.95")
+    ran = graphopt_here("bisect", model, *options, "--min-sqnr", 30)
+    assert ran.status == 4
+    program, *words = shlex.split(ran.err.partition("last right model: ")[2])
+    assert program == "graphopt"
+    words[words.index("DIR")] = str(tmp_path / "out")
+    assert graphopt_here(*words).status == 0
+    assert graphopt_here("check", model, tmp_path / "out", "--data", feeds).status == 0
+
+
+def test_bisect_without_data_searches_what_compile_runs_without_data(graphopt_here: Run, tmp_path: Path) -> None:
+    options = (demo.CNN, "--recipe", "sparse", "--json")
+    found = json.loads(graphopt_here("bisect", *options).out)
+    report = json.loads(graphopt_here("compile", *options, "-o", tmp_path / "out", "--max-drop", 100).out)
+    assert found["number"] is None
+    assert found["patches"] == sum(each["patches"] for each in report["passes"])
 
 
 def test_doctor_finds_this_installation_sound(graphopt_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
