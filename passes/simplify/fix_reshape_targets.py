@@ -31,7 +31,8 @@ class FixReshapeTargets(Pass):
     Produces:  A constant target: 0 copies the size of the same axis, -1 stands for the one that is left. The nodes that
                computed the target are left to eliminate-dead.
     Requires:  The element is proved to be that size. -1 stands only beside numbers above 0, so that tensors without
-               elements keep their shape. Where allowzero is 1 no number is 0, and it becomes 0.
+               elements keep their shape. Where allowzero is 1 no number is 0 and -1 stands beside
+               numbers only, and it becomes 0.
     Preserves: Every output bitwise; names, types and shapes.
     Source:    ONNX operator Reshape, version 5: the meaning of 0 and -1.
     """
@@ -63,6 +64,8 @@ def _constant_target(entries: tuple[Dim, ...], shape: tuple[Dim, ...], *, allow_
     """Return the target with 0 and -1 for the sizes that vary, or the reason why there is none."""
     if allow_zero and 0 in entries:
         return "its target has a size of 0, which is not to be copied (allowzero is 1)"
+    if allow_zero and -1 in entries and not all(isinstance(entry, int) for entry in entries):
+        return "its target has -1 beside sizes that may be 0, which only allowzero = 1 takes"
     target: list[int] = []
     left: list[str] = []
     for axis, entry in enumerate(entries):
