@@ -200,13 +200,14 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         if verify != "off":
             verify_equal(original, work.model, held_back, weakest([step.contract for step in work.changing]), seed)
         tell("measuring", 0, 1)
-        quality = judge.measure(work.model)
+        candidate = open_session(work.model, threads=threads)
+        quality = judge.measure_session(candidate)
         measured = Measured(
             quality=quality,
             held_back=data is not None and held_back is not feeds.calibration,
             max_drop=limit.of(quality) if limit else None,
             met=limit is None or stop_after is not None or limit.allows(quality),
-            milliseconds=_time(original, work.model, work.fallback, next(iter(held_back)), threads),
+            milliseconds=_time(judge, candidate, work.fallback, next(iter(held_back)), threads),
             threads=threads,
             metric_name=metric if isinstance(metric, str) else str(getattr(metric, "__name__", "metric")),
         )
@@ -453,11 +454,17 @@ def _load_metric(metric: Metric | str | None) -> Metric | None:
 
 
 def _time(
-    original: Model, result: Model, fallback: Model | None, feed: Mapping[str, Any], threads: int
+    judge: Judge,
+    result: onnxruntime.InferenceSession,
+    fallback: Model | None,
+    feed: Mapping[str, Any],
+    threads: int,
 ) -> list[list[float]]:
     """Return all timed milliseconds of the original, the result and, where there is one, the fallback, run in turn."""
-    models = [original, result, *([fallback] if fallback is not None else [])]
-    return timings([open_session(each, threads=threads) for each in models], feed)
+    sessions = [judge.session, result]
+    if fallback is not None:
+        sessions.append(open_session(fallback, threads=threads))
+    return timings(sessions, feed)
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -278,6 +278,9 @@ def _decibel(signal: float, noise: float) -> float:
 class Judge:
     """Measures candidates against one reference on one set of held-back feeds.
 
+    Attributes:
+        session: The reference's session.
+
     Args:
         reference: The original model: a model in memory, a path or a bundle folder.
         feeds: Held-back data; never used for compression.
@@ -286,7 +289,7 @@ class Judge:
     """
 
     def __init__(self, reference: Source, feeds: Feeds, *, metric: Metric | None = None, threads: int = 1) -> None:
-        self._session = open_session(reference, threads=threads)
+        self.session = open_session(reference, threads=threads)
         self._feeds = feeds
         self._threads = threads
         self._metric = metric
@@ -306,7 +309,10 @@ class Judge:
         Raises:
             DataError: The held-back data is empty, or the metric did not return a number.
         """
-        other = open_session(candidate, threads=self._threads)
+        return self.measure_session(open_session(candidate, threads=self._threads))
+
+    def measure_session(self, other: ort.InferenceSession) -> Quality:
+        """Measure a candidate whose session is open already; see `measure`."""
         tally = _Tally()
         kind = self._decide_kind()
         for feed, want in self._reference_outputs():
@@ -346,7 +352,7 @@ class Judge:
         kept: list[Outputs] | None = []
         size = 0
         for feed in self._feeds:
-            want = run(self._session, feed)
+            want = run(self.session, feed)
             if kept is not None:
                 size += sum(np.asarray(value).nbytes for value in want.values())
                 kept.append(want)
@@ -359,7 +365,7 @@ class Judge:
         if self._metric is None:
             return None, None
         if self._metric_reference is None:
-            self._metric_reference = self._call_metric(self._session)
+            self._metric_reference = self._call_metric(self.session)
         return self._call_metric(candidate), self._metric_reference
 
     def _call_metric(self, subject: ort.InferenceSession) -> float:

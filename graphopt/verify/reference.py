@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -13,7 +14,6 @@ from graphopt.runtime import random_feeds, run, session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     import onnxruntime
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from graphopt.runtime import Feeds
 
 KERNEL_DOMAIN = "ai.graphopt"
+
+PLANNED_NODES = 1000
+"""Models with more nodes run without a plan of shared memory, which would take longer than the runs."""
 
 
 def evaluate(model: Model | Path | str | bytes, feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -65,7 +68,9 @@ def open_unoptimized(model: Model | Path | str | bytes) -> onnxruntime.Inference
     with_kernels = KERNEL_DOMAIN in getattr(model, "opset_imports", {})
     # a weight that became an initializer is prepacked for another matrix kernel, which adds up in another order
     plain = {"session.disable_prepacking": "1"}
-    return session(model, optimize=False, kernels=True if with_kernels else "auto", config=plain)
+    many = not isinstance(model, Path | str | bytes) and sum(1 for _ in model.walk()) > PLANNED_NODES
+    kernels: bool | Literal["auto"] = True if with_kernels else "auto"
+    return session(model, optimize=False, kernels=kernels, reuse_memory=not many, config=plain)
 
 
 def interpret(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
