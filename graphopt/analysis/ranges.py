@@ -50,6 +50,10 @@ FETCHED_BYTES = 256 << 20
 SHRINK_STEPS = 80
 """Candidate ranges per side that ``mse`` tries, from the whole range down to a fifth of it."""
 
+CUT_OFF_WEIGHT = 4.0
+"""How much the error of a value that a range cuts off counts beside that of a rounded one: it falls on the few largest
+activations, which later layers depend on most. Measured: 1 cuts off too much, 16 too little."""
+
 PROBED_TENSORS = 64
 """Tensors fetched at once while their sizes are still unknown."""
 
@@ -162,14 +166,15 @@ class TensorRange:
         return low, high
 
     def noise(self, low: float, high: float, levels: int = 256) -> float:
-        """Return the mean squared error of rounding the values to a grid from ``low`` to ``high``."""
+        """Return the mean squared error of rounding the values to a grid, with ``CUT_OFF_WEIGHT`` for what it cuts off."""
         low, high = min(low, 0.0), max(high, 0.0)
         centres = self.start + (np.arange(BINS) + 0.5) * self.width
         beyond = np.maximum(centres - high, 0.0) + np.maximum(low - centres, 0.0)
         step = (high - low) / (levels - 1)
         inside = (beyond == 0.0) & (centres != 0.0)
         total = max(int(self.counts.sum()), 1)
-        return float((self.counts * beyond**2).sum() / total + (self.counts * inside).sum() / total * step**2 / 12)
+        cut_off = CUT_OFF_WEIGHT * float((self.counts * beyond**2).sum()) / total
+        return cut_off + float((self.counts * inside).sum()) / total * step**2 / 12
 
     def power(self) -> float:
         """Return the mean square of the values."""
