@@ -166,7 +166,7 @@ class TensorRange:
         return low, high
 
     def noise(self, low: float, high: float, levels: int = 256) -> float:
-        """Return the mean squared error of rounding the values to a grid, with ``CUT_OFF_WEIGHT`` for what it cuts off."""
+        """Return the mean squared error of rounding to a grid, with ``CUT_OFF_WEIGHT`` for values that it cuts off."""
         low, high = min(low, 0.0), max(high, 0.0)
         centres = self.start + (np.arange(BINS) + 0.5) * self.width
         beyond = np.maximum(centres - high, 0.0) + np.maximum(low - centres, 0.0)
