@@ -343,8 +343,8 @@ def conclusions(model: Model, target: str, measured: Measured | None) -> list[st
     if any(node.op in QUANTIZERS for _, node in model.walk()):
         seen = audit(model, target, compare=False)
         found.append(
-            f"ONNX Runtime {onnxruntime.__version__} runs {seen.integer_count} operators on integers, "
-            f"{len(seen.stayed_float)} beside a quantized tensor stay float, {seen.conversions} conversions are left."
+            f"ONNX Runtime {onnxruntime.__version__} runs operators on integers: {seen.integer_count}; "
+            f"beside a quantized tensor and still float: {len(seen.stayed_float)}; conversions left: {seen.conversions}."
         )
     if measured is not None:
         before, after = (statistics.median(times) for times in measured.milliseconds[:2])

@@ -13,7 +13,8 @@ changed choice by what the reference itself thinks of it: mean(p[its choice] - p
 probabilities p. It estimates the accuracy lost, without labels, from far fewer samples than a count of changed choices.
 
 SQNR is recorded for every output in every case. The standard error of an agreement p over n rows is
-sqrt(p (1 - p) / n), that of a correlation r about (1 - r^2) / sqrt(n - 1).
+sqrt(p (1 - p) / n) with half an observation added on either side, that of a correlation r about
+(1 - r^2) / sqrt(n - 1).
 """
 
 from __future__ import annotations
@@ -109,22 +110,30 @@ class Quality:
 
     @property
     def drop_error(self) -> float:
-        """Standard error of ``drop`` in its units; 0 where none is known.
-
-        Of a share it is taken with half an observation added on either side, since all of few samples agreeing is no
-        proof that all of many would: 16 of 16 gives 4.1 points, not none.
-        """
+        """Standard error of ``drop`` in its units; 0 where none is known."""
         if self.kind == "similarity" and self.standard_error is not None:
             return 100.0 * self.standard_error
         if self.kind != "top-1" or self.agreement is None or not self.rows:
             return 0.0
-        share = (self.agreement * self.rows + 0.5) / (self.rows + 1)
-        return 100.0 * math.sqrt(share * (1 - share) / self.rows)
+        return 100.0 * share_error(self.agreement * self.rows, self.rows)
 
     @property
     def unit(self) -> str:
         """Unit of ``drop``."""
         return {"metric": "metric units", "sqnr": "dB of SQNR below 40"}.get(self.kind, "points of agreement")
+
+
+def share_error(agreeing: float, rows: int) -> float:
+    """Return the standard error of a share, with half an observation added on either side.
+
+    All of few rows agreeing is no proof that all of many would: 16 of 16 gives 0.041, not none.
+
+    Args:
+        agreeing: Rows that agree.
+        rows: All rows, at least 1.
+    """
+    share = (agreeing + 0.5) / (rows + 1)
+    return math.sqrt(share * (1 - share) / rows)
 
 
 def kind_of(outputs: Iterable[NDArray[np.generic]]) -> str:
@@ -233,8 +242,7 @@ class _Tally:
             return share, (1 - share**2) / math.sqrt(len(want) - 1), len(want)
         if not self.rows:
             return None, None, 0
-        share = self.agreeing / self.rows
-        return share, math.sqrt(share * (1 - share) / self.rows), self.rows
+        return self.agreeing / self.rows, share_error(self.agreeing, self.rows), self.rows
 
 
 def _probabilities(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -61,6 +61,7 @@ def test_one_row_that_looks_like_probabilities_or_an_embedding_decides_nothing()
 def test_equal_models_agree_fully_and_reach_the_ceiling() -> None:
     quality = Judge(model("y = Identity(x)"), feeds()).measure(model("y = Identity(x)"))
     assert quality.agreement == 1.0
+    assert quality.standard_error == pytest.approx(math.sqrt(40.5 / 41 * 0.5 / 41 / 40))
     assert quality.worst_sqnr_db == SQNR_CEILING_DB
     assert quality.drop == 0.0
     assert quality.samples == 40
@@ -73,7 +74,8 @@ def test_agreement_and_sqnr_are_those_of_the_definition() -> None:
     x = np.concatenate([feed["x"] for feed in data])
     same = (x.argmax(1) == (x + np.array([0.5, 0, 0, 0], np.float32)).argmax(1)).mean()
     assert quality.agreement == pytest.approx(same)
-    assert quality.standard_error == pytest.approx(math.sqrt(same * (1 - same) / 200))
+    shifted = (200 * same + 0.5) / 201
+    assert quality.standard_error == pytest.approx(math.sqrt(shifted * (1 - shifted) / 200))
     assert quality.sqnr_db["y"] == pytest.approx(10 * math.log10(float((x**2).sum()) / (200 * 0.25)), abs=1e-3)
     assert quality.drop == pytest.approx(100 * (1 - same))
 
