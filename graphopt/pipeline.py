@@ -344,7 +344,7 @@ def conclusions(model: Model, target: str, measured: Measured | None) -> list[st
         seen = audit(model, target, compare=False)
         found.append(
             f"ONNX Runtime {onnxruntime.__version__} runs operators on integers: {seen.integer_count}; "
-            f"beside a quantized tensor and still float: {len(seen.stayed_float)}; conversions left: {seen.conversions}."
+            f"beside a quantized tensor but float: {len(seen.stayed_float)}; conversions left: {seen.conversions}."
         )
     if measured is not None:
         before, after = (statistics.median(times) for times in measured.milliseconds[:2])
