@@ -41,16 +41,19 @@ def run(arguments: argparse.Namespace) -> int:
     method = require(arguments.method or "lamp", list(SCOPES), flag="--method", later=LATER_METHODS)
     structured = (arguments.pattern,) if ":" in arguments.pattern else LATER_PATTERNS
     require(arguments.pattern, PATTERNS, flag="--pattern", later=structured)
-    if arguments.method is None and arguments.data is not None:
+    refit = arguments.method is None and arguments.data is not None
+    if refit:
         log(
-            "note: second-order pruning, which would use the data, is not built into this version: lamp is used",
+            "note: second-order pruning is not built into this version: lamp is used, and the weights that stay are "
+            "refitted on the data",
             quiet=arguments.quiet,
         )
+    prune = {"sparsity": arguments.sparsity, "scope": SCOPES[method], "steps": 0 if refit else 1}
     recipe = {
         "name": "prune",
         "description": f"{100 * arguments.sparsity:g} % of the prunable weights set to zero, ranked by {method}.",
         "budget": {"max_drop": MAX_DROP},
         "imports": ["default"],
-        "passes": [{PASS: {"sparsity": arguments.sparsity, "scope": SCOPES[method]}}, "eliminate-dead"],
+        "passes": [{PASS: prune}, *(["refit-weights"] if refit else []), "eliminate-dead"],
     }
     return run_job(arguments, recipe, kind="file")

@@ -149,6 +149,13 @@ def row_errors(weight: Matrix, candidate: Matrix, given: Statistics) -> Vector:
     return power(weight, given.outer) - 2 * power(weight, given.cross, candidate) + power(candidate, given.inner)
 
 
+def rows_improved(weight: Matrix, candidate: Matrix, present: Matrix, given: Statistics) -> NDArray[np.bool_]:
+    """Return for which rows the candidate's error is below that of the present weights, [R]; see `row_errors`."""
+    aim = weight @ given.cross
+    gained = power(candidate, given.inner) - power(present, given.inner)
+    return np.asarray(gained < 2 * np.einsum("rc,rc->r", aim, candidate - present))
+
+
 def power(weight: Matrix, moment: Matrix, other: Matrix | None = None) -> Vector:
     """Return w_r M u_r per row, [R]: the mean square of a row's output where M is E[x x'] and u is w."""
     return np.asarray(np.einsum("rc,rc->r", weight @ moment, weight if other is None else other))

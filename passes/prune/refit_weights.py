@@ -146,7 +146,7 @@ class RefitWeights(Pass):
         for wanted, kept, fit, judge in zip(dense, present, sums.fit, sums.judge, strict=True):
             given, held = fit.mean(centred=centred), judge.mean(centred=centred)
             found = least_squares.solve_rows(wanted, kept != 0, given, damping=self.damping)
-            falls = least_squares.row_errors(wanted, found, held) < least_squares.row_errors(wanted, kept, held)
+            falls = least_squares.rows_improved(wanted, found, kept, held)
             better += int(falls.sum())
             chosen = np.where(falls[:, None], found, kept)
             solved.append(chosen)

@@ -15,8 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt import demo
 from graphopt.errors import RecipeError
 from graphopt.graph import Model, constant_value, read_model
+from graphopt.passes.prune.layers import Layer, find_layers
 from graphopt.passes.prune.prune_magnitude import PruneMagnitude
 from graphopt.rewrite import PassManager, create
+from graphopt.runtime import Feeds
 from graphopt.verify.legality import check_legal
 from pass_oracle import check_pass, run_pass
 
@@ -339,3 +341,30 @@ def test_result_is_the_same_every_time() -> None:
         return run_pass(PruneMagnitude(sparsity=0.7), network()).model.to_bytes()
 
     assert pruned() == pruned()
+
+
+def test_steps_refit_in_between_and_reach_the_same_sparsity() -> None:
+    model = read_model(demo.CNN)
+    data = Feeds.open(demo.CALIBRATION, model).take(48)
+    stepwise = PruneMagnitude(sparsity=0.8, steps=2)
+    outcome = PassManager([create("fuse-batch-norm"), stepwise]).run(model, data)
+    layers = [found for found in find_layers(model) if isinstance(found, Layer)]
+    total = sum(layer.array().size for layer in layers)
+    assert sum(int((layer.array() == 0).sum()) for layer in layers) == round(0.8 * total)
+    record = outcome.records[1]
+    assert any(patch.reason.startswith("refit") for patch in record.log)
+    assert all(layer.what.endswith("% zeros") for layer in record.layers)
+    assert len({layer.name for layer in record.layers}) == len(record.layers) == 7
+
+
+def test_steps_without_data_are_one() -> None:
+    once = run_pass(PruneMagnitude(sparsity=0.7), network()).model.to_bytes()
+    assert run_pass(PruneMagnitude(sparsity=0.7, steps=3), network()).model.to_bytes() == once
+    assert PruneMagnitude(steps=0).uses_data
+    assert not PruneMagnitude(steps=1).uses_data
+
+
+def test_attribute_of_another_operator_is_not_read_as_a_group() -> None:
+    text = "g (float[1, 2] x) => (float[1, 1] y) <float[2, 1] w = {1, 2}> { y = MatMul<group = 2>(x, w) }"
+    done = run_pass(PruneMagnitude(sparsity=0.5), HEAD + text)
+    assert done.record.patches == 1

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.solve.least_squares import Moments, bias_shift, row_errors, solve_flops, solve_rows, variance_gain
+from graphopt.solve.least_squares import (
+    Moments,
+    bias_shift,
+    row_errors,
+    rows_improved,
+    solve_flops,
+    solve_rows,
+    variance_gain,
+)
 
 
 def samples(seed: int = 0, rows: int = 5000, columns: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -97,3 +105,14 @@ def test_infinite_samples_are_told() -> None:
 def test_cost_counts_each_distinct_support_once() -> None:
     full = np.ones((10, 6), bool)
     assert solve_flops(full) < solve_flops(np.tril(np.ones((10, 6), bool))) + 2 * 10 * 36
+
+
+def test_rows_improved_are_those_whose_error_falls() -> None:
+    x, z, weight, support = problem(13)
+    given = moments(x, z).mean(centred=False)
+    present = np.where(support, weight, 0)
+    candidate = solve_rows(weight, support, given)
+    candidate[1] *= 3
+    wanted = row_errors(weight, candidate, given) < row_errors(weight, present, given)
+    assert wanted.tolist() == [True, False, True, False]
+    np.testing.assert_array_equal(rows_improved(weight, candidate, present, given), wanted)
