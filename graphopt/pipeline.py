@@ -185,11 +185,12 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
     tell = progress or _silent
     tell("reading", 0, 1)
     original = _in_order(model if isinstance(model, Model) else read_model(model))
-    plan, gentler = _plan(recipe, options, skip, given=data is not None)
+    judged = data is not None or metric is not None
+    plan, gentler = _plan(recipe, options, skip, judged=judged)
     feeds = _Data.of(original, data, seed)
     held_back = feeds.held_back
     judge = None if held_back is None else Judge(original, held_back, metric=_load_metric(metric), threads=threads)
-    limit = None if judge is None else _limit(plan, max_drop, given=data is not None or metric is not None)
+    limit = None if judge is None else _limit(plan, max_drop, given=judged)
 
     work = _Run(original.copy(), feeds, judge, limit, target, verify, seed, stop_after, tell)
     work.passes(plan.create())
@@ -378,7 +379,7 @@ def _in_order(model: Model) -> Model:
 
 
 def _plan(
-    recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str], *, given: bool
+    recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str], *, judged: bool
 ) -> tuple[Recipe, list[str]]:
     """Return the recipe that runs, and a sentence for the report where having no data changed it."""
     plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)  # type: ignore[arg-type]
@@ -393,7 +394,7 @@ def _plan(
             must=f"It runs {', '.join(dict.fromkeys(step.name for step in plan.passes))}",
         )
     plan = replace(plan, passes=tuple(step for step in plan.passes if step.name not in left_out))
-    if given:
+    if judged:
         return plan, []
     plan, changes = plan.data_free()
     said = f"Without data nothing can judge the result, so the recipe's gentler variant ran: {', '.join(changes)}."

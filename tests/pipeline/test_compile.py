@@ -157,6 +157,8 @@ def test_a_preset_without_data_runs_its_gentler_variant_and_says_so() -> None:
     asked = graphopt.compile(demo.TRANSFORMER, recipe="sparse", options={"prune-magnitude.sparsity": 0.7})
     assert next(e for e in asked.report.passes if e.name == "prune-magnitude").options["sparsity"] == 0.7
     assert not any("gentler" in note for note in asked.report.notes)
+    judged = graphopt.compile(demo.TRANSFORMER, recipe="sparse", metric=demo.accuracy)
+    assert next(e for e in judged.report.passes if e.name == "prune-magnitude").options["sparsity"] == 0.8
 
 
 def test_options_change_the_recipe_and_skip_leaves_passes_out() -> None:
