@@ -37,7 +37,6 @@ Array = np.ndarray[Any, Any]
 
 _MOST_ROUNDS = 16
 _CHUNK_BYTES = 256 << 20
-_TOTAL_FACTOR = 16
 _SHAPE_ELEMENT_TYPES = (6, 7)  # int32, int64
 
 
@@ -53,21 +52,21 @@ class FoldConstants(Pass):
                All values come from ONNX Runtime with its optimizations off, many nodes in one session; onnx.reference
                computes what it has no kernel for.
     Requires:  The size of a result is known before it is computed. It is at most ``limit_bytes``, or what its inputs
-               free; all growth together is at most 16 times the limit. Random and stateful operators, control flow,
+               free; all growth together is at most the same. Random and stateful operators, control flow,
                custom domains, strings, QuantizeLinear and DequantizeLinear are never evaluated.
     Preserves: Every output bitwise; names, types and shapes of all tensors that remain.
     Source:    The growth rule weighs results against the inputs that folding frees; see also Muchnick, Advanced
                Compiler Design and Implementation, 1997, section 12.1.
 
     Options:
-        limit_bytes: Largest result that may be bigger than what it replaces.
+        limit_bytes: Largest result that may be bigger than what it replaces, and most that the model may grow.
     """
 
     name: ClassVar[str] = "fold-constants"
     contract: ClassVar[Contract] = Contract.EXACT
     requires: ClassVar[tuple[type[Any], ...]] = (Types, ShapeValues)
 
-    limit_bytes: int = 1 << 20
+    limit_bytes: int = 1 << 16
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch for every folded node whose value is used by a node that stays."""
@@ -179,7 +178,7 @@ class _Plan:
 
     def _enforce_total(self) -> None:
         """Refuse the last results that would let the model grow by more than the total in sum."""
-        most = self.limit * _TOTAL_FACTOR
+        most = self.limit
         while True:
             grown = 0
             for candidate in list(self.folded.values()):
@@ -196,16 +195,41 @@ class _Plan:
                 return
 
     def _freed(self, node: Node) -> int:
-        """Return the bytes its inputs free, each shared equally among the nodes that read it, if all of them go."""
-        total = 0.0
-        for tensor in dict.fromkeys(node.inputs):
-            if not tensor.name or is_graph_output(tensor):
+        """Return the stored bytes that folding a node frees, each shared equally among the nodes that read it.
+
+        Only what the file holds counts: initializers and Constant nodes, also those behind inputs that are folded
+        themselves. A value that was computed on the way frees nothing.
+        """
+        freed: dict[Node, float] = {}
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            computed = [made for tensor in current.inputs if (made := self._maker(tensor)) is not None]
+            waiting = [made for made in computed if made not in freed]
+            if waiting:
+                stack.extend(waiting)
                 continue
-            readers = dict.fromkeys(tensor.outputs)
-            if all(reader in self.folded for reader in readers):
-                size = tensor.nbytes if isinstance(tensor, Constant) else self.bytes_of.get(tensor, 0)
-                total += size / len(readers)
-        return int(total)
+            freed[stack.pop()] = sum(self._freed_by(tensor, freed) for tensor in dict.fromkeys(current.inputs))
+        return int(freed[node])
+
+    def _maker(self, tensor: Tensor) -> Node | None:
+        """Return the node that computes a tensor if it is folded, and is no Constant node that holds it."""
+        made = None if isinstance(tensor, Constant) else producer(tensor)
+        if made is None or made not in self.folded or self.folded[made].given is not None:
+            return None
+        return made
+
+    def _freed_by(self, tensor: Tensor, freed: dict[Node, float]) -> float:
+        if not tensor.name or is_graph_output(tensor):
+            return 0.0
+        readers = dict.fromkeys(tensor.outputs)
+        if not all(reader in self.folded for reader in readers):
+            return 0.0
+        made = self._maker(tensor)
+        if made is not None:
+            return freed[made] / len(readers)
+        size = tensor.nbytes if isinstance(tensor, Constant) else self.bytes_of.get(tensor, 0)
+        return size / len(readers)
 
     def _refuse(self, node: Node, queue: deque[_Candidate], reason: str) -> None:
         """Take a node out, with all that needs its value; what shares its inputs is weighed again."""
