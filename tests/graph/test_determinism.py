@@ -41,7 +41,7 @@ def test_two_processes_with_different_hash_seeds_agree() -> None:
     for seed in ("1", "77"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)],
+            [sys.executable, "-P", "-c", SCRIPT, str(Path(__file__).parent)],
             capture_output=True,
             text=True,
             env=environment,

@@ -211,7 +211,7 @@ def test_op_output_feeds_standard_operators() -> None:
 
 def in_process(isa: str, body: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(body)],
+        [sys.executable, "-P", "-c", textwrap.dedent(body)],
         env={**os.environ, "GRAPHOPT_ISA": isa},
         capture_output=True,
         text=True,

@@ -97,7 +97,7 @@ def test_two_processes_write_the_same_model(tmp_path: Path) -> None:
     written = []
     for seed in ("1", "2"):
         out = tmp_path / f"{seed}.onnx"
-        command = [sys.executable, "-c", code, str(tmp_path / "feeds.npz"), str(out)]
+        command = [sys.executable, "-P", "-c", code, str(tmp_path / "feeds.npz"), str(out)]
         subprocess.run(command, check=True, env={"PYTHONHASHSEED": seed, "PATH": ""})
         written.append(out.read_bytes())
     assert written[0] == written[1]

@@ -203,7 +203,7 @@ def test_same_result_whatever_the_hash_seed() -> None:
     path = ":".join(sys.path)
     results = {
         subprocess.run(
-            [sys.executable, "-c", SCRIPT],
+            [sys.executable, "-P", "-c", SCRIPT],
             input=data,
             capture_output=True,
             check=True,

@@ -152,7 +152,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         "a, b = feeds.split()\nassert sum(1 for _ in a) == 2400 and sum(1 for _ in b) == 600\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    grown = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    grown = subprocess.run([sys.executable, "-P", "-c", code, str(path)], capture_output=True, text=True, check=True)
     kibibytes = int(grown.stdout) // (1024 if sys.platform == "darwin" else 1)
     assert kibibytes < 30_000
     assert resource.getpagesize() > 0

@@ -280,6 +280,8 @@ def test_nothing_is_reported_or_kept_about_models(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in quiet}
     environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     code = "import graphopt; from graphopt import demo; graphopt.session(demo.CNN)"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.rglob("*")) == []

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, helper
 
+from graphopt import errors
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+INSTALLED = Path(errors.__file__).parents[1]
 VALUE = helper.make_tensor_value_info
 
 
@@ -44,11 +46,11 @@ def graphopt(*arguments: object, cwd: Path | None = None, env: Mapping[str, str]
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "graphopt", *map(str, arguments)]
+    return [sys.executable, "-P", "-m", "graphopt", *map(str, arguments)]
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    paths = [str(INSTALLED), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(more or {})}
 
 
