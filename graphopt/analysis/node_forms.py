@@ -91,7 +91,9 @@ def _check(node: Node, graph: Graph, form: _Form) -> None:
                 raise _error(node, what, "Only nodes in functions may")
             continue
         wanted_type = form.attributes.get(attribute.name)
-        if wanted_type and attribute.type and attribute.type != wanted_type:
+        # IR version 1 left the type of an attribute unstated
+        stated = attribute.type or (graph.ir_version or 0) > 1
+        if wanted_type and stated and attribute.type != wanted_type:
             names = onnx.AttributeProto.AttributeType.Name
             what = f"its attribute '{attribute.name}' is {names(attribute.type)}"
             raise _error(node, what, f"{node.op} of opset {graph.opset} has {names(wanted_type)} there")

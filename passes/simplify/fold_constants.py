@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _MOST_ROUNDS = 16
+_STEP_FACTOR = 16
 _CHUNK_BYTES = 256 << 20
 _SHAPE_ELEMENT_TYPES = (6, 7)  # int32, int64
 
@@ -51,9 +52,10 @@ class FoldConstants(Pass):
                initializer cannot stand (graph outputs, functions, IR version 3). Constant nodes become initializers.
                All values come from ONNX Runtime with its optimizations off, many nodes in one session; onnx.reference
                computes what it has no kernel for.
-    Requires:  The size of a result is known before it is computed. It is at most ``limit_bytes``, or what its inputs
-               free; all growth together is at most the same. Random and stateful operators, control flow,
-               custom domains, strings, QuantizeLinear and DequantizeLinear are never evaluated.
+    Requires:  The size of a result is known before it is computed. It is at most ``limit_bytes``, or the stored bytes
+               it frees (a step on the way to another value at most 16 times the limit); all growth together is at most
+               ``limit_bytes``. Random and stateful operators, control flow, custom domains, strings, QuantizeLinear
+               and DequantizeLinear are never evaluated.
     Preserves: Every output bitwise; names, types and shapes of all tensors that remain.
     Source:    The growth rule weighs results against the inputs that folding frees; see also Muchnick, Advanced
                Compiler Design and Implementation, 1997, section 12.1.
@@ -173,8 +175,10 @@ class _Plan:
             if candidate.node not in self.folded or candidate.given is not None:
                 continue
             freed = self._freed(candidate.node)
-            if candidate.size > max(self.limit, freed):
-                self._refuse(candidate.node, queue, _growth_reason(candidate.size, freed, self.limit))
+            # what is only a step on the way to another value is held for a while, not stored
+            most = self.limit if self._is_frontier(candidate.node) else self.limit * _STEP_FACTOR
+            if candidate.size > max(most, freed):
+                self._refuse(candidate.node, queue, _growth_reason(candidate.size, freed, most))
 
     def _enforce_total(self) -> None:
         """Refuse the last results that would let the model grow by more than the total in sum."""
@@ -242,8 +246,10 @@ class _Plan:
             for tensor in gone.outputs:
                 stack.extend(reader for reader in tensor.outputs if reader in self.folded and not self._stands(reader))
             for tensor in gone.inputs:
-                for reader in tensor.outputs if tensor.name else ():
-                    candidate = self.folded.get(reader)
+                made = self._maker(tensor)
+                again = [*(tensor.outputs if tensor.name else ()), *([] if made is None else [made])]
+                for other in again:
+                    candidate = self.folded.get(other)
                     if candidate is not None and candidate.size > self.limit:
                         queue.append(candidate)
 
