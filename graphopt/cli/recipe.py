@@ -19,7 +19,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "action",
         type=one_of("list", "show", "schema", "validate"),
-        metavar="ACTION",
+        metavar="list|show|schema|validate",
         help="list the presets; show NAME|FILE complete; print the schema; validate FILE",
     )
     parser.add_argument("name", nargs="?", metavar="NAME|FILE", help="a preset or a recipe file")
