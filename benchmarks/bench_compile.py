@@ -77,7 +77,7 @@ def main() -> None:
             row = measure(assets, subject, recipe)
             rows.append(row)
             print(line(row), flush=True)
-    Path(arguments.out).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+            Path(arguments.out).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
 
 
 def measure(assets: Path, subject: Subject, recipe: str) -> dict[str, Any]:
