@@ -85,7 +85,10 @@ def match(model: Model, types: Types, addition: Node) -> tuple[Node, NDArray[np.
             return node, f"the result of {node.op} '{node_label(node)}' is read without the constant as well"
         if weight.dtype not in FLOATS or added.dtype != weight.dtype or types.rank(tensor) != weight.ndim:
             return node, f"types or rank of {node.op} '{node_label(node)}' do not fit or are unknown"
-        channels = weight.shape[0] if node.op == "Conv" else weight.shape[1] * int(node.attrs.get("group", 1))
+        group = node.attrs.get("group", 1)
+        if not isinstance(group, int):
+            return node, f"the number of groups of {node.op} '{node_label(node)}' is an argument of its function"
+        channels = weight.shape[0] if node.op == "Conv" else weight.shape[1] * group
         values = per_channel(added, channels, weight.ndim)
         if values is None:
             return node, f"the constant of shape {list(added.shape)} is not one value per channel"

@@ -94,3 +94,16 @@ def test_chain_of_additions_ends_in_one_bias(channels: int, additions: int, bias
     graph = f"g (float[1, 2, 4, 4] x, float[{channels}, 2, 1, 1] w{bias}{declared}) => (float[1, {channels}, 4, 4] t{additions}) {{ {body}}}"
     done = check_pass(FuseBias(), model_of(graph))
     assert done.ops == ["Conv"]
+
+
+def test_groups_that_are_an_argument_of_a_function_are_left() -> None:
+    function = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+g (float[1, 4, 5, 5] x) => (float[1, 4, 7, 7] y) { y = f.up <n = 1> (x) }
+<domain: "f", opset_import: ["" : 17]> up <n> (x) => (y) {
+    s = Constant <value_ints = [4, 4, 3, 3]> () w = ConstantOfShape <value = float[1] {0.5}> (s)
+    k = Constant <value = float[4, 1, 1] {1, 2, 3, 4}> ()
+    v = Constant <value = float[4, 4, 1, 1] {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}> ()
+    t = ConvTranspose <group: int = @n> (x, w) c = ConvTranspose <group: int = @n> (t, v) y = Add(c, k) }"""
+    done = run_pass(FuseBias(), onnx.parser.parse_model(function))
+    assert done.outcome.patches == 0
+    assert any("argument of its function" in reason for reason in done.skips.values())
