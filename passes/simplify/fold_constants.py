@@ -37,6 +37,7 @@ Array = np.ndarray[Any, Any]
 
 _MOST_ROUNDS = 16
 _STEP_FACTOR = 16
+_COMPARED_BYTES = 1024
 _CHUNK_BYTES = 256 << 20
 _SHAPE_ELEMENT_TYPES = (6, 7)  # int32, int64
 
@@ -116,6 +117,9 @@ class _Plan:
     folded: dict[Node, _Candidate] = field(default_factory=dict)
     types: Types = field(init=False)
     bytes_of: dict[Tensor, int] = field(default_factory=dict)
+    keys: dict[Node, int] = field(default_factory=dict)
+    known_keys: dict[object, int] = field(default_factory=dict)
+    reweighed: set[Tensor] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.types = self.facts.get(Types)  # kept: the patches of this round make the facts stale, not wrong
@@ -162,6 +166,15 @@ class _Plan:
     def _accept(self, node: Node, sizes: Sequence[tuple[Tensor, int]], value: Array | None) -> None:
         self.folded[node] = _Candidate(node, len(self.folded), sum(size for _, size in sizes), value)
         self.bytes_of.update(sizes)
+        form = (node.op, node.domain, _attributes_key(node), tuple(map(self._input_key, node.inputs)))
+        self.keys[node] = self.known_keys.setdefault(form, len(self.known_keys))
+
+    def _input_key(self, tensor: Tensor) -> object:
+        """Return what is equal for inputs that surely hold the same value."""
+        made = producer(tensor)
+        if made is not None and made in self.keys:
+            return self.keys[made], made.outputs.index(tensor)
+        return _constant_key(tensor) if isinstance(tensor, Constant) else id(tensor)
 
     def _is_folded(self, tensor: Tensor) -> bool:
         node = producer(tensor)
@@ -170,51 +183,59 @@ class _Plan:
     # ------------------------------------------------------------------------------------------------ limiting growth
 
     def _enforce_limit(self, queue: deque[_Candidate]) -> None:
+        """Refuse what is too large for itself, in rounds: a refusal puts those back that are weighed anew."""
         while queue:
-            candidate = queue.popleft()
-            if candidate.node not in self.folded or candidate.given is not None:
-                continue
-            freed = self._freed(candidate.node)
-            # what is only a step on the way to another value is held for a while, not stored
-            most = self.limit if self._is_frontier(candidate.node) else self.limit * _STEP_FACTOR
-            if candidate.size > max(most, freed):
-                self._refuse(candidate.node, queue, _growth_reason(candidate.size, freed, most))
+            self.reweighed.clear()
+            freed = self._freed()
+            waiting = [candidate for candidate in queue if candidate.node in self.folded and candidate.given is None]
+            queue.clear()
+            for candidate in waiting:
+                # what is only a step on the way to another value is held for a while, not stored
+                most = self.limit if self._is_frontier(candidate.node) else self.limit * _STEP_FACTOR
+                gain = int(freed.get(candidate.node, 0))
+                if candidate.node in self.folded and candidate.size > max(most, gain):
+                    self._refuse(candidate.node, queue, _growth_reason(candidate.size, gain, most))
 
     def _enforce_total(self) -> None:
-        """Refuse the last results that would let the model grow by more than the total in sum."""
-        most = self.limit
+        """Refuse the last results that would let the model grow by more than the limit in sum, in rounds."""
         while True:
-            grown = 0
-            for candidate in list(self.folded.values()):
-                if not self._is_frontier(candidate.node):
+            freed = self._freed()
+            grown = 0.0
+            stored: set[int] = set()
+            over: list[Node] = []
+            for node, candidate in self.folded.items():
+                if self.keys[node] in stored or not self._is_frontier(node):
                     continue
-                freed = self._freed(candidate.node)
-                grown += max(0, candidate.size - freed)
-                if grown > most:
-                    queue: deque[_Candidate] = deque()
-                    self._refuse(candidate.node, queue, f"the model would grow by more than {most} bytes in sum")
-                    self._enforce_limit(queue)
-                    break
-            else:
+                stored.add(self.keys[node])  # equal values are stored once
+                growth = max(0.0, candidate.size - freed[node])
+                if grown + growth > self.limit:
+                    over.append(node)
+                else:
+                    grown += growth
+            if not over:
                 return
+            self.reweighed.clear()
+            queue: deque[_Candidate] = deque()
+            for node in over:
+                if node in self.folded:
+                    self._refuse(node, queue, f"the model would grow by more than {self.limit} bytes in sum")
+            self._enforce_limit(queue)
 
-    def _freed(self, node: Node) -> int:
-        """Return the stored bytes that folding a node frees, each shared equally among the nodes that read it.
+    def _freed(self) -> dict[Node, float]:
+        """Return, per node, the stored bytes that folding it frees, shared equally among the values computed from them.
 
-        Only what the file holds counts: initializers and Constant nodes, also those behind inputs that are folded
-        themselves. A value that was computed on the way frees nothing.
+        Only what the file holds counts: initializers, also those behind inputs that are folded themselves. A value that
+        was computed on the way frees nothing.
         """
         freed: dict[Node, float] = {}
-        stack = [node]
-        while stack:
-            current = stack[-1]
-            computed = [made for tensor in current.inputs if (made := self._maker(tensor)) is not None]
-            waiting = [made for made in computed if made not in freed]
-            if waiting:
-                stack.extend(waiting)
-                continue
-            freed[stack.pop()] = sum(self._freed_by(tensor, freed) for tensor in dict.fromkeys(current.inputs))
-        return int(freed[node])
+        shares: dict[Tensor, float] = {}
+        for node in self.folded:  # in topological order
+            inputs = dict.fromkeys(node.inputs)
+            for tensor in inputs:
+                if tensor not in shares:
+                    shares[tensor] = self._freed_by(tensor, freed)
+            freed[node] = sum(shares[tensor] for tensor in inputs)
+        return freed
 
     def _maker(self, tensor: Tensor) -> Node | None:
         """Return the node that computes a tensor if it is folded, and is no Constant node that holds it."""
@@ -226,14 +247,14 @@ class _Plan:
     def _freed_by(self, tensor: Tensor, freed: dict[Node, float]) -> float:
         if not tensor.name or is_graph_output(tensor):
             return 0.0
-        readers = dict.fromkeys(tensor.outputs)
-        if not all(reader in self.folded for reader in readers):
+        if not all(reader in self.folded for reader in tensor.outputs):
             return 0.0
+        readers = len({self.keys[reader] for reader in tensor.outputs})
         made = self._maker(tensor)
         if made is not None:
-            return freed[made] / len(readers)
+            return freed[made] / readers
         size = tensor.nbytes if isinstance(tensor, Constant) else self.bytes_of.get(tensor, 0)
-        return size / len(readers)
+        return size / readers
 
     def _refuse(self, node: Node, queue: deque[_Candidate], reason: str) -> None:
         """Take a node out, with all that needs its value; what shares its inputs is weighed again."""
@@ -246,6 +267,9 @@ class _Plan:
             for tensor in gone.outputs:
                 stack.extend(reader for reader in tensor.outputs if reader in self.folded and not self._stands(reader))
             for tensor in gone.inputs:
+                if tensor in self.reweighed:
+                    continue
+                self.reweighed.add(tensor)
                 made = self._maker(tensor)
                 again = [*(tensor.outputs if tensor.name else ()), *([] if made is None else [made])]
                 for other in again:
@@ -405,6 +429,20 @@ def _opset(node: Node) -> int:
     graph = node.graph
     assert graph is not None
     return graph.opset
+
+
+def _attributes_key(node: Node) -> object:
+    """Return what is equal for nodes whose attributes are."""
+    items = sorted(node.attrs.items())
+    return tuple((name, _constant_key(value) if isinstance(value, Constant) else repr(value)) for name, value in items)
+
+
+def _constant_key(constant: Constant) -> object:
+    """Return what is equal for constants of one value; large ones are not read and equal themselves alone."""
+    if constant.nbytes > _COMPARED_BYTES or constant.onnx_dtype == dtypes.STRING:
+        return id(constant)
+    value = constant.array()
+    return value.dtype.str, value.shape, value.tobytes()
 
 
 def _growth_reason(size: int, freed: int, limit: int) -> str:
