@@ -69,15 +69,25 @@ def main() -> None:
     if not arguments.assets:
         parser.error("--assets or GRAPHOPT_ASSETS must name the folder of models and data")
     assets = Path(arguments.assets)
-    rows = []
+    out = Path(arguments.out)
+    rows = earlier(out)
     for recipe in arguments.recipes:
         for subject in SUBJECTS:
             if arguments.models and not any(part in subject.model for part in arguments.models):
                 continue
             row = measure(assets, subject, recipe)
-            rows.append(row)
+            rows[recipe, subject.model] = row
             print(line(row), flush=True)
-            Path(arguments.out).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+            out.write_text(json.dumps({"environment": environment(), "rows": list(rows.values())}, indent=1) + "\n")
+
+
+def earlier(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the rows that an earlier run in the same environment wrote, which rows of this run replace."""
+    if not out.is_file():
+        return {}
+    found = json.loads(out.read_text())
+    rows = found["rows"] if found["environment"] == environment() else []
+    return {(row["recipe"], row["model"]): row for row in rows}
 
 
 def measure(assets: Path, subject: Subject, recipe: str) -> dict[str, Any]:
