@@ -207,7 +207,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
             quality=quality,
             held_back=data is not None and held_back is not feeds.calibration,
             max_drop=limit.of(quality) if limit else None,
-            met=limit is None or stop_after is not None or limit.allows(quality),
+            met=limit is None or stop_after is not None or final(limit, given=max_drop is not None).allows(quality),
             milliseconds=_time(judge, candidate, work.fallback, next(iter(held_back)), threads),
             threads=threads,
             metric_name=metric if isinstance(metric, str) else str(getattr(metric, "__name__", "metric")),
@@ -330,6 +330,15 @@ def verify_equal(original: Model, result: Model, feeds: Feeds, contract: Contrac
             must=f"Every pass that ran keeps the contract {contract.value!r}",
             do="`graphopt bisect` with the same recipe and data finds the first wrong patch; please report it",
         )
+
+
+def final(limit: Limit, *, given: bool) -> Limit:
+    """Return what the finished result is held to: the user's word as it stands, a preset's within one standard error.
+
+    How sure to be was the guard's affair, while there was a choice: a result that lost nothing meets every budget,
+    however few samples say so.
+    """
+    return limit if given else replace(limit, standard_errors=min(-1.0, limit.standard_errors))
 
 
 def conclusions(model: Model, target: str, measured: Measured | None) -> list[str]:

@@ -240,3 +240,12 @@ def test_repairs_join_the_lossy_pass_before_them() -> None:
         ["eliminate-dead"],
     ]
     assert groups[1][0].contract is Contract.LOSSY
+
+
+def test_few_samples_leave_a_model_alone_but_never_fail_a_preset() -> None:
+    with np.load(demo.CALIBRATION) as feeds:
+        few = {name: feeds[name][:12] for name in feeds.files}
+    result = graphopt.compile(demo.CNN, recipe="sparse", data=few)
+    assert result.met
+    assert result.report.quality is not None
+    assert result.report.quality.drop == 0.0
