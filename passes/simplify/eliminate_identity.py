@@ -9,46 +9,38 @@ import numpy as np
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.graph import (
-    Constant,
-    Model,
-    Node,
-    Variable,
-    constant_value,
-    is_graph_input,
-    is_graph_output,
-    owner,
-    producer,
-)
-from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, is_constant, refers_to_function
-from graphopt.rewrite.pass_ import Pass
-from graphopt.rewrite.patch import Patch, Skip
+from graphopt.graph import Model, Node, Tensor, producer
+from graphopt.passes.simplify.look import BOOL, INTEGERS, Look
+from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
+from graphopt.passes.simplify.removal import bypass
+from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Sequence
 
     from graphopt.analysis.manager import Facts
-    from graphopt.graph import Rewriter, Tensor
+    from graphopt.rewrite.patch import Patch, Skip
 
 Array = np.ndarray[Any, Any]
 
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-_LONGEST_VIEW_CHAIN = 16
-_SMALL_CONSTANT = 4096
-_INTEGERS_AND_BOOL = (2, 3, 4, 5, 6, 7, 9, 12, 13)  # element types of ONNX
+_LONGEST_VIEW_CHAIN = 4
+_INTEGERS_AND_BOOL = (*INTEGERS, BOOL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EliminateIdentity(Pass):
+class EliminateIdentity(RulePass):
     """Remove nodes whose output is, bit for bit, one of their inputs.
 
     Matches:   Identity; Dropout in inference mode; Cast to the type the input has; Reshape, Flatten, Squeeze, Unsqueeze
-               (also chains of them that return to an earlier shape), Expand, Tile, Slice, Pad, Transpose and Resize
-               that change nothing; Transpose that undoes a Transpose; Concat, Max, Min of one input; Split into one
-               output; x + 0 and x - 0 where exact, x * 1, x / 1, x ** 1, and the same for logical operators; Where
-               of integers with a constant condition of one value.
-    Produces:  The readers of the output read the input.
+               (also chains of up to four that return to an earlier shape), Expand, Tile, Slice, Pad, Transpose, Gather,
+               Resize, DepthToSpace and SpaceToDepth that change nothing; Transpose that undoes a Transpose; Concat,
+               Max, Min, Sum, Mean of one input, Concat of one input that is not empty; Max and Min of one tensor with
+               itself; Split into one output; x + 0 and x - 0 where exact, x * 1, x / 1, x ** 1, and the same for
+               logical and bitwise operators and shifts; LeakyRelu and PRelu with slope 1; Clip of integers without
+               bounds; Einsum that renames nothing; Where of integers with one value to choose.
+    Produces:  The readers of the output read the input. Saves the node and the bytes that it copies.
     Requires:  The shapes are proved equal, symbolic sizes included. For floats x + 0 counts only with a zero of
                negative sign, since 0 added to -0 gives +0. An output of a graph keeps its name: its producer
                takes it over, and where the input is itself an input, a constant or an output of a graph, the node
@@ -61,129 +53,29 @@ class EliminateIdentity(Pass):
     contract: ClassVar[Contract] = Contract.EXACT
     requires: ClassVar[tuple[type[Any], ...]] = (Types, ShapeValues)
 
-    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        """Yield one patch per removed node, in topological order."""
+    def rules(self, model: Model, facts: Facts) -> Sequence[Rule]:
+        """Return one rule per kind of operator: those that look further up are few."""
         types, values = facts.get(Types), facts.get(ShapeValues)
-        for _, node in list(model.walk()):
-            if node.graph is None or node.domain not in DEFAULT_DOMAINS or node.op not in _RULES:
-                continue
+
+        def rewrite(node: Node) -> Patch | Skip | None:
             if refers_to_function(node):
-                continue
-            source = _RULES[node.op](_Look(node, types, values))
-            if source is None or not node.outputs[0].name:
-                continue
-            reason = _why_kept(node, source)
-            if reason:
-                yield Skip(node, reason)
-            else:
-                yield _bypass(node, source)
+                return None
+            source = _RULES[node.op](Look(node, types, values))
+            return None if source is None or not node.outputs[0].name else bypass(node, source)
 
-
-def _bypass(node: Node, source: Tensor) -> Patch:
-    output = node.outputs[0]
-
-    def apply(rewriter: Rewriter) -> None:
-        if is_graph_output(output) and isinstance(source, Variable):
-            rewriter.set_type(
-                source, output.dtype, output.shape
-            )  # what it declared may be wrong, what was proved is not
-        rewriter.replace_tensor(output, source)
-        rewriter.erase(node)
-
-    return Patch(f"{node.op} gives out '{source.name}' unchanged", (node,), apply)
-
-
-def _why_kept(node: Node, source: Tensor) -> str:
-    """Return why a node that changes nothing has to stay; empty where it may go."""
-    output = node.outputs[0]
-    used = [tensor.name for tensor in node.outputs[1:] if tensor.name and (tensor.outputs or is_graph_output(tensor))]
-    if used:
-        return f"its further outputs are read: {', '.join(used)}"
-    if not is_graph_output(output):
-        return ""
-    if is_graph_input(source) or isinstance(source, Constant) or is_constant(source):
-        return f"it gives the graph output '{output.name}' its name, and '{source.name}' keeps its own"
-    if owner(source) is not node.graph:
-        return f"it gives '{source.name}' of an outer graph out of the body as '{output.name}'"
-    if is_graph_output(source):
-        return f"'{output.name}' and '{source.name}' are both outputs of the graph"
-    return ""
-
-
-# ------------------------------------------------------------------------------------------------------------- looking
-
-
-class _Look:
-    """One node with what is known of its tensors."""
-
-    def __init__(self, node: Node, types: Types, values: ShapeValues) -> None:
-        self.node = node
-        self.types = types
-        self.values = values
-
-    @property
-    def opset(self) -> int:
-        """Version of the ONNX domain."""
-        assert self.node.graph is not None
-        return self.node.graph.opset
-
-    def input(self, index: int) -> Tensor | None:
-        """Return an input, None where it is omitted."""
-        inputs = self.node.inputs
-        return inputs[index] if index < len(inputs) and inputs[index].name else None
-
-    def first(self) -> Tensor | None:
-        """Return the first input."""
-        return self.input(0)
-
-    def attr(self, name: str, default: Any) -> Any:
-        """Return an attribute."""
-        return self.node.attrs.get(name, default)
-
-    def same_type(self, tensor: Tensor) -> bool:
-        """Whether a tensor has the element type of the output."""
-        have, want = self.types.dtype(tensor), self.types.dtype(self.node.outputs[0])
-        return have != 0 and have == want
-
-    def same_shape(self, tensor: Tensor) -> bool:
-        """Whether a tensor is proved to have the shape of the output."""
-        have, want = self.types.shape(tensor), self.types.shape(self.node.outputs[0])
-        return have is not None and have == want
-
-    def constant(self, index: int) -> Array | None:
-        """Return the value of a small constant input, else None."""
-        tensor = self.input(index)
-        return None if tensor is None else small_constant(tensor)
-
-    def ints(self, index: int, name: str) -> list[int] | None:
-        """Return integers given by an attribute in old opsets and by an input in new ones; None where not known."""
-        if name in self.node.attrs:
-            return [int(entry) for entry in self.node.attrs[name]]
-        tensor = self.input(index)
-        if tensor is None:
-            return None
-        known = self.values.constant(tensor)
-        if known is not None:
-            return list(known)
-        value = small_constant(tensor)
-        return None if value is None or value.dtype.kind not in "iu" else [int(entry) for entry in value.ravel()]
-
-
-def small_constant(tensor: Tensor) -> Array | None:
-    """Return the value of a constant of few elements, else None; large ones are not loaded."""
-    if isinstance(tensor, Constant) and int(np.prod(tensor.shape, dtype=np.int64)) > _SMALL_CONSTANT:
-        return None
-    return constant_value(tensor)
+        far = {**dict.fromkeys(_VIEWS, _LONGEST_VIEW_CHAIN), "Transpose": 2}
+        near = tuple(op for op in _RULES if op not in far)
+        return [Rule(near, rewrite), *(Rule((op,), rewrite, depth) for op, depth in far.items())]
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
 
 
-def _identity(look: _Look) -> Tensor | None:
+def _identity(look: Look) -> Tensor | None:
     return look.first()
 
 
-def _dropout(look: _Look) -> Tensor | None:
+def _dropout(look: Look) -> Tensor | None:
     if look.opset >= 12:
         training = look.input(2)
         if training is None:
@@ -195,12 +87,12 @@ def _dropout(look: _Look) -> Tensor | None:
     return look.first() if int(look.attr("is_test", 0)) == 1 else None
 
 
-def _cast(look: _Look) -> Tensor | None:
+def _cast(look: Look) -> Tensor | None:
     source = look.first()
     return source if source is not None and look.same_type(source) else None
 
 
-def _view(look: _Look) -> Tensor | None:
+def _view(look: Look) -> Tensor | None:
     """Return the nearest tensor of the same shape that only views lie between: they never move an element."""
     source = look.first()
     for _ in range(_LONGEST_VIEW_CHAIN):
@@ -215,17 +107,17 @@ def _view(look: _Look) -> Tensor | None:
     return None
 
 
-def _broadcast(look: _Look) -> Tensor | None:
+def _broadcast(look: Look) -> Tensor | None:
     source = look.first()
     return source if source is not None and look.same_shape(source) else None
 
 
-def _tile(look: _Look) -> Tensor | None:
+def _tile(look: Look) -> Tensor | None:
     repeats = look.ints(1, "repeats") if look.opset >= 6 else None
     return look.first() if repeats is not None and all(count == 1 for count in repeats) else None
 
 
-def _slice(look: _Look) -> Tensor | None:
+def _slice(look: Look) -> Tensor | None:
     """A slice of every element: forward steps, and as many elements as there were."""
     source = look.first()
     if source is None or not look.same_shape(source):
@@ -236,38 +128,24 @@ def _slice(look: _Look) -> Tensor | None:
     return source if steps is not None and all(step > 0 for step in steps) else None
 
 
-def _pad(look: _Look) -> Tensor | None:
+def _pad(look: Look) -> Tensor | None:
     if look.opset < 2:
         return None
     pads = look.ints(1, "pads")
     return look.first() if pads is not None and not any(pads) else None
 
 
-def _transpose(look: _Look) -> Tensor | None:
-    source = look.first()
-    if source is None:
+def _transpose(look: Look) -> Tensor | None:
+    source, perm = look.first(), look.permutation()
+    if source is None or perm is None:
         return None
-    perm = _permutation(look.node, look.types)
-    if perm is None:
-        return None
-    if _keeps_order(perm, look.types.shape(source)):
+    if _keeps_order(perm, look.shape(source)):
         return source
-    before = producer(source)
-    if before is None or before.op != "Transpose" or before.domain not in DEFAULT_DOMAINS or refers_to_function(before):
+    before = look.above(0, "Transpose")
+    inner = None if before is None else before.permutation()
+    if before is None or inner is None or len(inner) != len(perm) or [inner[axis] for axis in perm] != sorted(perm):
         return None
-    inner = _permutation(before, look.types)
-    if inner is None or len(inner) != len(perm) or [inner[axis] for axis in perm] != sorted(perm):
-        return None
-    origin: Tensor = before.inputs[0]
-    return origin
-
-
-def _permutation(node: Node, types: Types) -> list[int] | None:
-    given = node.attrs.get("perm")
-    if given is not None:
-        return [int(axis) for axis in given]
-    rank = types.rank(node.inputs[0])
-    return None if rank is None else list(range(rank))[::-1]
+    return before.first()
 
 
 def _keeps_order(perm: list[int], shape: tuple[Any, ...] | None) -> bool:
@@ -279,15 +157,81 @@ def _keeps_order(perm: list[int], shape: tuple[Any, ...] | None) -> bool:
     )
 
 
-def _only_input(look: _Look) -> Tensor | None:
+def _only_input(look: Look) -> Tensor | None:
     return look.first() if len(look.node.inputs) == 1 else None
 
 
-def _split(look: _Look) -> Tensor | None:
+def _extremum(look: Look) -> Tensor | None:
+    """Max or Min of one tensor, or of one tensor with itself."""
+    source = look.first()
+    return source if all(tensor is source for tensor in look.node.inputs) else None
+
+
+def _concat(look: Look) -> Tensor | None:
+    """A Concat whose other operands are empty: what is left has the shape of the output."""
+    inputs = look.node.inputs
+    if len(inputs) == 1:
+        return look.first()
+    full: Tensor | None = None
+    for tensor in inputs:
+        shape = look.shape(tensor)
+        axis = None if shape is None else look.axis("axis", 1, len(shape))
+        if shape is not None and axis is not None and shape[axis] == 0:
+            continue
+        if full is not None:
+            return None
+        full = tensor
+    full = look.first() if full is None else full
+    return full if full is not None and look.same_shape(full) else None
+
+
+def _gather(look: Look) -> Tensor | None:
+    """A Gather of every element along its axis, in order."""
+    source, indices = look.first(), look.constant(1)
+    if source is None or indices is None or indices.ndim != 1 or not look.same_shape(source):
+        return None
+    shape = look.shape(source)
+    axis = None if shape is None else look.axis("axis", 0, len(shape))
+    if shape is None or axis is None or shape[axis] != indices.size:
+        return None
+    return source if np.array_equal(indices, np.arange(indices.size)) else None
+
+
+def _blocks(look: Look) -> Tensor | None:
+    return look.first() if int(look.attr("blocksize", 0)) == 1 else None
+
+
+def _slope(look: Look) -> Tensor | None:
+    if look.node.op == "LeakyRelu":
+        return look.first() if float(look.attr("alpha", 0.01)) == 1.0 else None
+    source, slope = look.first(), look.constant(1)
+    if source is None or slope is None or not look.same_type(source) or look.opset < 7:
+        return None
+    return source if slope.size > 0 and _is_one(slope) and look.same_shape(source) else None
+
+
+def _clip(look: Look) -> Tensor | None:
+    """A Clip of integers without bounds; one of floats turns infinity into the largest number."""
+    source = look.first()
+    if source is None or look.input(1) is not None or look.input(2) is not None or look.opset < 12:
+        return None
+    return source if look.dtype(source) in INTEGERS else None
+
+
+def _einsum(look: Look) -> Tensor | None:
+    """An Einsum of one operand that names its axes in the order in which it gives them out."""
+    equation = str(look.attr("equation", "")).replace(" ", "")
+    given, arrow, made = equation.partition("->")
+    if len(look.node.inputs) != 1 or not given.isalpha() or len(set(given)) != len(given):
+        return None
+    return look.first() if given == (made if arrow else "".join(sorted(given))) else None
+
+
+def _split(look: Look) -> Tensor | None:
     return look.first() if len(look.node.outputs) == 1 else None
 
 
-def _resize(look: _Look) -> Tensor | None:
+def _resize(look: Look) -> Tensor | None:
     """A resize to the same size that picks elements, which are then all of them in their order.
 
     One that interpolates weighs neighbours with 0, which is NaN beside an infinity.
@@ -307,10 +251,10 @@ def _resize(look: _Look) -> Tensor | None:
     return source if scales is not None and all(float(scale) == 1.0 for scale in np.ravel(scales)) else None
 
 
-def _neutral(element: Callable[[Array], bool], *, both: bool) -> Callable[[_Look], Tensor | None]:
+def _neutral(element: Callable[[Array], bool], *, both: bool) -> Callable[[Look], Tensor | None]:
     """Return the rule for a binary operator with a neutral element, on the right or on both sides."""
 
-    def rule(look: _Look) -> Tensor | None:
+    def rule(look: Look) -> Tensor | None:
         for index in (1, 0) if both else (1,):
             value, source = look.constant(index), look.input(1 - index)
             if value is None or source is None or value.size == 0 or not element(value):
@@ -324,9 +268,9 @@ def _neutral(element: Callable[[Array], bool], *, both: bool) -> Callable[[_Look
     return rule
 
 
-def _is_absorbed(shape: tuple[int, ...], source: Tensor, look: _Look) -> bool:
+def _is_absorbed(shape: tuple[int, ...], source: Tensor, look: Look) -> bool:
     """Whether broadcasting with a constant of this shape leaves the shape of the other operand."""
-    target = look.types.shape(source)
+    target = look.shape(source)
     if target is None or len(shape) > len(target):
         return False
     return all(size in (1, want) for size, want in zip(shape[::-1], target[::-1], strict=False))
@@ -350,18 +294,20 @@ def _is_one(value: Array) -> bool:
     return value.dtype.kind not in "bOc" and bool((value.astype(np.float64) == 1).all())
 
 
-def _where(look: _Look) -> Tensor | None:
+def _where(look: Look) -> Tensor | None:
     """A choice that is always the same; not of floats, which ONNX Runtime chooses by adding 0, so that -0 becomes 0."""
-    condition = look.constant(0)
-    if condition is None or condition.size == 0 or not (condition.all() or not condition.any()):
+    if len(look.node.inputs) != 3 or look.dtype(look.output) not in _INTEGERS_AND_BOOL:
         return None
-    source = look.input(1 if condition.all() else 2)
-    if source is None or not look.same_shape(source) or look.types.dtype(source) not in _INTEGERS_AND_BOOL:
-        return None
-    return source
+    source = look.input(1)
+    if source is not look.input(2):
+        condition = look.constant(0)
+        if condition is None or condition.size == 0 or not (condition.all() or not condition.any()):
+            return None
+        source = look.input(1 if condition.all() else 2)
+    return source if source is not None and look.same_shape(source) else None
 
 
-_RULES: dict[str, Callable[[_Look], Any]] = {
+_RULES: dict[str, Callable[[Look], Tensor | None]] = {
     "Identity": _identity,
     "Dropout": _dropout,
     "Cast": _cast,
@@ -371,11 +317,18 @@ _RULES: dict[str, Callable[[_Look], Any]] = {
     "Tile": _tile,
     "Slice": _slice,
     "Pad": _pad,
+    "Gather": _gather,
     "Transpose": _transpose,
-    **dict.fromkeys(("Concat", "Max", "Min"), _only_input),
+    "Concat": _concat,
+    **dict.fromkeys(("Max", "Min"), _extremum),
+    **dict.fromkeys(("Sum", "Mean"), _only_input),
     "Split": _split,
     "Resize": _resize,
     "Upsample": _resize,
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), _blocks),
+    **dict.fromkeys(("LeakyRelu", "PRelu"), _slope),
+    "Clip": _clip,
+    "Einsum": _einsum,
     "Add": _neutral(_is_exact_zero(negative=True), both=True),
     "Sub": _neutral(_is_exact_zero(negative=False), both=False),
     "Mul": _neutral(_is_one, both=True),
@@ -384,5 +337,8 @@ _RULES: dict[str, Callable[[_Look], Any]] = {
     "And": _neutral(lambda value: bool(value.all()), both=True),
     "Or": _neutral(lambda value: not value.any(), both=True),
     "Xor": _neutral(lambda value: not value.any(), both=True),
+    "BitwiseAnd": _neutral(lambda value: bool((~value == 0).all()), both=True),
+    **dict.fromkeys(("BitwiseOr", "BitwiseXor"), _neutral(lambda value: not value.any(), both=True)),
+    "BitShift": _neutral(lambda value: not value.any(), both=False),
     "Where": _where,
 }
