@@ -23,7 +23,7 @@ from graphopt.analysis.shape_rules import RULES
 from graphopt.analysis.site import INTEGERS, NOTHING, VALUE_LIMIT, Known, ShapeClashError, Site, as_value
 from graphopt.analysis.value_rules import VALUE_RULES
 from graphopt.graph.objects import Constant, Function, Graph, Node, Tensor, node_subgraphs
-from graphopt.graph.order import is_sorted
+from graphopt.graph.order import is_sorted, tensors_read
 from graphopt.graph.scopes import captures
 
 if TYPE_CHECKING:
@@ -93,11 +93,56 @@ class Sweep:
         self._visits = 0
         self._limit = _CALL_BUDGET * sum(len(graph.nodes) for graph in model.graphs()) + 10_000
         self._run(model)
+        self._orders.clear()  # edits may follow
+
+    def of(self, tensor: Tensor) -> Known:
+        """Return the facts of a tensor; of one that was added since the sweep, they are inferred now.
+
+        What was found stays true as long as edits let every tensor keep its meaning.
+        """
+        known = self.known.get(tensor)
+        if known is None:
+            return self._added(tensor) if tensor.name else NOTHING
+        if isinstance(tensor, Constant) and self.weights.get(tensor) is not tensor.weight:
+            del self.known[tensor]
+            self.values_read.discard(tensor)
+            return self._input(tensor) or NOTHING
+        return known
+
+    def value(self, tensor: Tensor) -> Value | None:
+        """Return the elements of a small tensor where something is known of them; those of a constant are read now."""
+        known = self.of(tensor)
+        if known.value is None and isinstance(tensor, Constant):
+            return self._read(tensor)
+        return known.value
 
     @property
     def conflicts(self) -> dict[Tensor, Conflict]:
         """Declarations that contradict what was inferred, by tensor."""
         return self._declared.conflicts
+
+    def _added(self, wanted: Tensor) -> Known:
+        """Infer a tensor that the sweep has not seen, and what it is computed from."""
+        stack = [wanted]
+        while stack:
+            tensor = stack[-1]
+            if tensor in self.known:
+                stack.pop()
+                continue
+            node = tensor.inputs[0] if tensor.inputs and not isinstance(tensor, Constant) else None
+            if node is None or node.graph is None:
+                stack.pop()
+                if self._input(tensor) is NOTHING:
+                    self.known[tensor] = self._declared.settle(tensor, Known(), "")
+                continue
+            missing = [t for t in tensors_read(node) if t.name and t not in self.known and not isinstance(t, Constant)]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            self._node(node, _scope_of(node.graph))
+            self._orders.clear()
+        return self.known.get(wanted, NOTHING)
 
     # ------------------------------------------------------------------------------------------------------- scopes
 
@@ -282,6 +327,14 @@ class Sweep:
         value = site.value(index)
         known = site.input(index)
         return known if value is known.value else Known(known.dtype, known.shape, value, known.proto)
+
+
+def _scope_of(graph: Graph) -> _Scope:
+    """Return where a node that was added later is looked at: in no particular call of a function."""
+    root = graph
+    while root.parent is not None:
+        root = root.parent
+    return _Scope("", root.imports, {}, generic=True) if isinstance(root, Function) else _Scope("", root.imports)
 
 
 _READABLE = INTEGERS | {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BOOL}

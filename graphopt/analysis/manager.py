@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -9,7 +10,7 @@ from graphopt.analysis.base import COUNTERS, Analysis
 from graphopt.errors import AnalysisError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from graphopt.graph import Model
     from graphopt.runtime import Feeds
@@ -51,6 +52,23 @@ class Facts:
         self.seed = seed
         self._entries: dict[type[Analysis], _Entry] = {}
         self._frames: list[_Frame] = []
+        self._held: frozenset[type[Analysis]] = frozenset()
+
+    @contextmanager
+    def holding(self, kinds: Iterable[type[Analysis]]) -> Iterator[None]:
+        """Compute analyses now and take them for valid inside the block, whatever is edited there.
+
+        Args:
+            kinds: Analyses that answer truly in spite of the edits that will be made, because every tensor keeps its
+                meaning and they look up what is new.
+        """
+        for kind in kinds:
+            self.get(kind)
+        before, self._held = self._held, self._held | frozenset(kinds)
+        try:
+            yield
+        finally:
+            self._held = before
 
     def get(self, kind: type[A]) -> A:
         """Return the analysis for the present version of the model, computed or from the cache.
@@ -62,7 +80,7 @@ class Facts:
             AnalysisError: The analysis asks for itself, directly or through others.
         """
         entry = self._entries.get(kind)
-        if entry is None or not self._holds(entry):
+        if entry is None or not (kind in self._held or self._holds(entry)):
             entry = self._entries[kind] = self._recorded(kind, entry) if kind.sticky else self._computed(kind)
         if self._frames:
             self._frames[-1].depends |= entry.depends
@@ -72,7 +90,7 @@ class Facts:
     def cached(self, kind: type[A]) -> A | None:
         """Return the analysis if the cache holds it for the present version of the model, else None; never computes."""
         entry = self._entries.get(kind)
-        if entry is None or not self._holds(entry):
+        if entry is None or not (kind in self._held or self._holds(entry)):
             return None
         assert isinstance(entry.result, kind)
         return entry.result
@@ -92,7 +110,7 @@ class Facts:
         for kind, entry in list(self._entries.items()):
             if kind in claimed:
                 entry.stamp = self._stamp()
-            elif not kind.sticky and not self._changed(entry) <= kind.may_survive:
+            elif kind not in self._held and not kind.sticky and not self._changed(entry) <= kind.may_survive:
                 del self._entries[kind]
 
     def false_claims(self, preserving: Iterable[type[Analysis]]) -> list[type[Analysis]]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Self
 
 from graphopt.analysis.base import Analysis
 from graphopt.analysis.dims import Expr
-from graphopt.analysis.merging import same_value
 from graphopt.analysis.types import Types
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ class ShapeValues(Analysis):
 
     def array(self, tensor: Tensor) -> Value | None:
         """Return the elements in the shape of the tensor: int, float, bool, expression, or None for unknown."""
-        known = self._types.facts().get(tensor)
-        return None if known is None else known.value
+        return self._types.elements_of(tensor)
 
     def survives(self, model: Model) -> bool:
         """Hold exactly as long as the types they were found with."""
@@ -66,8 +64,7 @@ class ShapeValues(Analysis):
 
     def covers(self, fresh: Self) -> bool:
         """True where every tensor of the present model has the same elements here."""
-        theirs = fresh._types.facts()
-        return all(same_value(self.array(tensor), known.value) for tensor, known in theirs.items())
+        return self._types.covers_elements(fresh._types)
 
     def same_as(self, other: Self) -> bool:
         """True where both know the same tensors, and the same of each."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from graphopt.analysis.declarations import Conflict
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.manager import Facts
-    from graphopt.analysis.site import Known
+    from graphopt.analysis.site import Known, Value
     from graphopt.graph.model import Model
     from graphopt.graph.objects import Tensor
 
@@ -28,7 +28,8 @@ class Types(Analysis):
     dimensions; a size that cannot be expressed is a symbol of its own, and two such symbols are never taken for equal.
     Inside the body of a loop the facts hold for every iteration, inside a function for every call.
 
-    A tensor that was added after the analysis was computed is answered from what it declares.
+    A tensor that was added after the analysis was computed is inferred when it is asked for. While edits let every
+    tensor keep its meaning, as all rule passes do, the facts stay true and need not be computed again.
 
     Attributes:
         failures: Nodes whose outputs could not be inferred, with the reason; their outputs have what they declare.
@@ -49,24 +50,15 @@ class Types(Analysis):
 
     def dtype(self, tensor: Tensor) -> int:
         """Return the element type as the ONNX enum, 0 where it is unknown or the tensor is a sequence or a map."""
-        known = self._sweep.known.get(tensor)
-        return known.dtype if known is not None else int(tensor.onnx_dtype)
+        return self._sweep.of(tensor).dtype
 
     def shape(self, tensor: Tensor) -> tuple[Dim, ...] | None:
         """Return the shape, None where not even the rank is known."""
-        known = self._sweep.known.get(tensor)
-        if known is not None:
-            return known.shape  # type: ignore[return-value]  # every unknown size has become a symbol
-        declared = tensor.shape
-        if declared is None:
-            return None
-        sizes = tuple(size for size in declared if isinstance(size, int) and size >= 0)
-        return sizes if len(sizes) == len(declared) else None
+        return self._sweep.of(tensor).shape  # type: ignore[return-value]  # every unknown size has become a symbol
 
     def rank(self, tensor: Tensor) -> int | None:
         """Return the number of axes, None where it is unknown."""
-        known = self._sweep.known.get(tensor)
-        shape = known.shape if known is not None else tensor.shape
+        shape = self._sweep.of(tensor).shape
         return None if shape is None else len(shape)
 
     def static_shape(self, tensor: Tensor) -> tuple[int, ...] | None:
@@ -87,13 +79,27 @@ class Types(Analysis):
         shape, dtype = self.static_shape(tensor), self.dtype(tensor)
         return packed_size_bytes(dtype, shape) if shape is not None and dtype else None
 
-    def knows(self, tensor: Tensor) -> bool:
-        """Return whether the tensor was there when the analysis was computed."""
-        return tensor in self._sweep.known
+    def elements_of(self, tensor: Tensor) -> Value | None:
+        """Return what is known of the elements of a small tensor; see :class:`ShapeValues`."""
+        return self._sweep.value(tensor)
 
-    def facts(self) -> dict[Tensor, Known]:
-        """Return everything known, by tensor; not to be changed."""
-        return self._sweep.known
+    def covers_elements(self, fresh: Self) -> bool:
+        """True where the same is known of the elements of every tensor of the present model.
+
+        Constants count where both have read them: who read one is no finding.
+        """
+        for tensor, theirs in fresh._sweep.known.items():
+            mine = self._sweep.known.get(tensor)
+            value = None if mine is None else mine.value
+            if isinstance(tensor, Constant) and (value is None or theirs.value is None):
+                continue
+            if not same_value(value, theirs.value):
+                return False
+        return True
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Return whether the tensor was there when the analysis was computed, or was asked for since."""
+        return tensor in self._sweep.known
 
     def survives(self, model: Model) -> bool:
         """New weights leave types alone unless an element type, a shape or a value that was read changed."""
@@ -116,9 +122,30 @@ class Types(Analysis):
         mine, theirs = self._sweep.known, fresh._sweep.known
         return all(tensor in mine and _same_type(mine[tensor], known) for tensor, known in theirs.items())
 
+    def contradicts(self, fresh: Self) -> Tensor | None:
+        """Return a tensor whose type here cannot be the one that the present model gives; None where all agree.
+
+        Unlike `covers` it lets one of the two know more than the other.
+        """
+        for tensor, theirs in fresh._sweep.known.items():
+            mine = self._sweep.known.get(tensor)
+            if mine is not None and not _may_be_equal(mine, theirs):
+                return tensor
+        return None
+
     def same_as(self, other: Self) -> bool:
         """True where both know the same tensors, and the same of each."""
         return self._sweep.known.keys() == other._sweep.known.keys() and self.covers(other)
+
+
+def _may_be_equal(a: Known, b: Known) -> bool:
+    if a.dtype and b.dtype and a.dtype != b.dtype:
+        return False
+    if a.shape is None or b.shape is None:
+        return True
+    return len(a.shape) == len(b.shape) and all(
+        x == y or not (isinstance(x, int) and isinstance(y, int)) for x, y in zip(a.shape, b.shape, strict=True)
+    )
 
 
 def _same_type(a: Known, b: Known) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from graphopt.graph.scopes import walk_graphs
@@ -17,6 +18,7 @@ class NameAllocator:
 
     def __init__(self) -> None:
         self._taken: set[str] | None = None
+        self._repeated: set[str] = set()
         self._next: dict[str, int] = {}
         self._roots: Iterable[Graph] = ()
 
@@ -32,17 +34,21 @@ class NameAllocator:
     def _names(self) -> set[str]:
         if self._taken is None:
             taken: set[str] = set()
+            defined: list[str] = []
             for root in self._roots:
                 for graph in _scopes(root):
                     taken.update(t.name for t in (*graph.inputs, *graph.outputs, *graph.initializers))
+                    defined.extend({t.name for t in (*graph.inputs, *graph.initializers)})
                     if graph.record is not None:
                         taken.update(graph.record.reserved_names())
                 for _, node in walk_graphs([root]):
                     taken.add(node.name)
                     taken.update(t.name for t in node.inputs)
-                    taken.update(t.name for t in node.outputs)
+                    defined.extend([t.name for t in node.outputs])
+            taken.update(defined)
             taken.discard("")
             self._taken = taken
+            self._repeated = {name for name, count in Counter(defined).items() if count > 1}
         return self._taken
 
     def fresh(self, base: str, tag: str = "") -> str:
@@ -73,6 +79,11 @@ class NameAllocator:
             return False
         taken.add(name)
         return True
+
+    def is_repeated(self, name: str) -> bool:
+        """Tell whether several tensors have this name, each in its own scope; or had when names were first asked for."""
+        self._names()
+        return name in self._repeated
 
     def is_taken(self, name: str) -> bool:
         """Tell whether a tensor or a node has this name."""

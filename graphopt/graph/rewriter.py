@@ -44,6 +44,7 @@ class Rewriter:
         self._erased: dict[Node, tuple[Tensor, ...]] = {}
         self._loose: dict[Constant, None] = {}
         self._structure = self._types = self._weights = False
+        self._grown = 0
 
     def __enter__(self) -> Rewriter:
         return self
@@ -61,6 +62,11 @@ class Rewriter:
     def touched(self) -> KeysView[Node]:
         """Nodes that were created, or whose operator, attributes, edges or users changed; in order of first change."""
         return self._touched.keys()
+
+    @property
+    def growth(self) -> int:
+        """By how many nodes the model grew, those in bodies included; negative where it shrank."""
+        return self._grown
 
     def mark(self, node: Node) -> None:
         """Count a node as touched."""
@@ -118,6 +124,7 @@ class Rewriter:
         _import_domain(graph, domain)
         self._place(node, near, graph)
         self._created.add(node)
+        self._grown += 1 + _nodes_in_bodies(node)
         self.mark(node)
         for tensor in tensors:
             self.settle(tensor, graph)
@@ -355,6 +362,7 @@ class Rewriter:
                 continue
             self._graph_of(node)
             self._erased[node] = tuple(node.outputs)
+            self._grown -= 1 + _nodes_in_bodies(node)
             read = dict.fromkeys(self._read_by(node))
             disconnect([node])
             for tensor in read:
@@ -447,6 +455,10 @@ class Rewriter:
         versions.structure += self._structure
         versions.types += self._types
         versions.weights += self._weights
+
+
+def _nodes_in_bodies(node: Node) -> int:
+    return sum(len(scope.nodes) for _, body in node_subgraphs(node) for scope in nested_graphs(body))
 
 
 def _import_domain(graph: Graph, domain: str | None) -> None:

@@ -1,6 +1,6 @@
 """The rewrite engine: patches, patterns, rules, the pass manager, the registry and recipes."""
 
-from graphopt.rewrite.driver import Rule, RulePass, drive
+from graphopt.rewrite.driver import Batch, Rule, RulePass, drive
 from graphopt.rewrite.manager import Outcome, PassManager, PassRecord, PatchRecord
 from graphopt.rewrite.pass_ import Pass, Steps, sections
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
@@ -8,6 +8,7 @@ from graphopt.rewrite.recipe import Recipe, Step, load_recipe, preset_names, rec
 from graphopt.rewrite.registry import create, pass_class, pass_names
 
 __all__ = [
+    "Batch",
     "Contract",
     "LayerRecord",
     "Outcome",

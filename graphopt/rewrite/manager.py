@@ -5,20 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from graphopt.analysis.manager import Facts
 from graphopt.analysis.node_forms import NodeForms
+from graphopt.analysis.shape_values import ShapeValues
+from graphopt.analysis.types import Types
 from graphopt.errors import GraphError, GraphoptError, PassError, UsageError, VerificationError
 from graphopt.graph import Model, Node, Rewriter, Tensor
+from graphopt.rewrite.driver import Joint, JointSteps, RulePass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
 from graphopt.rewrite.registry import create
-from graphopt.rewrite.verification import LEVELS, Level, Verifier
+from graphopt.rewrite.verification import LEVELS, Claims, Level, Verifier
 
 if TYPE_CHECKING:
-    from graphopt.rewrite.pass_ import Pass
+    from graphopt.rewrite.pass_ import Pass, Steps
     from graphopt.rewrite.recipe import Step
     from graphopt.runtime import Feeds
+
+LIVE = (Types, ShapeValues)
+"""Analyses that stay true while rule passes edit: every tensor keeps its meaning, and new ones are inferred."""
 
 Progress: TypeAlias = Callable[[int, int, str, int], None]
 """Called with the index of the pass, the number of passes, the name of the pass and its patches so far."""
@@ -156,80 +163,127 @@ class PassManager:
         verifier = Verifier(model, self.verify, data=data, seed=self.seed)
         outcome = Outcome() if outcome is None else outcome
         outcome.notes = verifier.notes
-        for index, step in enumerate(self.passes):
+        for unit in self._units():
             if self.stop_after is not None and outcome.patches >= self.stop_after:
                 outcome.stopped = True
                 break
-            start = time.perf_counter()
-            nodes = count_nodes(model)
-            record = PassRecord(step.name, step.options(), nodes_before=nodes, contract=step.contract)
-            outcome.records.append(record)
-            run = _Run(step, model, facts, verifier, record)
-            for _ in run.patches(outcome, self.stop_after):
-                self._tell(index, record)
-            self._tell(index, record)
-            record.nodes_after = count_nodes(model)
-            record.seconds = time.perf_counter() - start
+            unit.run(model, facts, verifier, outcome, self.stop_after)
         return outcome
 
-    def _tell(self, index: int, record: PassRecord) -> None:
+    def _units(self) -> Iterator[_Unit]:
+        """Yield what runs at a time: a pass, or rule passes that follow each other, which share one work list."""
+        index = 0
+        for together, passes in groupby(self.passes, lambda step: isinstance(step, RulePass)):
+            steps = list(passes)
+            for unit in [steps] if together else [[step] for step in steps]:
+                yield _Unit(unit, index, len(self.passes), self.progress)
+                index += len(unit)
+
+
+class _Unit:
+    """One pass, or several that share a work list, on one model."""
+
+    def __init__(self, steps: Sequence[Pass], first: int, passes: int, progress: Progress | None) -> None:
+        self.steps = steps
+        self.first = first
+        self.passes = passes
+        self.progress = progress
+        self.claims = Claims.of(steps)
+        self.records = [PassRecord(step.name, step.options(), contract=step.contract) for step in steps]
+        self.deltas = [0] * len(steps)
+        self.last = 0
+
+    def run(self, model: Model, facts: Facts, verifier: Verifier, outcome: Outcome, stop_after: int | None) -> None:
+        """Run to the end, or behind the last patch allowed."""
+        self.model, self.facts, self.verifier = model, facts, verifier
+        outcome.records += self.records
+        nodes = count_nodes(model)
+        for step in self.steps:
+            for analysis in step.requires:
+                facts.get(analysis)
+        verifier.before_pass(self.claims, model, facts)
+        held = LIVE if isinstance(self.steps[0], RulePass) else ()
+        with facts.holding(held):
+            for index in self._patches(outcome, stop_after):
+                self._tell(index)
+            if self.last:
+                self._finish()
+        if held:
+            facts.invalidate(preserving=self.claims.preserves)
+        for index, record in enumerate(self.records):
+            record.nodes_before = nodes
+            nodes += self.deltas[index]
+            record.nodes_after = nodes
+            self._tell(index)
+
+    def _tell(self, index: int) -> None:
         if self.progress is not None:
-            self.progress(index, len(self.passes), record.name, record.patches)
+            record = self.records[index]
+            self.progress(self.first + index, self.passes, record.name, record.patches)
 
-
-class _Run:
-    """One pass on one model."""
-
-    def __init__(self, step: Pass, model: Model, facts: Facts, verifier: Verifier, record: PassRecord) -> None:
-        self.step = step
-        self.model = model
-        self.facts = facts
-        self.verifier = verifier
-        self.record = record
-
-    def patches(self, outcome: Outcome, stop_after: int | None) -> Iterator[None]:
-        """Yield None after every applied patch; stop at the end of the pass or behind the last patch allowed."""
-        for analysis in self.step.requires:
-            self.facts.get(analysis)
-        self.verifier.before_pass(self.step, self.model, self.facts)
-        steps = self.step.run(self.model, self.facts)
-        proposal = self._ask(lambda: next(steps))
-        while proposal is not None:
+    def _patches(self, outcome: Outcome, stop_after: int | None) -> Iterator[int]:
+        """Yield the index of the pass after every applied patch."""
+        joint: Joint | None = None
+        if isinstance(self.steps[0], RulePass):
+            start = time.perf_counter()
+            rules = [
+                (step.name, step.rules(self.model, self.facts)) for step in self.steps if isinstance(step, RulePass)
+            ]
+            joint = Joint(rules, self.model)
+            steps = joint.steps()
+        else:
+            steps = _alone(self.steps[0].run(self.model, self.facts))
+        touched: frozenset[Node] | None = None
+        while (found := self._ask(steps, touched, timed=joint is None)) is not None:
+            index, proposal = found
+            touched = frozenset()
             if isinstance(proposal, Skip):
-                self.record.skips.append((node_label(proposal.node), proposal.reason))
-                touched: frozenset[Node] = frozenset()
+                self.records[index].skips.append((node_label(proposal.node), proposal.reason))
             elif stop_after is not None and outcome.patches >= stop_after:
                 outcome.stopped = True
                 steps.close()
                 break
             else:
-                touched = self._apply(proposal, outcome.patches + 1)
-                yield
-            proposal = self._ask(lambda: steps.send(touched))  # noqa: B023 - called at once
-        if self.record.log:
-            self._finish()
+                touched = self._apply(index, proposal, outcome.patches + 1)
+                yield index
+        if joint is not None:
+            for index, seconds in enumerate(joint.seconds):
+                self.records[index].seconds += seconds
+            spent = sum(record.seconds for record in self.records)
+            # what no rule can be charged with (the walk, visits without a match) is shared by all
+            rest = max(0.0, time.perf_counter() - start - spent)
+            for record in self.records:
+                record.seconds += rest / len(self.records)
 
-    def _ask(self, resume: Callable[[], Patch | Skip]) -> Patch | Skip | None:
+    def _ask(
+        self, steps: JointSteps, touched: frozenset[Node] | None, *, timed: bool
+    ) -> tuple[int, Patch | Skip] | None:
+        start = time.perf_counter()
         try:
-            return resume()
+            return next(steps) if touched is None else steps.send(touched)
         except StopIteration:
             return None
         except (GraphoptError, MemoryError):
             raise
         except Exception as error:
-            after = f"after patch {self.record.log[-1].number}" if self.record.log else "before its first patch"
+            after = f"after patch {self.last}" if self.last else "before its first patch"
             raise PassError(
                 f"it raised {type(error).__name__} {after}: {error}",
-                where=self.step.name,
+                where=self.claims.name,
                 must="A pass yields a Skip for what it does not support",
                 do="Report it with the model, or take the pass out of the recipe",
             ) from error
+        finally:
+            if timed:
+                self.records[0].seconds += time.perf_counter() - start
 
-    def _apply(self, patch: Patch, number: int) -> frozenset[Node]:
+    def _apply(self, index: int, patch: Patch, number: int) -> frozenset[Node]:
+        start = time.perf_counter()
+        step, record = self.steps[index], self.records[index]
         if not isinstance(patch, Patch):
-            raise PassError(f"it yielded {patch!r}", where=self.step.name, must="A pass yields Patch or Skip")
+            raise PassError(f"it yielded {patch!r}", where=step.name, must="A pass yields Patch or Skip")
         names = tuple(node_label(node) for node in patch.nodes)
-        where = f"{self.step.name}, patch {number} ({patch.reason}), {_at(names)}"
+        where = f"{step.name}, patch {number} ({patch.reason}), {_at(names)}"
         around = self.verifier.before_patch(patch)
         try:
             with PatchRewriter(self.model, patch.nodes) as rewriter:
@@ -242,24 +296,32 @@ class _Run:
                 f"applying it failed: {what}", where=where, must="A patch applies where it matched"
             ) from error
         touched = frozenset(rewriter.touched)
-        self.facts.invalidate(preserving=self.step.preserves)
+        self.facts.invalidate(preserving=step.preserves)
         try:
             self.verifier.after_patch(self.model, touched, around)
         except GraphError as error:
             raise self._broken(error, where, number) from error
-        self.record.log.append(PatchRecord(number, patch.reason, names))
-        self.record.layers.extend(patch.layers)
+        self.last = number
+        record.log.append(PatchRecord(number, patch.reason, names))
+        record.layers.extend(patch.layers)
+        self.deltas[index] += rewriter.growth
+        record.seconds += time.perf_counter() - start
         return touched
 
     def _finish(self) -> None:
-        last = self.record.log[-1].number
+        start = time.perf_counter()
         try:
             self.model.sort()
-            self.verifier.after_pass(self.step, self.model, self.facts)
+            self.verifier.after_pass(self.claims, self.model, self.facts)
         except GraphError as error:
-            raise self._broken(error, f"{self.step.name}, patches up to {last}", last) from error
+            raise self._broken(error, f"{self.claims.name}, patches up to {self.last}", self.last) from error
         except VerificationError as error:
-            raise VerificationError(error.what, where=error.where, must=error.must, do=self._bisect(last)) from error
+            raise VerificationError(
+                error.what, where=error.where, must=error.must, do=self._bisect(self.last)
+            ) from error
+        spent = time.perf_counter() - start
+        for record in self.records:
+            record.seconds += spent / len(self.records)
 
     def _broken(self, error: GraphError, where: str, number: int) -> VerificationError:
         detail = f"{error.where}: {error.what}" if error.where else error.what
@@ -273,6 +335,17 @@ class _Run:
             f"`graphopt bisect {path} --recipe RECIPE` finds the first wrong patch; "
             f"--stop-after {number - 1} gives the model before patch {number}"
         )
+
+
+def _alone(steps: Steps) -> JointSteps:
+    """Return the steps of one pass in the form of those of several."""
+    touched: frozenset[Node] | None = None
+    while True:
+        try:
+            proposal = next(steps) if touched is None else steps.send(touched)
+        except StopIteration:
+            return
+        touched = yield 0, proposal
 
 
 class PatchRewriter(Rewriter):

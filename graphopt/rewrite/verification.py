@@ -10,10 +10,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 
+from graphopt.analysis.manager import Facts
+from graphopt.analysis.types import Types
 from graphopt.errors import (
     DataError,
     GraphError,
@@ -25,15 +28,15 @@ from graphopt.errors import (
 )
 from graphopt.graph import read_model
 from graphopt.verify.bound import rounding_tolerances
-from graphopt.verify.contract import Contract
+from graphopt.verify.contract import Contract, weakest
 from graphopt.verify.equality import compare
 from graphopt.verify.legality import Interface, check_legal
 from graphopt.verify.reference import evaluate, sample_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from graphopt.analysis import Facts
+    from graphopt.analysis.base import Analysis
     from graphopt.graph import Model, Node, Tensor
     from graphopt.rewrite.pass_ import Pass
     from graphopt.rewrite.patch import Patch
@@ -44,6 +47,32 @@ LEVELS: tuple[Level, ...] = ("off", "fast", "full")
 
 SAMPLES = 2
 """Feeds that full verification runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What passes that run together promise.
+
+    Attributes:
+        name: Their names.
+        contract: The weakest of their contracts.
+        preserves: What all of them preserve.
+    """
+
+    name: str
+    contract: Contract
+    preserves: tuple[type[Analysis], ...]
+
+    @classmethod
+    def of(cls, steps: Sequence[Pass]) -> Claims:
+        """Return the claims of passes.
+
+        Args:
+            steps: One pass or more.
+        """
+        kept = [kind for kind in steps[0].preserves if all(kind in step.preserves for step in steps)]
+        names = ", ".join(dict.fromkeys(step.name for step in steps))
+        return cls(names, weakest([step.contract for step in steps]), tuple(kept))
 
 
 class Verifier:
@@ -76,11 +105,11 @@ class Verifier:
         if level == "full":
             self._prepare(model, data)
 
-    def before_pass(self, step: Pass, model: Model, facts: Facts) -> None:
+    def before_pass(self, step: Claims, model: Model, facts: Facts) -> None:
         """Keep what the pass will be compared with: the model (a copy shares all weights) and what it must preserve.
 
         Args:
-            step: The pass.
+            step: What the passes that ran promise.
             model: The model before it.
             facts: Analyses; those that the pass claims to preserve are computed, so that no claim goes unchecked.
         """
@@ -124,11 +153,11 @@ class Verifier:
                     do="Pass like= or use Rewriter.set_type",
                 )
 
-    def after_pass(self, step: Pass, model: Model, facts: Facts) -> None:
+    def after_pass(self, step: Claims, model: Model, facts: Facts) -> None:
         """Check the whole model after a pass that made at least one patch.
 
         Args:
-            step: The pass.
+            step: What the passes that ran promise.
             model: The model after it, in topological order.
             facts: Analyses, with those that the pass claims to preserve.
 
@@ -149,6 +178,7 @@ class Verifier:
                 must="A preserved analysis is what it would be if it were computed again",
                 do="Take it out of `preserves`",
             )
+        self._check_types(step, model, facts)
         self._check_file(step, model)
         self._check_numbers(step, model)
 
@@ -175,7 +205,19 @@ class Verifier:
             self.notes.append(f"the file was not checked: {error}")
             return None
 
-    def _check_file(self, step: Pass, model: Model) -> None:
+    def _check_types(self, step: Claims, model: Model, facts: Facts) -> None:
+        """Check that facts which were held while rules edited are still true: every tensor kept its meaning."""
+        held = facts.cached(Types)
+        changed = None if held is None else held.contradicts(Facts(model).get(Types))
+        if changed is not None:
+            raise VerificationError(
+                f"the type of tensor {changed.name!r} is not what it was when the passes began",
+                where=step.name,
+                must="A tensor keeps its meaning; what computes something else gets a new one",
+                do="Make new nodes instead of changing what an output holds",
+            )
+
+    def _check_file(self, step: Claims, model: Model) -> None:
         if not self._accepted:
             return
         serialized = model.to_bytes()
@@ -194,7 +236,7 @@ class Verifier:
                 must="A round trip gives the same bytes",
             )
 
-    def _check_numbers(self, step: Pass, model: Model) -> None:
+    def _check_numbers(self, step: Claims, model: Model) -> None:
         if self._outputs is None or self._before is None:
             return
         before = self._outputs

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, parser
 
-from graphopt.analysis import Facts, Types
-from graphopt.graph import Model, Variable, read_model
+from graphopt.analysis import Facts, ShapeValues, Types
+from graphopt.graph import Model, Rewriter, Variable, read_model
 from shape_agreement import check_run, read_text
 
 HEAD = '<ir_version: 9, opset_import: ["" : {}]>\n'
@@ -513,13 +513,37 @@ def test_an_overridable_initializer_has_a_type_but_no_value() -> None:
     assert shapes(read_model(proto))["y"] == "[?y.0, ?y.1]"
 
 
-def test_a_tensor_added_later_is_answered_from_its_declaration() -> None:
+def test_a_tensor_added_later_is_inferred_when_it_is_asked_for() -> None:
+    model = read("g (float[b, 4] x) => (float y) { y = Relu (x) }")
+    types, values = Facts(model).get(Types), ShapeValues.compute(model, Facts(model))
+    node = model.graph.nodes[0]
+    with Rewriter(model) as rw:
+        flat = rw.op("Reshape", [node.inputs[0], rw.constant(np.array([-1], np.int64), near=node)], near=node)
+        size = rw.op("Shape", [rw.op("Concat", [flat, flat], attrs={"axis": 0}, near=node)], near=node)
+    (batch, _) = types.shape(model.graph.inputs[0]) or ()
+    assert types.shape(flat) == (4 * batch,)
+    assert types.dtype(size) == TensorProto.INT64
+    assert values.value(size) == (8 * batch,)
+    assert types.knows(size)
+
+
+def test_a_tensor_without_a_producer_is_what_it_declares() -> None:
     model = read("g (float[b, 4] x) => (float y) { y = Relu (x) }")
     types = Facts(model).get(Types)
     assert types.shape(Variable("new", np.dtype(np.float32), [2, 3])) == (2, 3)
-    assert types.shape(Variable("new", np.dtype(np.float32), ["b", 3])) is None
-    assert types.rank(Variable("new", np.dtype(np.float32), ["b", 3])) == 2
-    assert types.dtype(Variable("new", np.dtype(np.float32))) == TensorProto.FLOAT
+    assert types.rank(Variable("other", np.dtype(np.float32), ["b", 3])) == 2
+    assert types.dtype(Variable("third", np.dtype(np.float32))) == TensorProto.FLOAT
+
+
+def test_a_constant_whose_value_was_replaced_is_read_again() -> None:
+    model = read("g (float[8] x) => (float y) <int64[2] target = {2, 4}> { y = Reshape (x, target) }")
+    facts = Facts(model)
+    values = facts.get(ShapeValues)
+    target = model.graph.nodes[0].inputs[1]
+    assert values.constant(target) == (2, 4)
+    with Rewriter(model) as rw:
+        rw.set_weight(target, np.array([4, 2], np.int64))
+    assert values.constant(target) == (4, 2)
 
 
 def test_sequences_have_no_shape_but_their_elements_do() -> None:
