@@ -81,7 +81,7 @@ class NameAllocator:
         return True
 
     def is_repeated(self, name: str) -> bool:
-        """Tell whether several tensors have this name, each in its own scope; or had when names were first asked for."""
+        """Tell whether several tensors have this name, each in its scope; or had when names were first asked for."""
         self._names()
         return name in self._repeated
 
