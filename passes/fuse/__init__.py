@@ -1,0 +1,1 @@
+"""Groups of nodes that together are one standard operator."""
