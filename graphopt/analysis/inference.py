@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from graphopt.graph.order import is_sorted, tensors_read
 from graphopt.graph.scopes import captures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from graphopt.analysis.site import Value
     from graphopt.graph.model import Model
@@ -115,6 +116,22 @@ class Sweep:
         if known.value is None and isinstance(tensor, Constant):
             return self._read(tensor)
         return known.value
+
+    def refine(self, nodes: Iterable[Node]) -> None:
+        """Infer nodes again, and their users where that tells more."""
+        queue = deque(node for node in nodes if node.graph is not None)
+        while queue:
+            node = queue.popleft()
+            if node.graph is None:
+                continue
+            before = {tensor: self.known[tensor] for tensor in node.outputs if tensor in self.known}
+            self._node(node, _scope_of(node.graph))
+            self._orders.clear()
+            for tensor, known in before.items():
+                if _tells_more(self.known[tensor], known):
+                    queue.extend(tensor.outputs)
+                else:
+                    self.known[tensor] = known
 
     @property
     def conflicts(self) -> dict[Tensor, Conflict]:
@@ -335,6 +352,25 @@ def _scope_of(graph: Graph) -> _Scope:
     while root.parent is not None:
         root = root.parent
     return _Scope("", root.imports, {}, generic=True) if isinstance(root, Function) else _Scope("", root.imports)
+
+
+def _tells_more(new: Known, old: Known) -> bool:
+    """Whether facts found later are more exact than those found first."""
+    if old.dtype == 0 != new.dtype:
+        return True
+    if new.value is not None and _numbers(new.value) > _numbers(old.value):
+        return True
+    if new.shape is None:
+        return False
+    return old.shape is None or _count_static(new.shape) > _count_static(old.shape)
+
+
+def _count_static(shape: Any) -> int:
+    return sum(1 for size in shape if isinstance(size, int))
+
+
+def _numbers(value: Value | None) -> int:
+    return -1 if value is None else sum(1 for entry in value.ravel().tolist() if isinstance(entry, int | float))
 
 
 _READABLE = INTEGERS | {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BOOL}

@@ -13,12 +13,14 @@ from graphopt.graph.dtypes import packed_size_bytes
 from graphopt.graph.objects import Constant
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from graphopt.analysis.declarations import Conflict
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.manager import Facts
     from graphopt.analysis.site import Known, Value
     from graphopt.graph.model import Model
-    from graphopt.graph.objects import Tensor
+    from graphopt.graph.objects import Node, Tensor
 
 
 class Types(Analysis):
@@ -82,6 +84,14 @@ class Types(Analysis):
     def elements_of(self, tensor: Tensor) -> Value | None:
         """Return what is known of the elements of a small tensor; see :class:`ShapeValues`."""
         return self._sweep.value(tensor)
+
+    def refine(self, nodes: Iterable[Node]) -> None:
+        """Infer nodes again, and what depends on them as far as that tells more: they read values that are known now.
+
+        Args:
+            nodes: Nodes whose inputs were replaced by equal ones of which more is known.
+        """
+        self._sweep.refine(nodes)
 
     def covers_elements(self, fresh: Self) -> bool:
         """True where the same is known of the elements of every tensor of the present model.

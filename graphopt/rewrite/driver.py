@@ -85,12 +85,16 @@ class Batch:
         wants: Whether to gather a node; asked at every visit, so it must be cheap.
         rewrite: Called with the gathered nodes that are still in the model, in topological order.
         domain: Operator domain of the nodes; ``"*"`` for all.
+        first: Whether it is asked once before any rule, with what it wants of the whole model.
+        depth: How many nodes above a node `wants` looks at.
+        below: How many nodes below it `wants` looks at.
     """
 
     roots: tuple[str, ...]
     wants: Callable[[Node], bool]
     rewrite: Callable[[Sequence[Node]], Steps]
     domain: str = ""
+    first: bool = False
     depth: int = 1
     below: int = 0
 
@@ -172,6 +176,10 @@ class Joint:
         for _, node in self.model.walk():
             self._nodes += 1
             work.push(node)
+            for rule in work.first_batches(node):
+                work.gather(rule, node, wanted=rule.wants(node))
+        while (gathered := work.gathered()) is not None:
+            yield from self._batch(*gathered)
         while True:
             root = work.pop()
             if root is None:
@@ -287,10 +295,12 @@ class _WorkList:
     _reach: dict[tuple[object, object], _Reach] = field(default_factory=dict)
     depth: int = 0
     below: int = 0
+    early: bool = False
 
     def __post_init__(self) -> None:
         self.depth = max((rule.depth for _, rule in self.rules), default=0)
         self.below = max((rule.below for _, rule in self.rules), default=0)
+        self.early = any(isinstance(rule, Batch) and rule.first for _, rule in self.rules)
         self.batches = {rule: {} for _, rule in self.rules if isinstance(rule, Batch)}
 
     def rules_at(self, node: Node) -> _Rules:
@@ -332,6 +342,10 @@ class _WorkList:
                     self.push(user)
             else:
                 return None
+
+    def first_batches(self, node: Node) -> list[Batch]:
+        """Return the batches that are asked before any rule and may want a node."""
+        return [rule for _, rule in self.rules_at(node) if isinstance(rule, Batch) and rule.first] if self.early else []
 
     def gather(self, batch: Batch, node: Node, *, wanted: bool) -> None:
         """Keep a node for a batch, or no longer."""
