@@ -19,12 +19,12 @@ from graphopt.passes.fuse.matching import (
     are_private,
     only_first_output,
     other,
-    refers_to_function,
     replacement,
     same_shape,
     vector,
 )
 from graphopt.passes.fuse.normalization import Steps
+from graphopt.passes.fuse.scales import combined, shaped, spread
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract
@@ -188,9 +188,9 @@ def _normalized(
     factor: Tensor | Array | None = np.ones(sizes, kind)
     summand: Tensor | Array | None = None
     if scale is not None:
-        factor = _operand(scale, tuple(sizes), len(shape), types)
+        factor = shaped(scale, tuple(sizes), len(shape), types)
     if bias is not None:
-        summand = _operand(bias, tuple(sizes), len(shape), types)
+        summand = shaped(bias, tuple(sizes), len(shape), types)
     if factor is None or (bias is not None and summand is None):
         return Skip(root, f"its scale or bias has not the shape {sizes} of the normalized axes")
     attrs: dict[str, Any] = {"axis": -last, "epsilon": epsilon}
@@ -199,31 +199,6 @@ def _normalized(
     operands = [source, factor] if summand is None else [source, factor, summand]
     reason = f"{len(set(read.nodes) | {root})} nodes that give '{root.outputs[0].name}' are a LayerNormalization"
     return replacement(root, read.nodes, "LayerNormalization", operands, attrs, reason=reason)
-
-
-def _operand(tensor: Tensor, sizes: tuple[int, ...], rank: int, types: Types) -> Tensor | Array | None:
-    """Return a scale or bias of exactly the normalized shape, None where there is none."""
-    if types.static_shape(tensor) == sizes:
-        return tensor
-    value = vector(tensor)
-    return None if value is None else spread(value, sizes, rank)
-
-
-def spread(value: Array, sizes: tuple[int, ...], rank: int) -> Array | None:
-    """Return a constant broadcast to the normalized shape; None where it differs along other axes or adds axes.
-
-    Args:
-        value: The constant.
-        sizes: The normalized shape.
-        rank: Number of axes of the normalized tensor.
-    """
-    extra = max(value.ndim - len(sizes), 0)
-    if value.ndim > rank or any(size != 1 for size in value.shape[:extra]):
-        return None
-    inner = value.reshape(value.shape[extra:])
-    if any(size not in (1, want) for size, want in zip(inner.shape[::-1], sizes[::-1], strict=False)):
-        return None
-    return np.ascontiguousarray(np.broadcast_to(inner, sizes))
 
 
 # --------------------------------------------------------------------------------------------------- scale and bias
@@ -257,7 +232,7 @@ def _merged(root: Node, norm: Node, operand: Tensor, types: Types) -> Patch | Sk
         if bias is None and types.static_shape(operand) == sizes:
             inputs = [source, scale, operand]
         else:
-            total = constant if bias is None else _combined(np.add, bias, constant)
+            total = constant if bias is None else combined(np.add, bias, constant)
             if total is None:
                 return None
             inputs = [source, scale, total]
@@ -266,22 +241,12 @@ def _merged(root: Node, norm: Node, operand: Tensor, types: Types) -> Patch | Sk
         if bias is None and types.static_shape(operand) == sizes and ones is not None and bool((ones == 1).all()):
             inputs = [source, operand]
         else:
-            product = _combined(np.multiply, scale, constant)
-            shifted = None if bias is None else _combined(np.multiply, bias, constant)
+            product = combined(np.multiply, scale, constant)
+            shifted = None if bias is None else combined(np.multiply, bias, constant)
             if product is None or (bias is not None and shifted is None):
                 return None
             inputs = [source, product] if bias is None else [source, product, shifted]
     return replacement(root, [norm], "LayerNormalization", inputs, norm.attrs, reason=where)
-
-
-def _combined(function: np.ufunc, first: Tensor, second: Array | None) -> Array | None:
-    """Return a sum or product of constants, computed in float64; None where one is unknown or the result no number."""
-    value = vector(first)
-    if value is None or second is None:
-        return None
-    with np.errstate(over="ignore", invalid="ignore"):
-        result: Array = function(value.astype(np.float64), second.astype(np.float64)).astype(value.dtype)
-    return result if bool(np.isfinite(result.astype(np.float64)).all()) else None
 
 
 # ------------------------------------------------------------------------------------------------------------ casts
@@ -290,7 +255,7 @@ def _combined(function: np.ufunc, first: Tensor, second: Array | None) -> Array 
 def _casts(root: Node, types: Types) -> Patch | Skip | None:
     """Match float16 -> float32 -> LayerNormalization without effect of scale and bias -> float16."""
     norm = above(root.inputs[0], "LayerNormalization")
-    if norm is None or int(root.attrs.get("to", 0)) != FLOAT16 or refers_to_function(root):
+    if norm is None or root.attrs.get("to") != FLOAT16:
         return None
     widened = above(norm.inputs[0], "Cast")
     if widened is None or types.dtype(widened.inputs[0]) != FLOAT16 or types.dtype(norm.inputs[0]) != FLOAT:
