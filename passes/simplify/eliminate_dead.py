@@ -9,23 +9,25 @@ import onnx.defs
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.graph import Constant, Function, Graph, Model, Node, is_graph_output, subgraphs, walk_graphs
+from graphopt.graph import Constant, Function, Graph, Model, Node, is_graph_output, producer, subgraphs, walk_graphs
+from graphopt.graph.order import tensors_read
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS
-from graphopt.rewrite.pass_ import Pass
-from graphopt.rewrite.patch import Patch, Skip
+from graphopt.rewrite.driver import EVERY, Batch, Rule, RulePass
+from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Rewriter, Tensor
+    from graphopt.rewrite.pass_ import Steps
 
 _KEPT_OUTPUTS = ("BatchNormalization",)  # before opset 14 the number of outputs chooses the mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EliminateDead(Pass):
+class EliminateDead(RulePass):
     """Remove nodes, initializers, functions and optional outputs that contribute to no output of the model.
 
     Matches:   Nodes of every scope none of whose outputs reaches an output of the model or of a body that runs;
@@ -48,38 +50,61 @@ class EliminateDead(Pass):
 
     keep_unknown: bool = False
 
-    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        """Yield one patch per graph with dead nodes, then one each for outputs, initializers and functions."""
-        live = self._live(model)
-        for graph in reversed(list(model.graphs())):  # inner first: a dead inner node may be what reads an outer one
-            dead = [node for node in graph.nodes if node not in live]
-            holder = graph.parent_node
-            if dead and (holder is None or holder in live):
-                yield _removal(graph, dead)
-        yield from _unread_outputs(model)
-        yield from _unread_initializers(model)
-        yield from _uncalled_functions(model)
+    def rules(self, model: Model, facts: Facts) -> Sequence[Rule | Batch]:
+        """Return a rule for nodes, one for outputs, and what sweeps the initializers and functions nobody uses."""
 
-    def _live(self, model: Model) -> set[Node]:
-        """Return the nodes that an output of the model, of a function, or a kept node depends on."""
-        live: set[Node] = set()
-        stack: list[Node] = [node for root in model.roots() for tensor in root.outputs for node in tensor.inputs]
-        if self.keep_unknown:
-            stack += [node for _, node in model.walk() if _is_unknown(node, model)]
-        while stack:
-            node = stack.pop()
-            if node in live:
+        def is_kept(node: Node) -> bool:
+            return self.keep_unknown and _is_unknown(node, model)
+
+        leftovers = _Leftovers(model)
+        return [
+            Rule((EVERY,), lambda node: _dead_node(node, is_kept), depth=0, domain=EVERY, below=1),
+            Rule((EVERY,), _unread_outputs, depth=0, below=1),
+            Batch((EVERY,), leftovers.wants, leftovers.sweep, domain=EVERY),
+        ]
+
+
+def _dead_node(node: Node, is_kept: Callable[[Node], bool]) -> Patch | None:
+    """Return the removal of a node nobody reads, with all that was computed for it alone."""
+    if any(_is_read(tensor) for tensor in node.outputs if tensor.name) or _is_held(node, is_kept):
+        return None
+    dead = {node: None}
+    stack = [node]
+    while stack:
+        for tensor in tensors_read(stack.pop()):
+            before = producer(tensor)
+            if before is None or before in dead or _is_held(before, is_kept):
                 continue
-            live.add(node)
-            for tensor in node.inputs:
-                stack.extend(tensor.inputs)
-            for _, body in subgraphs(node):
-                for tensor in body.outputs:
-                    stack.extend(tensor.inputs)
-            holder = None if node.graph is None else node.graph.parent_node
-            if holder is not None:  # a kept node inside a body keeps the body
-                stack.append(holder)
-        return live
+            if all(_is_read_only_by(made, dead) for made in before.outputs if made.name):
+                dead[before] = None
+                stack.append(before)
+    gone = list(dead)
+
+    def apply(rewriter: Rewriter) -> None:
+        rewriter.erase(gone)
+
+    behind = f" and {len(gone) - 1} nodes before it" if len(gone) > 1 else ""
+    return Patch(f"nothing depends on {node.op}{behind}", tuple(gone), apply)
+
+
+def _is_read_only_by(tensor: Tensor, nodes: Mapping[Node, None]) -> bool:
+    """Whether nothing but these nodes, and what is in their bodies, reads a tensor."""
+    return not is_graph_output(tensor) and all(_is_within(reader, nodes) for reader in tensor.outputs)
+
+
+def _is_within(node: Node | None, nodes: Mapping[Node, None]) -> bool:
+    while node is not None:
+        if node in nodes:
+            return True
+        node = None if node.graph is None else node.graph.parent_node
+    return False
+
+
+def _is_held(node: Node, is_kept: Callable[[Node], bool]) -> bool:
+    """Whether a node, or one in its bodies, is kept although nobody reads it."""
+    if is_kept(node):
+        return True
+    return any(is_kept(inner) for _, body in subgraphs(node) for _, inner in walk_graphs([body]))
 
 
 def _is_unknown(node: Node, model: Model) -> bool:
@@ -88,31 +113,20 @@ def _is_unknown(node: Node, model: Model) -> bool:
     return not onnx.defs.has(node.op, node.domain)
 
 
-def _removal(graph: Graph, dead: list[Node]) -> Patch:
-    def apply(rewriter: Rewriter) -> None:
-        rewriter.erase(dead)
-
-    return Patch(f"remove {len(dead)} nodes of graph '{graph.name}' that nothing depends on", tuple(dead), apply)
-
-
-def _unread_outputs(model: Model) -> Iterator[Patch]:
-    found: list[tuple[Node, list[int]]] = []
-    for graph, node in model.walk():
-        unread = [index for index, tensor in enumerate(node.outputs) if tensor.name and not _is_read(tensor)]
-        if unread and len(unread) < len(node.outputs) and node.op not in _KEPT_OUTPUTS:
-            optional = [index for index in unread if _is_optional(node, index, graph)]
-            if optional:
-                found.append((node, optional))
-    if not found:
-        return
+def _unread_outputs(node: Node) -> Patch | None:
+    """Return what drops the optional outputs of a node that nobody reads."""
+    if len(node.outputs) < 2 or node.op in _KEPT_OUTPUTS:
+        return None
+    unread = [index for index, tensor in enumerate(node.outputs) if tensor.name and not _is_read(tensor)]
+    optional = [index for index in unread if node.graph is not None and _is_optional(node, index, node.graph)]
+    if not optional or len(unread) == len(node.outputs):
+        return None
 
     def apply(rewriter: Rewriter) -> None:
-        for node, indices in found:
-            for index in indices:
-                rewriter.drop_output(node, index)
+        for index in optional:
+            rewriter.drop_output(node, index)
 
-    reason = f"drop {sum(len(indices) for _, indices in found)} optional outputs that nobody reads"
-    yield Patch(reason, tuple(node for node, _ in found), apply)
+    return Patch(f"drop {len(optional)} optional outputs of {node.op} that nobody reads", (node,), apply)
 
 
 def _is_optional(node: Node, index: int, graph: Graph) -> bool:
@@ -129,6 +143,24 @@ def _is_optional(node: Node, index: int, graph: Graph) -> bool:
 
 def _is_read(tensor: Tensor) -> bool:
     return bool(tensor.outputs) or is_graph_output(tensor)
+
+
+class _Leftovers:
+    """Initializers and functions nobody uses; initializers that lose their last reader later go with it."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._begun = False
+
+    def wants(self, _: Node) -> bool:
+        """Whether anything may be left over."""
+        return not self._begun or bool(self._model.functions)
+
+    def sweep(self, _: Sequence[Node]) -> Steps:
+        """Yield the patches that remove them."""
+        self._begun = True
+        yield from _unread_initializers(self._model)
+        yield from _uncalled_functions(self._model)
 
 
 def _unread_initializers(model: Model) -> Iterator[Patch]:

@@ -133,7 +133,7 @@ class Plan:
     def _accept(self, node: Node, sizes: Sequence[tuple[Tensor, int]], value: Array | None) -> None:
         self.folded[node] = Candidate(node, len(self.folded), sum(size for _, size in sizes), value)
         self._bytes_of.update(sizes)
-        form = (node.op, node.domain, _attributes_key(node), tuple(map(self._input_key, node.inputs)))
+        form = (node.op, node.domain, attributes_key(node), tuple(map(self._input_key, node.inputs)))
         self._keys[node] = self._known_keys.setdefault(form, len(self._known_keys))
 
     def _input_key(self, tensor: Tensor) -> object:
@@ -141,7 +141,7 @@ class Plan:
         made = producer(tensor)
         if made is not None and made in self._keys:
             return self._keys[made], made.outputs.index(tensor)
-        return _constant_key(tensor) if isinstance(tensor, Constant) else id(tensor)
+        return constant_key(tensor) if isinstance(tensor, Constant) else id(tensor)
 
     def _is_folded(self, tensor: Tensor) -> bool:
         node = producer(tensor)
@@ -287,18 +287,26 @@ def is_sink(node: Node) -> bool:
     return not any(tensor.outputs or is_graph_output(tensor) for tensor in node.outputs if tensor.name)
 
 
-def _attributes_key(node: Node) -> object:
-    """Return what is equal for nodes whose attributes are."""
+def attributes_key(node: Node) -> object:
+    """Return what is equal for nodes whose attributes are.
+
+    Args:
+        node: The node.
+    """
     items = sorted(node.attrs.items())
-    return tuple((name, _constant_key(value) if isinstance(value, Constant) else repr(value)) for name, value in items)
+    return tuple((name, constant_key(value) if isinstance(value, Constant) else repr(value)) for name, value in items)
 
 
-def _constant_key(constant: Constant) -> object:
-    """Return what is equal for constants of one value; large ones are not read and equal themselves alone."""
+def constant_key(constant: Constant) -> object:
+    """Return what is equal for constants of one value; large ones are not read and equal themselves alone.
+
+    Args:
+        constant: The constant.
+    """
     if constant.nbytes > _COMPARED_BYTES or constant.onnx_dtype == dtypes.STRING:
         return id(constant)
     value = constant.array()
-    return value.dtype.str, value.shape, value.tobytes()
+    return constant.onnx_dtype, value.shape, value.tobytes()
 
 
 def _growth_reason(size: int, freed: int, limit: int) -> str:

@@ -1,0 +1,125 @@
+"""Compute once what is computed several times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from graphopt.graph import Constant, Graph, Model, Node, is_graph_output
+from graphopt.passes.simplify.folding import attributes_key, constant_key
+from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, PURE, is_constant_node, refers_to_function
+from graphopt.rewrite.driver import EVERY, Rule, RulePass
+from graphopt.rewrite.patch import Patch
+from graphopt.verify.contract import Contract
+from graphopt.verify.legality import in_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from graphopt.analysis.manager import Facts
+    from graphopt.graph import Rewriter, Tensor
+
+_SWAPPABLE = frozenset(("Add", "Mul", "Equal", "And", "Or", "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor"))
+"""Operators of two inputs whose order changes no bit of the result (the payload of a NaN aside)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EliminateCommon(RulePass):
+    """Merge nodes that compute the same from the same inputs.
+
+    Matches:   Two nodes of the ONNX domain on the list of pure operators, with equal attributes and the same inputs, of
+               which constants of up to 1 KiB count as the same where their values are; the inputs of commutative
+               operators in either order. The second may lie in a body, the first in the graph around it.
+    Produces:  The readers of the later node read the earlier one, which saves the node and its memory.
+    Requires:  No random or stateful operator, no control flow, nothing of a custom domain and no node whose attributes
+               a function's caller sets. Where both give an output of the model its name, both stay. Constants of equal
+               value but different sign of zero or type are different. Quantization pairs stay apart, since runtimes
+               fuse only what reads its own.
+    Preserves: Every output bitwise (the payload of a NaN aside); public names, types and shapes.
+    Source:    Hash-consing of expressions (value numbering); Muchnick, Advanced Compiler Design and Implementation,
+               1997, section 12.4.
+    """
+
+    name: ClassVar[str] = "eliminate-common"
+    contract: ClassVar[Contract] = Contract.EXACT
+
+    def rules(self, model: Model, facts: Facts) -> Sequence[Rule]:
+        """Return one rule that remembers every node it has seen by what it computes."""
+        return [Rule((EVERY,), _Numbering().at, depth=0)]
+
+
+class _Numbering:
+    """The nodes seen so far, by graph and by what they compute; an entry is checked again when it is used."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Graph, dict[object, Node]] = {}
+        self._constants: dict[Constant, tuple[object, object]] = {}
+
+    def at(self, node: Node) -> Patch | None:
+        """Return the merger of a node with an earlier one that computes the same, else None."""
+        if node.op not in PURE or node.domain not in DEFAULT_DOMAINS or not node.inputs:
+            return None
+        key = self._key(node)
+        scope, inner, graph = node.graph, node, node.graph
+        assert graph is not None
+        while scope is not None:
+            found = self._seen.get(scope, {}).get(key)
+            if found is not None and found is not node and self._stands(found, key):
+                earlier, later = (found, node) if _precedes(found, inner, scope) else (node, found)
+                if later is node or scope is graph:
+                    patch = _merger(earlier, later)
+                    if patch is not None:
+                        if earlier is node:
+                            self._seen[graph][key] = node
+                        return patch
+                    return None
+            holder = scope.parent_node
+            if holder is None:
+                break
+            inner, scope = holder, holder.graph
+        self._seen.setdefault(graph, {})[key] = node
+        return None
+
+    def _stands(self, node: Node, key: object) -> bool:
+        return in_model(node) and self._key(node) == key
+
+    def _key(self, node: Node) -> object:
+        inputs: object = tuple([self._input_key(tensor) for tensor in node.inputs])
+        if node.op in _SWAPPABLE and len(node.inputs) == 2:
+            inputs = frozenset(inputs)  # type: ignore[call-overload]
+        attrs = attributes_key(node) if node.attrs else ()
+        return node.op, attrs, inputs, tuple([bool(tensor.name) for tensor in node.outputs])
+
+    def _input_key(self, tensor: Tensor) -> object:
+        if not tensor.name:
+            return None
+        if isinstance(tensor, Constant):
+            known = self._constants.get(tensor)
+            if known is None or known[0] is not tensor.weight:
+                fed = tensor.home is not None and tensor.home.is_overridable(tensor)
+                known = self._constants[tensor] = (tensor.weight, tensor if fed else constant_key(tensor))
+            return known[1]
+        made = tensor.inputs.first()
+        if made is not None and is_constant_node(made) and isinstance(made.attrs.get("value"), Constant):
+            return constant_key(made.attrs["value"])
+        return tensor
+
+
+def _precedes(found: Node, inner: Node, scope: Graph) -> bool:
+    return scope.nodes.label(found) < scope.nodes.label(inner)
+
+
+def _merger(earlier: Node, later: Node) -> Patch | None:
+    """Return the patch that lets the readers of one node read another; None where the interface needs both."""
+    if refers_to_function(earlier) or refers_to_function(later):
+        return None
+    pairs = [(old, new) for old, new in zip(later.outputs, earlier.outputs, strict=True) if old.name]
+    if any(is_graph_output(old) and (is_graph_output(new) or later.graph is not earlier.graph) for old, new in pairs):
+        return None
+
+    def apply(rewriter: Rewriter) -> None:
+        for old, new in pairs:
+            rewriter.replace_tensor(old, new)
+        rewriter.erase(later)
+
+    return Patch(f"{later.op} computes what '{pairs[0][1].name}' holds already", (later, earlier), apply)
