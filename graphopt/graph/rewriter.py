@@ -266,6 +266,14 @@ class Rewriter:
         if tensor is not None:
             self.settle(tensor, graph)
 
+    def remove_input(self, node: Node, index: int) -> None:
+        """Remove an input; those behind it move forward."""
+        self._graph_of(node)
+        before = node.inputs[index]
+        del node.inputs[index]
+        self.mark(node)
+        self._released(before)
+
     def _released(self, tensor: Tensor) -> None:
         if isinstance(tensor, Constant):
             self._loose[tensor] = None
