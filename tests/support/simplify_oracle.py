@@ -1,0 +1,317 @@
+"""What must hold of simplification, whatever passes it consists of; every check of one model in one call.
+
+    verdict = judge(model, feeds)
+
+raises `SimplifyFaultError` where the result is another model to its user: other outputs, another interface, invalid,
+larger than the growth rule permits; or where simplification crashes, does not end in one run, or depends on anything
+but the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from graphopt.errors import GraphoptError
+from graphopt.graph import is_sorted, read_model
+from graphopt.rewrite import PassManager, load_recipe
+from graphopt.runtime import run
+from graphopt.verify.bound import relative_error, rounding_tolerances
+from graphopt.verify.contract import Contract, weakest
+from graphopt.verify.equality import Tolerance, compare
+from graphopt.verify.reference import interpret, open_unoptimized
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from graphopt.rewrite.manager import Outcome
+
+GROWTH_BYTES = 1 << 16
+"""What folding may add to a file; see the growth rule of fold-constants."""
+
+BOOKKEEPING_BYTES = 1 << 11
+"""What names and type records of new nodes may add to a file."""
+
+
+class SimplifyFaultError(AssertionError):
+    """Simplification did something wrong.
+
+    Attributes:
+        kind: crash, invalid, interface, unstable, random, growth, refused (the result does not run), wrong (in ONNX
+            Runtime) or wrong-reference.
+        detail: What is wrong.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found out about one model.
+
+    Attributes:
+        result: The simplified model.
+        contract: What the passes that changed it promise.
+        passes: The passes that changed it.
+        compared: Feeds on which ONNX Runtime ran both.
+        interpreted: Feeds on which onnx.reference ran both.
+    """
+
+    result: onnx.ModelProto
+    contract: Contract
+    passes: tuple[str, ...]
+    compared: int = 0
+    interpreted: int = 0
+    messages: tuple[str, ...] = field(default=())
+
+    @property
+    def ops(self) -> list[str]:
+        """Return the operators of all scopes and functions."""
+        return operators(self.result)
+
+
+def simplified(data: bytes) -> tuple[bytes, Outcome]:
+    """Run the preset ``default``, as the pipeline does, and return the model's bytes and the account."""
+    model = read_model(data)
+    if not all(is_sorted(root, nested=True) for root in model.roots()):
+        model.sort()
+    outcome = PassManager(load_recipe("default").passes, verify="fast").run(model)
+    return model.to_bytes(), outcome
+
+
+def judge(
+    source: onnx.ModelProto | bytes,
+    feeds: Sequence[Mapping[str, Any]] = (),
+    *,
+    expected: Sequence[Mapping[str, Any]] = (),
+    runtime: bool = True,
+    interpreter: bool = True,
+    random: bool = False,
+) -> Verdict:
+    """Simplify a model and check everything that must hold.
+
+    Args:
+        source: The model.
+        feeds: Complete feeds. Those on which the original fails are left out.
+        expected: Right outputs for each feed, where they are known from elsewhere than the original itself.
+        runtime: Compare in ONNX Runtime, if it runs the original.
+        interpreter: Compare in onnx.reference, if it runs the original.
+        random: The model draws random numbers: only types and shapes of the outputs are compared.
+
+    Raises:
+        SimplifyFaultError: Something does not hold.
+    """
+    data = source if isinstance(source, bytes) else source.SerializeToString(deterministic=True)
+    before = onnx.load_from_string(data)
+    try:
+        first, outcome = simplified(data)
+    except Exception as error:
+        raise SimplifyFaultError("crash", _chain(error)) from error
+    after = onnx.load_from_string(first)
+    check_stable(data, first)
+    check_interface(before, after)
+    check_valid(before, after)
+    check_growth(data, first)
+    log = [record for record in outcome.records if record.log]
+    contract = weakest([record.contract for record in log])
+    verdict = Verdict(after, contract, tuple(record.name for record in log))
+    bounds = _Bounds(data, contract)
+    compared = _in_runtime(data, first, feeds, bounds, expected, random=random) if runtime else 0
+    interpreted = _in_reference(data, first, feeds, bounds) if interpreter and not random else 0
+    return Verdict(verdict.result, contract, verdict.passes, compared, interpreted)
+
+
+def check_stable(data: bytes, first: bytes) -> None:
+    """Check that a second run gives the same bytes, and that a run on the result changes nothing."""
+    if simplified(data)[0] != first:
+        raise SimplifyFaultError("random", "two runs on the same model give different bytes")
+    try:
+        again, outcome = simplified(first)
+    except Exception as error:
+        raise SimplifyFaultError("unstable", f"simplifying the result again fails: {_chain(error)}") from error
+    if again != first:
+        patches = [f"{record.name}: {patch.reason}" for record in outcome.records for patch in record.log]
+        raise SimplifyFaultError("unstable", f"simplifying the result again changes it: {patches[:4]}")
+
+
+def check_interface(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """Check that inputs, outputs and overridable initializers are the same, in order, with types and dimensions."""
+    for what, left, right in (
+        ("inputs", _inputs(before), _inputs(after)),
+        ("outputs", _outputs(before), _outputs(after)),
+    ):
+        if left != right:
+            raise SimplifyFaultError(
+                "interface", f"the {what} are {_names(right)}, not {_names(left)} (or their types differ)"
+            )
+
+
+def check_valid(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """Check that onnx.checker accepts the result wherever it accepts the original, with and without inference."""
+    for full in (False, True):
+        try:
+            onnx.checker.check_model(before, full_check=full)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+            continue
+        try:
+            onnx.checker.check_model(after, full_check=full)
+        except Exception as error:
+            raise SimplifyFaultError("invalid", " ".join(str(error).split())[:500]) from error
+
+
+def check_growth(data: bytes, first: bytes) -> None:
+    """Check that the file did not grow by more than folding may add."""
+    if len(first) > len(data) + GROWTH_BYTES + BOOKKEEPING_BYTES:
+        raise SimplifyFaultError("growth", f"{len(data)} bytes became {len(first)}")
+
+
+def operators(model: onnx.ModelProto) -> list[str]:
+    """Return the operators of all nodes, in every scope and function."""
+
+    def within(nodes: Any) -> Any:
+        for node in nodes:
+            yield node.op_type
+            for attribute in node.attribute:
+                for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                    yield from within(graph.node)
+
+    return [op for nodes in (model.graph.node, *(f.node for f in model.functions)) for op in within(nodes)]
+
+
+class _Bounds:
+    """How far outputs may lie apart, derived only when it is asked for."""
+
+    def __init__(self, data: bytes, contract: Contract) -> None:
+        self.model = read_model(data)
+        self.contract = contract
+        self.coarse = any(str(t.dtype) in {"float16", "bfloat16"} for t in _tensors(self.model))
+
+    def for_runtime(self, feeds: list[Any], outputs: list[Any]) -> tuple[Contract, list[dict[str, Tolerance]]]:
+        """Return the contract and the tolerances of each feed.
+
+        Types of 16 bits are computed in 32 bits and rounded between nodes, less often where there are fewer nodes:
+        there even rewrites that are exact by themselves are held to the rounding bound.
+        """
+        contract = Contract.ROUNDING if self.coarse and self.contract is Contract.EXACT else self.contract
+        if contract is Contract.EXACT:
+            return contract, [{} for _ in feeds]
+        return contract, rounding_tolerances(self.model, feeds, outputs)
+
+    def for_reference(self, outputs: list[Any]) -> list[dict[str, Tolerance]]:
+        """Return tolerances where nothing runs the trials of the bound: tau of the largest value, with a reserve."""
+        tau = 16 * relative_error(self.model)
+        return [{name: Tolerance(tau * _largest(value)) for name, value in each.items()} for each in outputs]
+
+
+def _in_runtime(
+    data: bytes,
+    first: bytes,
+    feeds: Sequence[Mapping[str, Any]],
+    bounds: _Bounds,
+    expected: Sequence[Mapping[str, Any]],
+    *,
+    random: bool,
+) -> int:
+    try:
+        running = open_unoptimized(data)
+    except GraphoptError:
+        return 0
+    usable, right = [], []
+    for number, feed in enumerate(feeds):
+        try:
+            outputs = run(running, feed)
+        except GraphoptError:
+            continue
+        usable.append(feed)
+        right.append({**outputs, **(expected[number] if expected else {})})
+    if not usable:
+        return 0
+    try:
+        candidate = open_unoptimized(first)
+        found = [run(candidate, feed) for feed in usable]
+    except GraphoptError as error:
+        raise SimplifyFaultError("refused", " ".join(str(error).split())[:600]) from error
+    if random:
+        same = [_kinds(each) for each in right] == [_kinds(each) for each in found]
+        if not same:
+            raise SimplifyFaultError("wrong", f"types or shapes are {_kinds(found[0])}, not {_kinds(right[0])}")
+        return len(usable)
+    contract, tolerances = bounds.for_runtime(usable, right)
+    for number, (each, got, allowed) in enumerate(zip(right, found, tolerances, strict=True)):
+        comparison = compare(each, got, contract, allowed)
+        if not comparison.equal:
+            raise SimplifyFaultError("wrong", f"feed {number}, {contract.value}: {comparison.reason}")
+    return len(usable)
+
+
+def _in_reference(data: bytes, first: bytes, feeds: Sequence[Mapping[str, Any]], bounds: _Bounds) -> int:
+    compared = 0
+    for number, feed in enumerate(feeds):
+        with np.errstate(all="ignore"):
+            try:
+                right = interpret(data, [feed])
+            except Exception:
+                continue
+            try:
+                found = interpret(first, [feed])
+            except GraphoptError:
+                continue  # an operator that it does not implement, or not in this form, may be new in the result
+            except Exception as error:
+                raise SimplifyFaultError("refused", f"onnx.reference: {_chain(error)}") from error
+        if not all(isinstance(each, np.ndarray) for each in right[0].values()):
+            continue
+        if bounds.contract is Contract.EXACT:
+            tolerances: list[dict[str, Tolerance]] = [{}]
+        else:
+            tolerances = bounds.for_reference(right)
+        comparison = compare(right[0], found[0], bounds.contract, tolerances[0])
+        if not comparison.equal:
+            raise SimplifyFaultError("wrong-reference", f"feed {number}, {bounds.contract.value}: {comparison.reason}")
+        compared += 1
+    return compared
+
+
+def _tensors(model: Any) -> Any:
+    for _, node in model.walk():
+        yield from node.inputs
+        yield from node.outputs
+
+
+def _inputs(model: onnx.ModelProto) -> list[tuple[str, bytes, bool]]:
+    """Return the inputs; before IR 4 every initializer is listed as one, which says nothing."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    return [
+        (value.name, value.type.SerializeToString(deterministic=True), value.name in given)
+        for value in model.graph.input
+        if value.name not in given or model.ir_version >= 4
+    ]
+
+
+def _outputs(model: onnx.ModelProto) -> list[tuple[str, bytes]]:
+    return [(value.name, value.type.SerializeToString(deterministic=True)) for value in model.graph.output]
+
+
+def _names(values: Sequence[tuple[Any, ...]]) -> list[str]:
+    return [value[0] for value in values]
+
+
+def _largest(value: Any) -> float:
+    if not isinstance(value, np.ndarray) or value.dtype.kind in "OUSb" or not value.size:
+        return 0.0
+    wide = np.abs(value.astype(np.complex128 if value.dtype.kind == "c" else np.float64))
+    return float(wide[np.isfinite(wide)].max(initial=0.0))
+
+
+def _kinds(outputs: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{getattr(value, 'dtype', type(value))}{np.shape(value)}" for name, value in outputs.items()}
+
+
+def _chain(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return " ".join(f"{type(cause).__name__}: {error}".split())[:600]
