@@ -1,4 +1,4 @@
-"""Fold BatchNormalization into the weights of the layer before it."""
+"""Fold BatchNormalization into the weights of the layer before or behind it."""
 
 from __future__ import annotations
 
@@ -9,274 +9,117 @@ import numpy as np
 
 from graphopt.analysis.row_scale import RowScale
 from graphopt.analysis.types import Types
-from graphopt.graph import Constant, Model, Node, Tensor, Variable, constant_value, is_graph_output, producer
-from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function
-from graphopt.rewrite.pass_ import Pass
+from graphopt.passes.simplify.affine import Affine, only_reader_of
+from graphopt.passes.simplify.following import layers_behind
+from graphopt.passes.simplify.layers import Change, Layer, followed, layer_before
+from graphopt.passes.simplify.norms import Norm, as_affine, norm_of
+from graphopt.passes.simplify.purity import is_op
+from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Sequence
 
     from graphopt.analysis.manager import Facts
-    from graphopt.graph import Rewriter
-
-Array = np.ndarray[Any, Any]
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    from graphopt.graph import Model, Node, Rewriter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FuseBatchNorm(Pass):
-    """Fold BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before it.
+class FuseBatchNorm(RulePass):
+    """Fold BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before or behind it, or into another one.
 
-    Matches:   BatchNormalization in inference mode with constant parameters, behind Conv, ConvTranspose, Gemm or
+    Matches:   BatchNormalization in inference mode with constant parameters behind Conv, ConvTranspose, Gemm or
                MatMul with constant weight (grouped and depthwise too), or behind such a layer and an Add of a
-               constant.
-    Produces:  The layer with W' = W g per output channel and b' = (b - mean) g + beta, where g = gamma /
-               sqrt(var + eps); a MatMul gets an Add of b'. A weight that others read too is copied. Computed in
-               float64, rounded once.
+               constant; behind another BatchNormalization; else one that only such layers read.
+    Produces:  The layer with W' = W g per output channel and b' = (b - mean) g + beta, where g = gamma / sqrt(var +
+               eps); a MatMul gets an Add of b'. A layer behind gets W' = W g per input channel and b' = b + W (beta -
+               mean g). Computed in float64, rounded once. One node less (none behind a bare MatMul, where an Add,
+               which is cheaper, takes the place), one pass over the activation less.
     Requires:  The layer's output is read by the BatchNormalization alone and is no graph output; MatMul has a matrix as
-               its output, whose columns are the channels; all new values are finite in the type of the weight.
+               its output, whose columns are the channels; a Conv behind pads with nothing, since zeros behind the
+               normalization are none before it; all new values are finite in the type of the weight, and not all
+               subnormal; a weight that others read too is small.
     Preserves: Names, types and shapes of all outputs; values up to rounding. The factor g is recorded as RowScale.
     Source:    Jacob et al. 2018, arXiv:1712.05877, section 3.2.
     """
 
     name: ClassVar[str] = "fuse-batch-norm"
     contract: ClassVar[Contract] = Contract.ROUNDING
-    requires: ClassVar[tuple[type[Any], ...]] = (RowScale,)
+    requires: ClassVar[tuple[type[Any], ...]] = (Types, RowScale)
 
-    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        """Yield one patch per folded BatchNormalization, in topological order."""
-        scales = facts.get(RowScale)
-        types: Types | None = None
-        folded: list[_Fold] = []
-        try:
-            for _, node in list(model.walk()):
-                if not is_op(node, "BatchNormalization"):
-                    continue
-                types = types or facts.get(Types)  # many models have no normalization: they pay for no analysis
-                found = _match(node, types)
-                if isinstance(found, str):
-                    yield Skip(node, found)
-                    continue
-                where = f"{found.layer.op} '{node_label(found.layer)}'"
-                yield Patch(f"fold '{node_label(node)}' into {where}", found.nodes, found.apply)
-                folded.append(found)
-        finally:  # also where the manager stops in between: what was folded so far stays known
-            for fold in folded:
-                if fold.weight_name and fold.axis is not None:
-                    scales = scales.with_scale(fold.weight_name, fold.factor, axis=fold.axis)
-            facts.record(scales)
+    def rules(self, model: Model, facts: Facts) -> Sequence[Rule]:
+        """Return the one rule."""
+        folding = _Folding(facts, facts.get(Types), facts.get(RowScale))
+        return [Rule(("BatchNormalization",), folding.at, depth=2, below=2)]
 
 
-@dataclass(slots=True)
-class _Fold:
-    """A BatchNormalization that can be folded.
+class _Folding:
+    def __init__(self, facts: Facts, types: Types, scales: RowScale) -> None:
+        self.facts = facts
+        self.types = types
+        self.scales = scales
 
-    Attributes:
-        norm: The BatchNormalization.
-        layer: The layer it is folded into.
-        add: The Add of a constant between them, None where there is none.
-        weight: The new weight.
-        bias: The new bias.
-        factor: gamma / sigma per output channel, shape (channels,).
-        axis: The axis of the weight that counts output channels; None where no axis does (grouped ConvTranspose).
-        weight_name: The name of the folded weight, once applied.
-    """
+    def at(self, node: Node) -> Patch | Skip | None:
+        """Return the fold of a normalization, or why there is none."""
+        norm = norm_of(node, self.types)
+        if isinstance(norm, str):
+            return Skip(node, norm)
+        layer = layer_before(node.inputs[0], node, self.types)
+        if isinstance(layer, str):
+            return self._into_another(norm, layer) or self._behind(norm) or Skip(node, layer)
+        frame = layer.output_frame
+        if layer.node.op == "MatMul" and not (norm.frame.rank == 2 and len(layer.shape) == 2):
+            return self._behind(norm) or Skip(
+                node, "the output of the MatMul is not known to be a matrix, so its columns are not the channels"
+            )
+        if frame.channels != norm.frame.channels:
+            return Skip(node, f"the weight has shape {list(layer.shape)}, not {norm.frame.channels} output channels")
+        affine = as_affine(norm)
+        change = followed(layer, affine)
+        if isinstance(change, str):
+            return Skip(node, change)
+        origin = (*layer.nodes, node)
+        data, result, axis = layer.node.inputs[0], node.outputs[0], layer.output_axis
 
-    norm: Node
-    layer: Node
-    add: Node | None
-    weight: Array
-    bias: Array
-    factor: Array
-    axis: int | None
-    weight_name: str = ""
+        def apply(rewriter: Rewriter) -> None:
+            change.build(rewriter, data, result, origin)
+            if axis is not None:
+                self._record(change, np.asarray(affine.scale), axis)
 
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """The nodes the fold is made of, in order."""
-        return (self.layer, *([self.add] if self.add else ()), self.norm)
+        return Patch(f"fold '{node_label(node)}' into {layer.label}", origin, apply)
 
-    def apply(self, rewriter: Rewriter) -> None:
-        """Write the new weight and bias and let the readers of the normalization read the layer."""
-        self._set_weight(rewriter)
-        source, output = self._set_bias(rewriter), self.norm.outputs[0]
-        if isinstance(source, Variable):
-            rewriter.set_type(source, output.dtype, output.shape)
-        rewriter.replace_tensor(output, source)
-        rewriter.erase(self.norm)
+    def _record(self, change: Change, factor: Any, axis: int) -> None:
+        self.scales = self.scales.with_scale(change.names[-1], factor, axis=axis)
+        self.facts.record(self.scales)
 
-    def _set_weight(self, rewriter: Rewriter) -> None:
-        before = self.layer.inputs[1]
-        if isinstance(before, Constant) and len(before.outputs) == 1 and not is_graph_output(before):
-            rewriter.set_weight(before, self.weight)
-            self.weight_name = before.name
-            return
-        made = rewriter.constant(self.weight, name=f"{before.name}__folded", near=self.layer)
-        rewriter.set_input(self.layer, 1, made)
-        self.weight_name = made.name
+    def _into_another(self, norm: Norm, reason: str) -> Patch | Skip | None:
+        """Return the merge of two normalizations in a row."""
+        before = only_reader_of(norm.node.inputs[0], norm.node)
+        if isinstance(before, str) or not is_op(before, "BatchNormalization"):
+            return None
+        first = norm_of(before, self.types)
+        if isinstance(first, str) or first.frame.channels != norm.frame.channels:
+            return None
+        values = first.followed(as_affine(norm))
+        if isinstance(values, str):
+            return Skip(norm.node, values)
+        origin = (before, norm.node)
+        data, result = before.inputs[0], norm.node.outputs[0]
+        return Patch(
+            f"fold '{node_label(norm.node)}' into {first.label}",
+            origin,
+            lambda rewriter: first.build(rewriter, values, data, result, origin),
+        )
 
-    def _set_bias(self, rewriter: Rewriter) -> Tensor:
-        """Put the bias where the layer has one; return the tensor that now holds what the normalization gave."""
-        bias = rewriter.constant(self.bias, name=f"{self.layer.outputs[0].name}__bias", near=self.layer)
-        output: Tensor = self.layer.outputs[0]
-        if self.add is not None:
-            rewriter.set_input(self.add, 0 if is_constant(self.add.inputs[0]) else 1, bias)
-            output = self.add.outputs[0]
-        elif self.layer.op == "MatMul":
-            added = rewriter.op("Add", [output, bias], like=self.norm.outputs[0], near=self.norm, origin=[self.norm])
-            assert isinstance(added, Variable)
-            output = added
-        else:
-            rewriter.set_input(self.layer, 2, bias)
-            if self.layer.op == "Gemm":
-                rewriter.set_attr(self.layer, "beta", None)
-        return output
+    def _behind(self, norm: Norm) -> Patch | None:
+        """Return the fold into all layers that read a normalization."""
+        return layers_behind(norm.node, norm.node.inputs[0], lambda layer: _along(norm, layer), self.types)
 
 
-def _match(norm: Node, types: Types) -> _Fold | str:
-    """Return the fold, or the reason why there is none."""
-    reason = _why_training(norm)
-    if reason:
-        return reason
-    if len(norm.inputs) < 5:
-        return f"it has {len(norm.inputs)} inputs, not 5"
-    parameters = [constant_value(tensor) if is_constant(tensor) else None for tensor in norm.inputs[1:5]]
-    if any(value is None for value in parameters):
-        names = [t.name for t, value in zip(norm.inputs[1:5], parameters, strict=True) if value is None]
-        return f"its parameters {', '.join(names)} are not constant"
-    gamma, beta, mean, variance = (np.asarray(value, dtype=np.float64) for value in parameters)
-    if gamma.ndim != 1 or not gamma.shape == beta.shape == mean.shape == variance.shape:
-        return "its parameters are not vectors of one length"
-    source = norm.inputs[0]
-    add, layer = None, _only_reader_of(source, norm)
-    if isinstance(layer, str):
-        return layer
-    if is_op(layer, "Add"):
-        inner = _added_layer(layer)
-        if inner is None:
-            return f"its input comes from {layer.op}, not from a layer with weights"
-        add, layer = layer, inner
-    if not is_op(layer, *_LAYERS):
-        return f"its input comes from {layer.op}, not from a layer with weights"
-    spread = variance + float(np.float32(norm.attrs.get("epsilon", 1e-5)))  # an attribute is a float32
-    if not (spread > 0).all():
-        return "its variance plus epsilon is not positive in every channel"
-    factor = gamma / np.sqrt(spread)
-    return _folded(norm, layer, add, factor, beta - mean * factor, types)
-
-
-def _why_training(norm: Node) -> str:
-    graph = norm.graph
-    assert graph is not None
-    read = [t.name for t in norm.outputs[1:] if t.name and (t.outputs or is_graph_output(t))]
-    if read:
-        return f"its statistics {', '.join(read)} are read"
-    if refers_to_function(norm):
-        return "an attribute is given by the call of the function"
-    if graph.opset >= 14:
-        return "it is in training mode" if int(norm.attrs.get("training_mode", 0)) else ""
-    if any(tensor.name for tensor in norm.outputs[1:]):
-        return "it has the outputs of training mode"
-    if graph.opset < 7 and not int(norm.attrs.get("is_test", 0)):
-        return "it is in training mode"
-    if not int(norm.attrs.get("spatial", 1)):
-        return "it normalizes each element (spatial is 0)"
-    return ""
-
-
-def _only_reader_of(tensor: Tensor, reader: Node) -> Node | str:
-    """Return the producer of a tensor that only one node of the same graph reads, else the reason."""
-    node = producer(tensor)
-    if node is None:
-        return f"its input '{tensor.name}' is computed by no layer"
-    if node.graph is not reader.graph:
-        return f"its input '{tensor.name}' comes from the graph around it"
-    if is_graph_output(tensor) or len(tensor.outputs) != 1:
-        others = "an output of the graph" if is_graph_output(tensor) else f"read {len(tensor.outputs)} times"
-        return f"the output '{tensor.name}' of the layer before it is {others}"
-    return node
-
-
-def _added_layer(add: Node) -> Node | None:
-    """Return the layer to which an Add adds a constant."""
-    if len(add.inputs) != 2:
+def _along(norm: Norm, layer: Layer) -> Affine | None:
+    """Return what a normalization does along the input channels of a layer, None where its channels are others."""
+    frame = layer.input_frame
+    if frame.rank != norm.frame.rank or frame.behind != norm.frame.behind or frame.channels != norm.frame.channels:
         return None
-    for index in (0, 1):
-        if is_constant(add.inputs[1 - index]) and not is_constant(add.inputs[index]):
-            layer = _only_reader_of(add.inputs[index], add)
-            return layer if isinstance(layer, Node) and is_op(layer, *_LAYERS) else None
-    return None
-
-
-def _folded(norm: Node, layer: Node, add: Node | None, factor: Array, shift: Array, types: Types) -> _Fold | str:
-    """Return the fold with its new values, or the reason why they cannot be made."""
-    label = f"{layer.op} '{node_label(layer)}'"
-    if refers_to_function(layer):
-        return f"an attribute of {label} is given by the call of the function"
-    if len(layer.inputs) < 2:
-        return f"{label} has no weight"
-    weight = constant_value(layer.inputs[1]) if is_constant(layer.inputs[1]) else None
-    if weight is None:
-        return f"the weight '{layer.inputs[1].name}' of {label} is not constant"
-    if weight.dtype.name not in {"float32", "float16", "float64", "bfloat16"}:
-        return f"the weight '{layer.inputs[1].name}' of {label} has the type {weight.dtype}"
-    scaled = _scaled(layer, weight, factor, types)
-    if isinstance(scaled, str):
-        return scaled
-    new_weight, axis = scaled
-    bias = _bias(layer, add, factor, shift, types)
-    if isinstance(bias, str):
-        return bias
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded, rounded_bias = new_weight.astype(weight.dtype), bias.astype(weight.dtype)
-    if not (np.isfinite(rounded.astype(np.float64)).all() and np.isfinite(rounded_bias.astype(np.float64)).all()):
-        return f"the folded weights of {label} are not finite in {weight.dtype}"
-    return _Fold(norm, layer, add, rounded, rounded_bias, factor, axis)
-
-
-def _scaled(layer: Node, weight: Array, factor: Array, types: Types) -> tuple[Array, int | None] | str:
-    """Return the weight times the factor per output channel, and the axis that counts these."""
-    wide = weight.astype(np.float64)
-    channels = factor.size
-    if layer.op == "ConvTranspose":  # (in, out / groups, ...): the channels of one group follow each other
-        groups = int(layer.attrs.get("group", 1))
-        if weight.shape[1] * groups != channels or weight.shape[0] % groups:
-            return f"the weight has shape {list(weight.shape)} in {groups} groups, not {channels} output channels"
-        grouped = wide.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-        per_channel = factor.reshape(groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
-        return (grouped * per_channel).reshape(weight.shape), 1 if groups == 1 else None
-    if layer.op == "MatMul" and (weight.ndim != 2 or types.rank(layer.outputs[0]) != 2):
-        return "the output of the MatMul is not known to be a matrix, so its columns are not the channels"
-    rows_are_channels = layer.op == "Conv" or (layer.op == "Gemm" and bool(int(layer.attrs.get("transB", 0))))
-    axis = 0 if rows_are_channels else 1
-    if weight.ndim < 2 or weight.shape[axis] != channels:
-        return f"the weight has shape {list(weight.shape)}, not {channels} output channels"
-    return wide * factor.reshape([-1 if place == axis else 1 for place in range(weight.ndim)]), axis
-
-
-def _bias(layer: Node, add: Node | None, factor: Array, shift: Array, types: Types) -> Array | str:
-    """Return bias times factor plus shift: of the Add in its shape, else as the layer wants it."""
-    own: Array | None = None
-    if layer.op != "MatMul" and len(layer.inputs) > 2 and layer.inputs[2].name:
-        own = constant_value(layer.inputs[2]) if is_constant(layer.inputs[2]) else None
-        if own is None:
-            return f"the bias '{layer.inputs[2].name}' of the layer is not constant"
-        own = own.astype(np.float64) * (float(layer.attrs.get("beta", 1.0)) if layer.op == "Gemm" else 1.0)
-    if add is None:
-        return shift if own is None else own * factor + shift
-    if own is not None:
-        return f"the layer has a bias and an Add '{node_label(add)}' behind it"
-    given = constant_value(add.inputs[0] if is_constant(add.inputs[0]) else add.inputs[1])
-    rank = types.rank(layer.outputs[0])
-    assert given is not None
-    if rank is None or given.ndim > rank or types.shape(add.outputs[0]) != types.shape(layer.outputs[0]):
-        return f"the Add '{node_label(add)}' changes the shape"
-    per_channel = [-1 if axis == 1 else 1 for axis in range(rank)]
-    shape = (1,) * (rank - given.ndim) + given.shape
-    if any(size != 1 for axis, size in enumerate(shape) if axis != 1):
-        return f"the Add '{node_label(add)}' differs within a channel"
-    new = given.astype(np.float64).reshape(shape) * factor.reshape(per_channel) + shift.reshape(per_channel)
-    return new if rank > 2 else new.reshape(-1)
+    return as_affine(norm)

@@ -68,9 +68,14 @@ FOLDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "Gemm with a scalar bias": ({"nodes": f"h = Gemm(x, w, b) y = {NORM}", "x": ("n", 3), "channels": 4, "w": (3, 4), "b": ()}, ["Gemm"]),
     "MatMul": ({"nodes": f"h = MatMul(x, w) y = {NORM}", "x": ("n", 3), "channels": 4, "w": (3, 4)}, ["MatMul", "Add"]),
     "MatMul and Add": ({"nodes": f"m = MatMul(x, w) h = Add(b, m) y = {NORM}", "x": ("n", 3), "channels": 4, "w": (3, 4), "b": (4,)}, ["MatMul", "Add"]),
-    "Conv and Add": ({"nodes": f"m = Conv(x, w) h = Add(m, b) y = {NORM}", "x": ("n", 3, 5), "channels": 4, "w": (4, 3, 2), "b": (1, 4, 1)}, ["Conv", "Add"]),
+    "Conv and Add": ({"nodes": f"m = Conv(x, w) h = Add(m, b) y = {NORM}", "x": ("n", 3, 5), "channels": 4, "w": (4, 3, 2), "b": (1, 4, 1)}, ["Conv"]),
     "two in a row": ({"nodes": f"a = Conv(x, w) h = BatchNormalization(a, beta, gamma, mean, var) y = {NORM}", "x": ("n", 3, 5), "channels": 4, "w": (4, 3, 2)}, ["Conv"]),
     "double precision": ({"nodes": f"h = Gemm(x, w) y = {NORM}", "x": ("n", 3), "channels": 4, "w": (3, 4), "dtype": np.float64}, ["Gemm"]),
+    "Conv behind": ({"nodes": "r = Relu(x) h = BatchNormalization(r, gamma, beta, mean, var) y = Conv(h, w)", "x": ("n", 4, 5), "channels": 4, "w": (3, 4, 2)}, ["Relu", "Conv"]),
+    "grouped Conv with bias behind": ({"nodes": "r = Relu(x) h = BatchNormalization(r, gamma, beta, mean, var) y = Conv<group = 2>(h, w, b)", "x": ("n", 4, 5), "channels": 4, "w": (6, 2, 2), "b": (6,)}, ["Relu", "Conv"]),
+    "Gemm behind": ({"nodes": "r = Relu(x) h = BatchNormalization(r, gamma, beta, mean, var) y = Gemm<transB = 1, alpha = 2.0>(h, w, b)", "x": ("n", 4), "channels": 4, "w": (3, 4), "b": (3,)}, ["Relu", "Gemm"]),
+    "MatMul and Add behind": ({"nodes": "r = Relu(x) h = BatchNormalization(r, gamma, beta, mean, var) m = MatMul(h, w) y = Add(m, b)", "x": ("n", 4), "channels": 4, "w": (4, 3), "b": (3,)}, ["Relu", "MatMul", "Add"]),
+    "two Conv behind": ({"nodes": "r = Relu(x) h = BatchNormalization(r, gamma, beta, mean, var) c = Conv(h, w) d = Conv(h, v) y = Add(c, d)", "x": ("n", 4, 5), "channels": 4, "w": (3, 4, 2), "v": (3, 4, 2)}, ["Relu", "Conv", "Conv", "Add"]),
     "opset 9": ({"nodes": f"h = Conv(x, w) y = {NORM}", "x": ("n", 3, 5), "channels": 4, "w": (4, 3, 2), "opset": 9}, ["Conv"]),
 }  # fmt: skip
 
@@ -86,6 +91,12 @@ def test_normalization_is_folded(case: str) -> None:
     assert not done.skips
 
 
+def test_two_normalizations_become_one() -> None:
+    nodes = f"r = Relu(x) h = BatchNormalization<epsilon = 0.5>(r, beta, gamma, mean, var) a = {NORM} y = Relu(a)"
+    done = check_pass(FuseBatchNorm(), model(nodes, ("n", 4, 5), 4))
+    assert done.ops == ["Relu", "BatchNormalization", "Relu"]
+
+
 def test_golden(golden: Callable[[str], None]) -> None:
     proto = model(
         f"c = Constant<value = float[1, 1, 1] {{2.0}}>() h = Conv(x, c) a = {NORM} y = Relu(a)", ("n", 1, 5), 1
@@ -97,6 +108,9 @@ def test_golden(golden: Callable[[str], None]) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no layer": ({"nodes": f"h = Relu(x) y = {NORM}", "x": ("n", 4, 5), "channels": 4}, "comes from Relu"),
+    "padded Conv behind": ({"nodes": "h = BatchNormalization(x, gamma, beta, mean, var) y = Conv<pads = [0, 1]>(h, w)", "x": ("n", 4, 5), "channels": 4, "w": (3, 4, 2)}, "computed by no layer"),
+    "MatMul without bias behind": ({"nodes": "h = BatchNormalization(x, gamma, beta, mean, var) y = MatMul(h, w)", "x": ("n", 4), "channels": 4, "w": (4, 3)}, "computed by no layer"),
+    "channels that are not the last axis": ({"nodes": "h = BatchNormalization(x, gamma, beta, mean, var) m = MatMul(h, w) y = Add(m, b)", "x": ("n", 4, 4), "channels": 4, "w": (4, 3), "b": (3,)}, "computed by no layer"),
     "input of the graph": ({"nodes": "y = BatchNormalization(x, gamma, beta, mean, var)", "x": ("n", 4, 5), "channels": 4}, "computed by no layer"),
     "read twice": ({"nodes": f"h = Conv(x, w) a = {NORM} y = Add(a, h)", "x": ("n", 3, 5), "channels": 4, "w": (4, 3, 2)}, "read 2 times"),
     "output of the graph": ({"nodes": f"h = Conv(x, w) y = {NORM}", "x": ("n", 3, 5), "channels": 4, "w": (4, 3, 2), "outputs": ", float[n, p, q] h"}, "an output of the graph"),

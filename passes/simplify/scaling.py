@@ -1,0 +1,59 @@
+"""Weights times factors: in float64, rounded once, in pieces, so that large weights are never held twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Array = np.ndarray[Any, Any]
+
+_PIECE_BYTES = 4 << 20
+_STREAMED_BYTES = 16 << 20
+
+
+def smallest_normal(dtype: np.dtype[Any]) -> float:
+    """Return the smallest normal number of a type."""
+    return 2.0**-126 if dtype.name == "bfloat16" else float(np.finfo(dtype).tiny)
+
+
+def multiplied(weight: Array, factor: Array) -> tuple[Array | None, float, float]:
+    """Return the product (None where it is better made when it is written), its largest magnitude, and that before."""
+    made = None if weight.nbytes > _STREAMED_BYTES else np.empty(weight.shape, weight.dtype)
+    largest = before = 0.0
+    for (start, stop), piece in _products(weight, factor):
+        if made is not None:
+            made[start:stop] = piece
+        largest = max(largest, float(np.abs(piece.astype(np.float64, copy=False)).max(initial=0.0)))
+        if np.isnan(piece.astype(np.float64, copy=False)).any():
+            largest = float("inf")
+        before = max(before, float(np.abs(weight[start:stop].astype(np.float64, copy=False)).max(initial=0.0)))
+    return made, largest, before
+
+
+def filled(weight: Array, factor: Array) -> Array:
+    """Return the product, whatever its size."""
+    made = np.empty(weight.shape, weight.dtype)
+    for (start, stop), piece in _products(weight, factor):
+        made[start:stop] = piece
+    return made
+
+
+def _products(weight: Array, factor: Array) -> Iterator[tuple[tuple[int, int], Array]]:
+    """Yield pieces of weight times factor, computed in float64 and rounded once."""
+    aligned = factor.reshape((1,) * (weight.ndim - factor.ndim) + factor.shape)
+    for start, stop in pieces(weight):
+        part = aligned if aligned.shape[0] == 1 else aligned[start:stop]
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            yield (start, stop), (weight[start:stop].astype(np.float64) * part).astype(weight.dtype)
+
+
+def pieces(weight: Array) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows that are a few megabytes each."""
+    rows = weight.shape[0]
+    step = max(1, _PIECE_BYTES * rows // max(1, weight.nbytes))
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
