@@ -117,9 +117,10 @@ class Sweep:
             return self._read(tensor)
         return known.value
 
-    def refine(self, nodes: Iterable[Node]) -> None:
-        """Infer nodes again, and their users where that tells more."""
+    def refine(self, nodes: Iterable[Node]) -> list[Node]:
+        """Infer nodes again, and their users where that tells more; return those of which more is known now."""
         queue = deque(node for node in nodes if node.graph is not None)
+        refined: dict[Node, None] = {}
         while queue:
             node = queue.popleft()
             if node.graph is None:
@@ -129,9 +130,14 @@ class Sweep:
             self._orders.clear()
             for tensor, known in before.items():
                 if _tells_more(self.known[tensor], known):
+                    refined[node] = None
                     queue.extend(tensor.outputs)
+                    queue.extend(
+                        body.parent_node for role, body in tensor.roles if role == "output" and body.parent_node
+                    )
                 else:
                     self.known[tensor] = known
+        return list(refined)
 
     @property
     def conflicts(self) -> dict[Tensor, Conflict]:
@@ -348,10 +354,16 @@ class Sweep:
 
 def _scope_of(graph: Graph) -> _Scope:
     """Return where a node that was added later is looked at: in no particular call of a function."""
+    path: list[str] = []
     root = graph
-    while root.parent is not None:
+    while root.parent is not None and root.parent_node is not None:
+        attribute = next((name for name, body in node_subgraphs(root.parent_node) if body is root), "")
+        path.append(f"{_place(root.parent_node, 0)}/{attribute}:")
         root = root.parent
-    return _Scope("", root.imports, {}, generic=True) if isinstance(root, Function) else _Scope("", root.imports)
+    prefix = "".join(reversed(path))
+    return (
+        _Scope(prefix, root.imports, {}, generic=True) if isinstance(root, Function) else _Scope(prefix, root.imports)
+    )
 
 
 def _tells_more(new: Known, old: Known) -> bool:

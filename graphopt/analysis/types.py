@@ -85,13 +85,16 @@ class Types(Analysis):
         """Return what is known of the elements of a small tensor; see :class:`ShapeValues`."""
         return self._sweep.value(tensor)
 
-    def refine(self, nodes: Iterable[Node]) -> None:
+    def refine(self, nodes: Iterable[Node]) -> list[Node]:
         """Infer nodes again, and what depends on them as far as that tells more: they read values that are known now.
 
         Args:
             nodes: Nodes whose inputs were replaced by equal ones of which more is known.
+
+        Returns:
+            The nodes of whose outputs more is known now.
         """
-        self._sweep.refine(nodes)
+        return self._sweep.refine(nodes)
 
     def covers_elements(self, fresh: Self) -> bool:
         """True where the same is known of the elements of every tensor of the present model.

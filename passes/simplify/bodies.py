@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from graphopt.graph import Graph, enclosing, owner, producer, subgraphs
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, is_op
 from graphopt.rewrite.driver import EVERY, Batch, position
+from graphopt.verify.legality import in_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,22 +23,27 @@ def has_bodies(model: Model) -> bool:
     return any(graph.parent_node is not None for graph in model.graphs())
 
 
-def body_batch(rewrite: Callable[[Node], Steps], *ops: str) -> Batch:
+def body_batch(rewrite: Callable[[Node], Steps], *ops: str, everywhere: bool = False) -> Batch:
     """Return a batch that looks at nodes with bodies whenever something in the bodies has changed.
 
     Args:
         rewrite: Called with a node; the patches it yields are applied one by one.
         ops: Operators whose bodies are looked at.
+        everywhere: Look again at all of them whenever anything has changed.
     """
+    known: dict[Node, None] = {}
 
     def wants(node: Node) -> bool:
-        graph = node.graph
-        return (graph is not None and graph.parent_node is not None) or is_op(node, *ops)
+        if is_op(node, *ops):
+            known[node] = None
+            return True
+        return everywhere or (node.graph is not None and node.graph.parent_node is not None)
 
     def run(nodes: Sequence[Node]) -> Steps:
-        for holder in _holders(nodes, ops):
-            if holder.graph is None:
-                continue  # a patch of this round has removed it
+        for holder in _holders(known if everywhere else nodes, ops):
+            if not in_model(holder):
+                known.pop(holder, None)  # a patch has removed it
+                continue
             yield from rewrite(holder)
 
     return Batch((EVERY,), wants, run, domain=EVERY)

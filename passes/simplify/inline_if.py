@@ -56,18 +56,18 @@ class InlineIf(RulePass):
         """Return one rule for conditions and one that looks at the branches."""
         if not has_bodies(model):
             return []
-        values = facts.get(ShapeValues)
+        types, values = facts.get(Types), facts.get(ShapeValues)
         return [
-            Rule(("If",), lambda node: _known_condition(node, values)),
+            Rule(("If",), lambda node: _known_condition(node, types, values)),
             Rule(("Not",), _negated_conditions, below=1),
-            body_batch(_by_branches, "If"),
+            body_batch(lambda node: _by_branches(node, types), "If"),
         ]
 
 
 # ---------------------------------------------------------------------------------------------------- known conditions
 
 
-def _known_condition(node: Node, values: ShapeValues) -> Patch | Skip | None:
+def _known_condition(node: Node, types: Types, values: ShapeValues) -> Patch | Skip | None:
     pair = branches(node)
     if pair is None:
         return None
@@ -76,7 +76,7 @@ def _known_condition(node: Node, values: ShapeValues) -> Patch | Skip | None:
         taken = _truth_around(node)
     if taken is None:
         return None
-    return _inlining(node, pair[0] if taken else pair[1], f"its condition is always {str(taken).lower()}")
+    return inlining(node, pair[0] if taken else pair[1], f"its condition is always {str(taken).lower()}", types)
 
 
 def _truth(condition: Tensor, values: ShapeValues) -> bool | None:
@@ -99,7 +99,15 @@ def _truth_around(node: Node) -> bool | None:
     return None
 
 
-def _inlining(node: Node, branch: Graph, why: str) -> Patch | Skip:
+def inlining(node: Node, branch: Graph, why: str, types: Types) -> Patch | Skip:
+    """Return the patch that puts a branch in place of an If.
+
+    Args:
+        node: The If.
+        branch: The branch.
+        why: Why it is the one, for people.
+        types: Types; what depends on the outputs is inferred again.
+    """
     for output, result in zip(node.outputs, branch.outputs, strict=True):
         clash = _clash(output, result, branch)
         if clash:
@@ -114,17 +122,20 @@ def _inlining(node: Node, branch: Graph, why: str) -> Patch | Skip:
         move_nodes(rewriter, list(branch.nodes), node)
         for output, result in zip(list(node.outputs), results, strict=True):
             if output.name:
-                replace_result(rewriter, output, result)
+                replace_result(rewriter, output, result, types)
         rewriter.erase(node)
 
     return Patch(f"inline the branch '{branch.name}' of If '{node.name}': {why}", (node,), apply)
 
 
-def replace_result(rewriter: Rewriter, output: Tensor, result: Tensor) -> None:
-    """Let everybody read the result of a body instead of the output of its node."""
+def replace_result(rewriter: Rewriter, output: Tensor, result: Tensor, types: Types) -> None:
+    """Let everybody read the result of a body instead of the output of its node, and know what is known of it."""
+    readers = list(dict.fromkeys(output.outputs))
     if is_graph_output(output) and isinstance(result, Variable) and not result.roles and producer(result) is not None:
         rewriter.set_type(result, output.dtype, output.shape)  # what it declared may be less, or wrong
     rewriter.replace_tensor(output, result)
+    for node in types.refine(readers):
+        rewriter.mark(node)
 
 
 def _clash(output: Tensor, result: Tensor, branch: Graph | None = None) -> str:
@@ -181,12 +192,12 @@ def _negated_conditions(node: Node) -> Patch | None:
 # ----------------------------------------------------------------------------------------------- the same either way
 
 
-def _by_branches(node: Node) -> Steps:
+def _by_branches(node: Node, types: Types) -> Steps:
     pair = branches(node)
     if pair is None:
         return
     if same_bodies(*pair):
-        yield _inlining(node, pair[0], "both branches compute the same")
+        yield inlining(node, pair[0], "both branches compute the same", types)
         return
     same: list[tuple[int, Tensor]] = []
     for index, (then, otherwise) in enumerate(zip(pair[0].outputs, pair[1].outputs, strict=True)):
@@ -194,7 +205,7 @@ def _by_branches(node: Node) -> Steps:
         if source is not None and not _clash(node.outputs[index], source):
             same.append((index, source))
     if same:
-        yield _same_results(node, pair, same)
+        yield _same_results(node, pair, same, types)
 
 
 def _same_either_way(then: Tensor, otherwise: Tensor, branch: Graph) -> Tensor | None:
@@ -205,7 +216,7 @@ def _same_either_way(then: Tensor, otherwise: Tensor, branch: Graph) -> Tensor |
     return source if same_constants(source, other) else None
 
 
-def _same_results(node: Node, pair: tuple[Graph, Graph], same: list[tuple[int, Tensor]]) -> Patch:
+def _same_results(node: Node, pair: tuple[Graph, Graph], same: list[tuple[int, Tensor]], types: Types) -> Patch:
     whole = len(same) == len(node.outputs)
 
     def apply(rewriter: Rewriter) -> None:
@@ -213,7 +224,7 @@ def _same_results(node: Node, pair: tuple[Graph, Graph], same: list[tuple[int, T
             if isinstance(source, Constant) and source.home is pair[0]:
                 move_initializer(rewriter, source, node)
             if node.outputs[index].name:
-                rewriter.replace_tensor(node.outputs[index], source)
+                replace_result(rewriter, node.outputs[index], source, types)
         if whole:
             rewriter.erase(node)
         else:
