@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graphopt.rewrite import PassManager
     from graphopt.runtime import Feeds
     from graphopt.runtime.session import session
+    from graphopt.simplification import Simplified, simplify
     from graphopt.verify.check import CheckResult, check
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "Model",
     "PassManager",
     "Result",
+    "Simplified",
     "__version__",
     "check",
     "compile",
@@ -44,6 +46,7 @@ __all__ = [
     "load",
     "passes",
     "session",
+    "simplify",
 ]
 
 _HOME = {
@@ -52,12 +55,14 @@ _HOME = {
     "Model": "graphopt.graph",
     "PassManager": "graphopt.rewrite",
     "Result": "graphopt.pipeline",
+    "Simplified": "graphopt.simplification",
     "check": "graphopt.verify.check",
     "compile": "graphopt.pipeline",
     "from_gs": "graphopt.graph",
     "gs_pass": "graphopt.graph",
     "load": "graphopt.graph:read_model",
     "session": "graphopt.runtime",
+    "simplify": "graphopt.simplification",
 }
 
 

@@ -394,15 +394,7 @@ def _plan(
     plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)  # type: ignore[arg-type]
     for name, value in (options or {}).items():
         plan = plan.set(name, value)
-    left_out = set(skip)
-    unknown = left_out - {step.name for step in plan.passes}
-    if unknown:
-        raise UsageError(
-            f"the recipe runs no pass {min(unknown)!r}",
-            where="--skip",
-            must=f"It runs {', '.join(dict.fromkeys(step.name for step in plan.passes))}",
-        )
-    plan = replace(plan, passes=tuple(step for step in plan.passes if step.name not in left_out))
+    plan = plan.without(skip)
     if judged:
         return plan, []
     plan, changes = plan.data_free()

@@ -6,6 +6,7 @@ The only place that reads and writes protobuf models.
 from __future__ import annotations
 
 from graphopt.graph.attributes import RawAttribute, TypedList
+from graphopt.graph.collection import collector_paused
 from graphopt.graph.external import ExternalWeight
 from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.interop import from_gs, gs_pass
@@ -56,6 +57,7 @@ __all__ = [
     "Versions",
     "Weight",
     "captures",
+    "collector_paused",
     "constant_value",
     "dump_text",
     "eliminate_unreachable",

@@ -12,6 +12,7 @@ from onnx import AttributeProto, TensorProto
 
 from graphopt.errors import GraphError, ReadError
 from graphopt.graph import attributes
+from graphopt.graph.collection import collector_paused
 from graphopt.graph.external import DataFolder
 from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.model import Model
@@ -54,7 +55,8 @@ def read_model(source: str | Path | bytes | onnx.ModelProto, *, base: str | Path
     if not proto.HasField("graph"):
         raise ReadError("it holds no graph", where=where, must="It must be an ONNX model", do="Check which file it is.")
     try:
-        return _Reader(proto, DataFolder(folder)).model(path)
+        with collector_paused():
+            return _Reader(proto, DataFolder(folder)).model(path)
     except UnicodeDecodeError as error:
         raise ReadError(f"a name is not UTF-8: {error}", where=where, must="ONNX names are UTF-8") from error
     except RecursionError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +14,7 @@ from graphopt.analysis.node_forms import NodeForms
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.errors import GraphError, GraphoptError, PassError, UsageError, VerificationError
-from graphopt.graph import Model, Node, Rewriter, Tensor
+from graphopt.graph import Model, Node, Rewriter, Tensor, collector_paused
 from graphopt.rewrite.driver import Joint, JointSteps, RulePass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
 from graphopt.rewrite.registry import create
@@ -185,6 +186,7 @@ class _Unit:
 
     def __init__(self, steps: Sequence[Pass], first: int, passes: int, progress: Progress | None) -> None:
         self.steps = steps
+        self.together = isinstance(steps[0], RulePass)
         self.first = first
         self.passes = passes
         self.progress = progress
@@ -202,8 +204,8 @@ class _Unit:
             for analysis in step.requires:
                 facts.get(analysis)
         verifier.before_pass(self.claims, model, facts)
-        held = LIVE if isinstance(self.steps[0], RulePass) else ()
-        with facts.holding(held):
+        held = LIVE if self.together else ()
+        with facts.holding(held), collector_paused() if held else nullcontext():
             for index in self._patches(outcome, stop_after):
                 self._tell(index)
             if self.last:
@@ -224,7 +226,7 @@ class _Unit:
     def _patches(self, outcome: Outcome, stop_after: int | None) -> Iterator[int]:
         """Yield the index of the pass after every applied patch."""
         joint: Joint | None = None
-        if isinstance(self.steps[0], RulePass):
+        if self.together:
             start = time.perf_counter()
             rules = [
                 (step.name, step.rules(self.model, self.facts)) for step in self.steps if isinstance(step, RulePass)
@@ -284,7 +286,8 @@ class _Unit:
             raise PassError(f"it yielded {patch!r}", where=step.name, must="A pass yields Patch or Skip")
         names = tuple(node_label(node) for node in patch.nodes)
         where = f"{step.name}, patch {number} ({patch.reason}), {_at(names)}"
-        around = self.verifier.before_patch(patch)
+        checked = self.verifier.checks_patches(together=self.together)
+        around = self.verifier.before_patch(patch) if checked else []
         try:
             with PatchRewriter(self.model, patch.nodes) as rewriter:
                 patch.apply(rewriter)
@@ -298,7 +301,8 @@ class _Unit:
         touched = frozenset(rewriter.touched)
         self.facts.invalidate(preserving=step.preserves)
         try:
-            self.verifier.after_patch(self.model, touched, around)
+            if checked:
+                self.verifier.after_patch(self.model, touched, around)
         except GraphError as error:
             raise self._broken(error, where, number) from error
         self.last = number

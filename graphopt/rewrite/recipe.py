@@ -14,8 +14,8 @@ its options.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graphopt.errors import RecipeError
+from graphopt.errors import RecipeError, UsageError
 from graphopt.rewrite.options import explain, nearest, option_model
 from graphopt.rewrite.registry import create, pass_class, pass_names
 
@@ -136,6 +136,25 @@ class Recipe:
         changed = Recipe(self.name, self.description, self.budget, steps, rest)
         changed.create()
         return changed
+
+    def without(self, names: Iterable[str]) -> Recipe:
+        """Return the recipe without some passes (``--skip PASS``).
+
+        Args:
+            names: Names of passes.
+
+        Raises:
+            UsageError: The recipe runs no pass of that name.
+        """
+        left_out = set(names)
+        unknown = left_out - {step.name for step in self.passes}
+        if unknown:
+            raise UsageError(
+                f"the recipe runs no pass {min(unknown)!r}",
+                where="--skip",
+                must=f"It runs {', '.join(dict.fromkeys(step.name for step in self.passes))}",
+            )
+        return replace(self, passes=tuple(step for step in self.passes if step.name not in left_out))
 
     def data_free(self) -> tuple[Recipe, list[str]]:
         """Return the recipe as it runs without data, and what it changes, as ``pass.option is VALUE``."""

@@ -2,9 +2,11 @@
 
 * ``off``: nothing.
 * ``fast``: the region that a patch touched is legal, after every patch; the whole model is, after every pass that made
-  a patch. Linear in all.
-* ``full``: besides, after every such pass: ONNX's checker and strict shape inference accept what they accepted before;
-  writing and reading the model gives it back; every analysis that the pass claims to preserve is what the model gives;
+  a patch. Linear in all. Passes that share a work list make many small patches, so theirs are checked together at the
+  end; that no patch leaves a use of what it erased is what the rewriter itself sees to.
+* ``full``: besides, that region is checked for those passes too, and after every pass that made a patch: ONNX's
+  checker and strict shape inference accept what they accepted before; writing and reading the model gives it back;
+  every analysis that the pass claims to preserve is what the model gives; facts held while rules edited are still true;
   and the model, run in ONNX Runtime with optimizations off, holds the pass's contract against the model before it.
 """
 
@@ -122,10 +124,16 @@ class Verifier:
             except (UnsupportedError, RunError, DataError) as error:
                 self.notes.append(f"{step.name} preserves {analysis.__name__}, which was not checked: {error}")
 
+    def checks_patches(self, *, together: bool) -> bool:
+        """Whether the region of each patch is checked.
+
+        Args:
+            together: Whether the passes share a work list.
+        """
+        return self.level == "full" or (self.level == "fast" and not together)
+
     def before_patch(self, patch: Patch) -> list[tuple[Tensor, int]]:
         """Return the tensors around the nodes of a patch with their types."""
-        if self.level == "off":
-            return []
         around = dict.fromkeys(
             tensor for node in patch.nodes for tensor in (*node.inputs, *node.outputs) if tensor.name
         )
@@ -142,8 +150,6 @@ class Verifier:
         Raises:
             GraphError: It is not.
         """
-        if self.level == "off":
-            return
         check_legal(model, touched, interface=self._interface, tensors=[tensor for tensor, _ in around])
         for tensor, dtype in around:
             if dtype and not tensor.onnx_dtype and (tensor.inputs or tensor.roles):

@@ -10,21 +10,22 @@ from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Graph, Model, dtypes, enclosing
 from graphopt.graph.weights import LazyWeight, SparseWeight
-from graphopt.rewrite.pass_ import Pass
-from graphopt.rewrite.patch import Patch, Skip
+from graphopt.rewrite.driver import EVERY, Batch, RulePass
+from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from graphopt.analysis.manager import Facts
-    from graphopt.graph import Rewriter
+    from graphopt.graph import Node, Rewriter
+    from graphopt.rewrite.pass_ import Steps
 
 _PREFIX_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeduplicateInitializers(Pass):
+class DeduplicateInitializers(RulePass):
     """Keep one of the initializers that hold the same bytes.
 
     Matches:   Initializers of the same element type, shape and bytes, in one graph or in one around the other.
@@ -45,7 +46,17 @@ class DeduplicateInitializers(Pass):
 
     least_bytes: int = 1
 
-    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Any], None]:
+    def rules(self, model: Model, facts: Facts) -> Sequence[Batch]:
+        """Return the batch that looks at all initializers once, before anything else."""
+        done: list[bool] = []
+
+        def merge(_: Sequence[Node]) -> Steps:
+            done.append(True)
+            yield from self._mergers(model)
+
+        return [Batch((EVERY,), lambda _: not done, merge, domain=EVERY, first=True)]
+
+    def _mergers(self, model: Model) -> Iterator[Patch]:
         """Yield one patch for each initializer that stays in the place of others."""
         candidates = [
             constant
@@ -54,7 +65,7 @@ class DeduplicateInitializers(Pass):
             if constant.nbytes >= self.least_bytes and _is_replaceable(constant, graph)
         ]
         for group in _equal(candidates):
-            yield from _mergers(group)
+            yield from _merged(group)
 
 
 def _is_replaceable(constant: Constant, graph: Graph) -> bool:
@@ -88,7 +99,7 @@ def _digest(constant: Constant) -> bytes:
     return digest.digest()
 
 
-def _mergers(group: list[Constant]) -> Iterator[Patch]:
+def _merged(group: list[Constant]) -> Iterator[Patch]:
     """Yield a patch for each constant that others, in its graph or in graphs inside, can be replaced by."""
     left = group
     while left:

@@ -52,7 +52,7 @@ class _Numbering:
     """The nodes seen so far, by graph and by what they compute; an entry is checked again when it is used."""
 
     def __init__(self) -> None:
-        self._seen: dict[Graph, dict[object, Node]] = {}
+        self._seen: dict[Graph, dict[object, list[Node]]] = {}
         self._constants: dict[Constant, tuple[object, object]] = {}
 
     def at(self, node: Node) -> Patch | None:
@@ -60,35 +60,40 @@ class _Numbering:
         if node.op not in PURE or node.domain not in DEFAULT_DOMAINS or not node.inputs:
             return None
         key = self._key(node)
-        scope, inner, graph = node.graph, node, node.graph
+        graph = node.graph
         assert graph is not None
-        while scope is not None:
-            found = self._seen.get(scope, {}).get(key)
-            if found is not None and found is not node and self._stands(found, key):
-                earlier, later = (found, node) if _precedes(found, inner, scope) else (node, found)
-                if later is node or scope is graph:
-                    patch = _merger(earlier, later)
-                    if patch is not None:
-                        if earlier is node:
-                            self._seen[graph][key] = node
-                        return patch
-                    return None
-            holder = scope.parent_node
-            if holder is None:
-                break
-            inner, scope = holder, holder.graph
-        self._seen.setdefault(graph, {})[key] = node
+        seen = self._seen.setdefault(graph, {}).setdefault(key, [])
+        for found in [other for other in seen if other is not node]:
+            if not in_model(found) or found.graph is not graph or self._key(found) != key:
+                seen.remove(found)
+            elif attributes_key(found) == attributes_key(node):
+                first = found if graph.nodes.label(found) < graph.nodes.label(node) else node
+                return _merger(first, found if first is node else node)
+        if all(other is not node for other in seen):
+            seen.append(node)
+        return self._around(node, key, graph)
+
+    def _around(self, node: Node, key: object, graph: Graph) -> Patch | None:
+        """Return the merger with a node of a graph around this one."""
+        while graph.parent_node is not None:
+            holder = graph.parent_node
+            assert holder.graph is not None
+            graph = holder.graph
+            for found in self._seen.get(graph, {}).get(key, ()):
+                if not in_model(found) or found.graph is not graph or self._key(found) != key:
+                    continue
+                if graph.nodes.label(found) < graph.nodes.label(holder) and attributes_key(found) == attributes_key(
+                    node
+                ):
+                    return _merger(found, node)
         return None
 
-    def _stands(self, node: Node, key: object) -> bool:
-        return in_model(node) and self._key(node) == key
-
     def _key(self, node: Node) -> object:
+        """Return what is equal for nodes that may be equal; attributes, which are costly to read, are left out."""
         inputs: object = tuple([self._input_key(tensor) for tensor in node.inputs])
         if node.op in _SWAPPABLE and len(node.inputs) == 2:
             inputs = frozenset(inputs)  # type: ignore[call-overload]
-        attrs = attributes_key(node) if node.attrs else ()
-        return node.op, attrs, inputs, tuple([bool(tensor.name) for tensor in node.outputs])
+        return node.op, inputs, tuple([bool(tensor.name) for tensor in node.outputs])
 
     def _input_key(self, tensor: Tensor) -> object:
         if not tensor.name:
@@ -103,10 +108,6 @@ class _Numbering:
         if made is not None and is_constant_node(made) and isinstance(made.attrs.get("value"), Constant):
             return constant_key(made.attrs["value"])
         return tensor
-
-
-def _precedes(found: Node, inner: Node, scope: Graph) -> bool:
-    return scope.nodes.label(found) < scope.nodes.label(inner)
 
 
 def _merger(earlier: Node, later: Node) -> Patch | None:
