@@ -313,13 +313,17 @@ class Function(Graph, gs.Function):  # type: ignore[misc]
 
 
 def node_subgraphs(node: Any) -> Iterator[tuple[str, Graph]]:
-    """Yield attribute name and graph for every body of a node."""
+    """Return attribute name and graph for every body of a node."""
     held = node.__dict__.get("_attrs") if isinstance(node, Node) else node.attrs
-    if held:
-        for key, value in held.items():
-            if isinstance(value, gs.Graph):
-                if not isinstance(value, Graph):
-                    from graphopt.graph.adopt import adopt_graphs
+    if not held:
+        return _NO_BODIES
+    found = [(key, value) for key, value in held.items() if isinstance(value, gs.Graph)]
+    for _, body in found:
+        if not isinstance(body, Graph):
+            from graphopt.graph.adopt import adopt_graphs
 
-                    adopt_graphs([value])
-                yield key, value
+            adopt_graphs([body])
+    return iter(found) if found else _NO_BODIES
+
+
+_NO_BODIES: Iterator[tuple[str, Graph]] = iter(())  # exhausted for good, so that it can be shared

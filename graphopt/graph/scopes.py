@@ -59,13 +59,14 @@ def walk_graphs(roots: Iterable[Graph], order: Order = "pre") -> Iterator[tuple[
                 continue  # erased since the walk of this graph began
             if order == "pre":
                 yield graph, node
-            bodies = [body for _, body in node_subgraphs(node)]
+            bodies = [body for _, body in node_subgraphs(node)] if node.__dict__.get("_attrs") else ()
             for body in bodies:
                 if body.parent_node is not node or body.parent is not graph:
                     body.__dict__.update(parent=graph, parent_node=node)  # an attribute was set by hand
             if order == "post" and not bodies:
                 yield graph, node
-            stack.extend((body, iter(body.nodes), node) for body in reversed(bodies))
+            if bodies:
+                stack.extend((body, iter(body.nodes), node) for body in reversed(bodies))
 
 
 def bodies_in(graph: Graph) -> list[Graph]:

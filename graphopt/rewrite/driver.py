@@ -41,7 +41,7 @@ EVERY = "*"
 """As a root: nodes of every operator type. As a domain: of every domain."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rule:
     """One local rewrite.
 
@@ -76,7 +76,7 @@ class Rule:
         return cls(pattern.types, at, pattern.depth, pattern.domain)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """A rewrite of many nodes at once, for work whose cost is shared: it waits until no rule applies any more.
 
@@ -176,6 +176,7 @@ class Joint:
         for _, node in self.model.walk():
             self._nodes += 1
             work.push(node)
+            work.asked.add(node)
             for rule in work.first_batches(node):
                 work.gather(rule, node, wanted=rule.wants(node))
         while (gathered := work.gathered()) is not None:
@@ -201,10 +202,12 @@ class Joint:
         """Return the first patch of the rules at a node; remember what they refuse."""
         clock = time.perf_counter
         start = clock()
+        unchanged = self._work.was_asked(node)
         for index, rule in self._work.rules_at(node):
             try:
                 if isinstance(rule, Batch):
-                    self._work.gather(rule, node, wanted=rule.wants(node))
+                    if not (rule.first and unchanged):
+                        self._work.gather(rule, node, wanted=rule.wants(node))
                     continue
                 proposal = rule.rewrite(node)
             except (GraphoptError, MemoryError):
@@ -288,6 +291,7 @@ class _WorkList:
     rules: _Rules
     queue: deque[Node] = field(default_factory=deque)
     queued: set[Node] = field(default_factory=set)
+    asked: set[Node] = field(default_factory=set)
     hubs: dict[Tensor, None] = field(default_factory=dict)
     deferred: dict[Node, None] = field(default_factory=dict)
     batches: dict[Batch, dict[Node, None]] = field(default_factory=dict)
@@ -319,8 +323,16 @@ class _WorkList:
             )
         return found
 
+    def was_asked(self, node: Node) -> bool:
+        """Return whether the first batches were asked about a node, and nothing around it has changed since."""
+        if node in self.asked:
+            self.asked.discard(node)
+            return True
+        return False
+
     def push(self, node: Node) -> None:
         """Queue a node, unless it is queued or no rule has its type as a root."""
+        self.asked.discard(node)
         if node not in self.queued and self.rules_at(node):
             self.queued.add(node)
             self.queue.append(node)

@@ -376,7 +376,7 @@ MAX_ORIGINS = 16
 
 def count_nodes(model: Model) -> int:
     """Return how many nodes the model has in all scopes and functions."""
-    return sum(1 for _ in model.walk())
+    return sum(len(graph.nodes) for graph in model.graphs())
 
 
 def _created(item: Pass | Step | str) -> Pass:
