@@ -56,8 +56,8 @@ class RaiseOpset(Pass):
     Requires:  no operator whose older meaning has no newer form: those are named with the reason and nothing changes.
                Examples are training forms, a Dropout whose mask is read, AveragePool that rounds up from opset 19 on.
     Preserves: names, types and shapes, and the version of the file format, which decides whether a caller may override
-               initializers; values up to the rounding of another kernel that a runtime may have for the newer form. ONNX
-               Runtime has one for AveragePool-19; all others were found to give the same bits.
+               initializers; values up to the rounding of another kernel that a runtime may have for the newer form;
+               ONNX Runtime has one for AveragePool-19.
     Source:    ONNX operator changelog, versions 7 to 26.
     """
 
