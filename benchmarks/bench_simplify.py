@@ -214,7 +214,9 @@ def run_memory(options: argparse.Namespace, tools: Sequence[str], record: Record
     for row in memory_rows(runner, tools, scratch, options.gigabytes):
         record.put("memory", row)
         text = row.get("error") or f"peak {row['peak_mb']:.0f} MB = {row['peak_by_weights']} of the weights"
-        nodes = f", {row['original_nodes']} -> {row['nodes']} nodes, {row['cpu']:.1f} s" if "nodes" in row else ""
+        nodes = ""
+        if "nodes" in row:
+            nodes = f", {row['original_nodes']} -> {row['nodes']} nodes {row['equality']}, {row['cpu']:.1f} CPU s"
         print(f"{row['tool']:18s} {text}, {row['anonymous_mb']:.0f} MB of it anonymous{nodes}", flush=True)
     print()
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.simplify_judge import Original, count_nodes
+from benchmarks.simplify_judge import Original
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ Row = dict[str, Any]
 SIZES = (1000, 10_000, 50_000)
 _LONG = 20.0
 """CPU seconds above which a run is not repeated: its noise is small by then."""
-_WIDTH = 4096
-_WEIGHT_BYTES = _WIDTH * _WIDTH * 4
+WIDTH = 4096
 
 
 def generate(generator: Path, nodes: int, path: Path) -> None:
     """Write the synthetic graph of about so many nodes."""
-    subprocess.run([sys.executable, str(generator), "synth", str(nodes), str(path)], check=True)
+    command = [sys.executable, str(generator), "synth", str(nodes), str(path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def time_rows(runner: Runner, files: Sequence[tuple[int, Path]], tools: Iterable[str], *, runs: int) -> Iterable[Row]:
@@ -87,33 +87,38 @@ def write_large(folder: Path, gigabytes: float, seed: int = 0) -> tuple[Path, in
         The model's path and the bytes of its weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    count = math.ceil(gigabytes * 1e9 / _WEIGHT_BYTES)
+    count = math.ceil(gigabytes * 1e9 / weight_bytes())
     path, generator = folder / "large.onnx", np.random.default_rng(seed)
-    pattern = generator.standard_normal((_WIDTH, _WIDTH), dtype=np.float32) / math.sqrt(_WIDTH)
+    pattern = generator.standard_normal((WIDTH, WIDTH), dtype=np.float32) / math.sqrt(WIDTH)
     nodes: list[onnx.NodeProto] = []
     weights: list[TensorProto] = [
         numpy_helper.from_array(np.array(value, np.int64), name)
-        for name, value in (("first", 0), ("axis", [0]), ("rest", [_WIDTH]))
+        for name, value in (("first", 0), ("axis", [0]), ("rest", [WIDTH]))
     ]
     with (folder / "large.onnx.data").open("wb") as stream:
         for i in range(count):
             stream.write((pattern * np.float32(1 + i / count)).tobytes())
-            weights.append(_external(f"w{i}", i * _WEIGHT_BYTES))
+            weights.append(_external(f"w{i}", i * weight_bytes()))
             weights.append(numpy_helper.from_array(np.array(1 + 1 / (i + 2), np.float32), f"s{i}"))
-            weights.append(numpy_helper.from_array(generator.standard_normal(_WIDTH, dtype=np.float32), f"b{i}"))
+            weights.append(numpy_helper.from_array(generator.standard_normal(WIDTH, dtype=np.float32), f"b{i}"))
             nodes += _block(i)
-    ends = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, ["N", _WIDTH]) for i in (0, count)]
+    ends = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, ["N", WIDTH]) for i in (0, count)]
     graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], weights)
     path.write_bytes(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
     )
-    return path, count * _WEIGHT_BYTES
+    return path, count * weight_bytes()
+
+
+def weight_bytes() -> int:
+    """Return the bytes of one weight of the large model."""
+    return WIDTH * WIDTH * 4
 
 
 def _external(name: str, offset: int) -> TensorProto:
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=(_WIDTH, _WIDTH))
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=(WIDTH, WIDTH))
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "large.onnx.data"), ("offset", str(offset)), ("length", str(_WEIGHT_BYTES))):
+    for key, value in (("location", "large.onnx.data"), ("offset", str(offset)), ("length", str(weight_bytes()))):
         tensor.external_data.add(key=key, value=value)
     return tensor
 
@@ -139,18 +144,18 @@ def _block(i: int) -> list[onnx.NodeProto]:
 def memory_rows(runner: Runner, tools: Iterable[str], scratch: Path, gigabytes: float) -> Iterable[Row]:
     """Yield the peak memory of each tool on the large model; the files are removed afterwards."""
     path, weights = write_large(scratch / "large", gigabytes)
-    original = count_nodes(onnx.load(str(path), load_external_data=False))
     try:
+        original = Original(path, None)
         for tool in tools:
-            row: Row = {"tool": tool, "weight_bytes": weights, "original_nodes": original}
+            row: Row = {"tool": tool, "weight_bytes": weights, "original_nodes": original.nodes}
             run = runner.run_again(tool, path)
             row |= {"anonymous_mb": round(run.anonymous_mb, 1), "seen_mb": round(run.resident_mb, 1)}
             if run.error:
                 yield row | {"error": run.error}
             else:
-                nodes = count_nodes(onnx.load(str(run.output), load_external_data=False))
+                row |= original.judge(run.output).row()
                 row |= {"cpu": run.cpu, "wall": run.wall, "peak_mb": run.peak_mb, "imported_mb": run.imported_mb}
-                yield row | {"nodes": nodes, "peak_by_weights": round(run.peak_mb * 2**20 / weights, 3)}
+                yield row | {"peak_by_weights": round(run.peak_mb * 2**20 / weights, 3)}
             shutil.rmtree(run.output.parent, ignore_errors=True)
     finally:
         shutil.rmtree(path.parent, ignore_errors=True)

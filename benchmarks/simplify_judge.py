@@ -62,9 +62,10 @@ class Original:
         self.overridable = overridable(self.proto)
         session = unoptimized(path)
         self.feeds = feeds_for(path, session, data, seed)
-        self.outputs = [session.run(None, feed) for feed in self.feeds]
+        self.names = [output.name for output in self.proto.graph.output]
+        self.outputs = [session.run(self.names, feed) for feed in self.feeds]
         self.override_feeds = [self.feeds[0] | change for change in changed_weights(self.proto, self.overridable, seed)]
-        self.override_outputs = [session.run(None, feed) for feed in self.override_feeds]
+        self.override_outputs = [session.run(self.names, feed) for feed in self.override_feeds]
 
     def judge(self, path: Path) -> Verdict:
         """Judge one result."""
@@ -91,7 +92,7 @@ class Original:
         except Exception as error:  # the runtime's own errors have no common base
             return f"does not load: {first_line(error)}", None, "not tested"
         try:
-            found = [session.run(None, feed) for feed in self.feeds]
+            found = [session.run(self.names, feed) for feed in self.feeds]
         except Exception as error:
             return f"does not run: {first_line(error)}", None, "not tested"
         differences = [difference(a, b) for a, b in zip(self.outputs, found, strict=True)]
@@ -108,7 +109,7 @@ class Original:
         if lost:
             return f"lost ({lost} of {len(self.overridable)})"
         for feed, expected in zip(self.override_feeds, self.override_outputs, strict=True):
-            if difference(expected, session.run(None, feed)) > CLOSE:
+            if difference(expected, session.run(self.names, feed)) > CLOSE:
                 return "ignored"
         return "kept"
 
@@ -213,9 +214,10 @@ def refines(before: str, after: str, *, numbers: bool) -> bool:
     (kind, _, old), (again, _, new) = (text.rstrip("]").partition("[") for text in (before, after))
     pairs = list(zip(old.split(","), new.split(","), strict=False))
     same_rank = old.count(",") == new.count(",") and bool(new)
-    said_more = same_rank and all(
-        a == b or (a == "?" and not b.isdigit()) or (numbers and not a.isdigit()) for a, b in pairs
+    named = all(
+        a == b or (a == "?" and not b.isdigit()) or (numbers and not a.isdigit() and b.isdigit()) for a, b in pairs
     )
+    said_more = same_rank and named
     return kind == again and (said_more or (numbers and old == "..."))
 
 
