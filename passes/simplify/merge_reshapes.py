@@ -10,7 +10,7 @@ from graphopt.analysis.types import Types
 from graphopt.graph import Model, Node, Tensor, producer
 from graphopt.passes.simplify.look import Look
 from graphopt.passes.simplify.removal import bypass
-from graphopt.passes.simplify.views import VIEWS, View, is_view, restated, viewed
+from graphopt.passes.simplify.views import CANDIDATES, View, is_view, restated, viewed
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract
@@ -26,9 +26,11 @@ _NEAR = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeReshapes(RulePass):
-    """Make one node of a chain of Reshape, Flatten, Squeeze, Unsqueeze and Transpose that moves axes of size 1 only.
+    """Make one node of a chain of views: Reshape, Flatten, Squeeze, Unsqueeze and what does no more.
 
-    Matches:   A view of a view; the views above may have other readers, which keep them.
+    Matches:   A view of a view: Reshape, Flatten, Squeeze, Unsqueeze, Transpose that moves axes of size 1 only, Gather
+               of the only element of an axis, Expand that adds axes of size 1 only. The views above may have other
+               readers, which keep them.
     Produces:  One Reshape with a constant target, else one Unsqueeze, Squeeze or Flatten, that reads what the first of
                the chain read. Saves a node per view whose result only the chain reads, and shortens the chain else.
     Requires:  The shapes on both ends are known up to symbols. A size is copied (0) only where it is proved equal to
@@ -48,15 +50,12 @@ class MergeReshapes(RulePass):
 
         def rewrite(node: Node) -> Patch | Skip | None:
             before = producer(node.inputs[0]) if node.inputs else None
-            if before is None or before.op not in _CANDIDATES or node.graph is None:
+            if before is None or before.op not in CANDIDATES or node.graph is None:
                 return None
             look = Look(node, types, values)
             return _merge(look, look.at(before))
 
-        return [Rule(_CANDIDATES, rewrite, depth=_NEAR)]
-
-
-_CANDIDATES = (*VIEWS, "Transpose")
+        return [Rule(CANDIDATES, rewrite, depth=_NEAR)]
 
 
 def _merge(look: Look, before: Look) -> Patch | Skip | None:

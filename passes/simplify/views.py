@@ -1,9 +1,10 @@
 """Views: nodes that give out the elements of their input in the same order under another shape.
 
-Reshape, Flatten, Squeeze and Unsqueeze are views, and so is a Transpose that moves axes of size 1 only. What matters of
-a chain of views is the shape that goes in and the one that comes out; `restated` finds one node that does the same. It
-never guesses: sizes are copied (0) where they are proved equal, and one size is inferred (-1) only where nothing it is
-divided by can be 0, because a Reshape of an empty tensor cannot infer a size.
+Reshape, Flatten, Squeeze and Unsqueeze are views, and so are a Transpose that moves axes of size 1 only, a Gather of
+the only element of an axis, and an Expand that adds axes of size 1 only. What matters of a chain of views is the shape
+that goes in and the one that comes out; `restated` finds one node that does the same. It never guesses: sizes are
+copied (0) where they are proved equal, and one size is inferred (-1) only where nothing it is divided by can be 0,
+because a Reshape of an empty tensor cannot infer a size.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 """Operators that are views whatever their operands."""
+
+CANDIDATES = (*VIEWS, "Transpose", "Gather", "Expand")
+"""Operators that may be views."""
 
 LONGEST_CHAIN = 16
 """No chain of views is followed further up in one step."""
@@ -57,21 +61,34 @@ class View:
 def is_view(look: Look) -> bool:
     """Whether a node is a view."""
     node = look.node
-    if node.domain not in DEFAULT_DOMAINS:
+    if node.op not in CANDIDATES or node.domain not in DEFAULT_DOMAINS or refers_to_function(node):
         return False
     if node.op in VIEWS:
-        return look.opset >= 5 and not refers_to_function(node)
-    return node.op == "Transpose" and not refers_to_function(node) and _moves_ones_only(look)
+        return look.opset >= 5
+    shape = look.shape(node.inputs[0])
+    if shape is None:
+        return False
+    if node.op == "Transpose":
+        return _moves_ones_only(look, shape)
+    if node.op == "Gather":
+        return _takes_the_only_element(look, shape)
+    return look.shape(look.output) == (1,) * ((look.types.rank(look.output) or 0) - len(shape)) + shape
 
 
-def _moves_ones_only(look: Look) -> bool:
+def _moves_ones_only(look: Look, shape: Sequence[Dim]) -> bool:
     """Whether the axes that a Transpose moves past each other have size 1."""
-    shape = look.shape(look.node.inputs[0])
     perm = look.permutation()
-    if shape is None or perm is None or len(perm) != len(shape):
+    if perm is None or len(perm) != len(shape):
         return False
     wide = [axis for axis in perm if shape[axis] != 1]
     return wide == sorted(wide)
+
+
+def _takes_the_only_element(look: Look, shape: Sequence[Dim]) -> bool:
+    """Whether a Gather reads one element along an axis of size 1: the index can only be that of this element."""
+    axis = look.axis("axis", 0, len(shape))
+    indices = look.shape(look.node.inputs[1])
+    return axis is not None and shape[axis] == 1 and indices is not None and all(size == 1 for size in indices)
 
 
 def viewed(look: Look) -> Tensor | None:
