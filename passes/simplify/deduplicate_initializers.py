@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.graph import Constant, Graph, Model, dtypes, enclosing
-from graphopt.graph.weights import LazyWeight, SparseWeight
+from graphopt.graph import Constant, Model, dtypes, enclosing
+from graphopt.graph.weights import LazyWeight, SparseWeight, Weight
 from graphopt.rewrite.driver import EVERY, Batch, RulePass
 from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Node, Rewriter
@@ -47,73 +47,87 @@ class DeduplicateInitializers(RulePass):
     least_bytes: int = 1
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Batch]:
-        """Return the batch that looks at all initializers once, before anything else."""
-        done: list[bool] = []
-
-        def merge(_: Sequence[Node]) -> Steps:
-            done.append(True)
-            yield from self._mergers(model)
-
-        return [Batch((EVERY,), lambda _: not done, merge, domain=EVERY, first=True)]
-
-    def _mergers(self, model: Model) -> Iterator[Patch]:
-        """Yield one patch for each initializer that stays in the place of others."""
-        candidates = [
-            constant
-            for graph in model.graphs()
-            for constant in graph.initializers
-            if constant.nbytes >= self.least_bytes and _is_replaceable(constant, graph)
-        ]
-        for group in _equal(candidates):
-            yield from _merged(group)
+        """Return the batch that looks at every initializer once, also at those that other passes make."""
+        pool = _Pool(self.least_bytes)
+        return [Batch((EVERY,), pool.wants, pool.merge, domain=EVERY, first=True)]
 
 
-def _is_replaceable(constant: Constant, graph: Graph) -> bool:
-    if constant.roles or graph.is_overridable(constant) or constant in graph.initializer_inputs:
+class _Pool:
+    """The initializers seen so far, by content."""
+
+    def __init__(self, least_bytes: int) -> None:
+        self._least_bytes = least_bytes
+        self._seen: set[Constant] = set()
+        self._alike: dict[object, list[Constant]] = {}
+        self._digests: dict[Constant, tuple[Weight, bytes]] = {}
+
+    def wants(self, node: Node) -> bool:
+        """Whether a node reads an initializer that was not looked at yet."""
+        return any(isinstance(tensor, Constant) and tensor not in self._seen for tensor in node.inputs)
+
+    def merge(self, nodes: Sequence[Node]) -> Steps:
+        """Yield a patch for the new initializers that are there already, or take the place of those that are."""
+        pairs: list[tuple[Constant, Constant]] = []
+        for node in nodes:
+            for tensor in node.inputs:
+                if isinstance(tensor, Constant) and tensor not in self._seen:
+                    self._seen.add(tensor)
+                    if tensor.nbytes >= self._least_bytes and _is_replaceable(tensor):
+                        pairs += self._pair(tensor)
+        if pairs:
+            yield _merger(pairs)
+
+    def _pair(self, constant: Constant) -> list[tuple[Constant, Constant]]:
+        """Return the initializer that stays and the one that goes, where two hold the same."""
+        key = _key(constant)
+        alike = self._alike.setdefault(key, [])
+        for other in alike:
+            if not _is_replaceable(other) or _key(other) != key or self._digest(other) != self._digest(constant):
+                continue
+            if _sees(constant, other):
+                return [(other, constant)]
+            if _sees(other, constant):
+                alike[alike.index(other)] = constant
+                return [(constant, other)]
+        alike.append(constant)
+        return []
+
+    def _digest(self, constant: Constant) -> bytes:
+        found = self._digests.get(constant)
+        if found is None or found[0] is not constant.weight:
+            digest = blake2b(digest_size=16)
+            for chunk in constant.weight.chunks():
+                digest.update(chunk)
+            found = self._digests[constant] = (constant.weight, digest.digest())
+        return found[1]
+
+
+def _key(constant: Constant) -> object:
+    prefix = bytes(next(iter(constant.weight.chunks()), b"")[:_PREFIX_BYTES])
+    return constant.onnx_dtype, constant.shape, prefix
+
+
+def _is_replaceable(constant: Constant) -> bool:
+    home = constant.home
+    if home is None or constant.roles or constant not in home.initializers or constant in home.initializer_inputs:
         return False
     return constant.onnx_dtype != dtypes.STRING and not isinstance(constant.weight, LazyWeight | SparseWeight)
 
 
-def _equal(constants: Iterable[Constant]) -> Iterator[list[Constant]]:
-    """Yield groups of at least two constants of equal content."""
-    for alike in _grouped(constants, lambda c: (c.onnx_dtype, c.shape)):
-        for begun in _grouped(alike, _prefix):
-            yield from _grouped(begun, _digest)
+def _sees(inner: Constant, outer: Constant) -> bool:
+    """Whether what reads the first may read the second."""
+    return inner.home is not None and any(scope is outer.home for scope in enclosing(inner.home))
 
 
-def _grouped(constants: Iterable[Constant], key: Any) -> Iterator[list[Constant]]:
-    groups: dict[object, list[Constant]] = {}
-    for constant in constants:
-        groups.setdefault(key(constant), []).append(constant)
-    yield from (group for group in groups.values() if len(group) > 1)
+def _merger(pairs: list[tuple[Constant, Constant]]) -> Patch:
+    readers = tuple(dict.fromkeys(reader for _, gone in pairs for reader in gone.outputs))
+    size = sum(gone.nbytes for _, gone in pairs)
 
+    def apply(rewriter: Rewriter) -> None:
+        for kept, gone in pairs:
+            rewriter.replace_uses(gone, kept)
+            rewriter.drop_initializer(gone)
 
-def _prefix(constant: Constant) -> bytes:
-    return bytes(next(iter(constant.weight.chunks()), b"")[:_PREFIX_BYTES])
-
-
-def _digest(constant: Constant) -> bytes:
-    digest = blake2b(digest_size=16)
-    for chunk in constant.weight.chunks():
-        digest.update(chunk)
-    return digest.digest()
-
-
-def _merged(group: list[Constant]) -> Iterator[Patch]:
-    """Yield a patch for each constant that others, in its graph or in graphs inside, can be replaced by."""
-    left = group
-    while left:
-        kept, *others = left
-        same = [c for c in others if any(scope is kept.home for scope in enclosing(c.home))]
-        left = [c for c in others if c not in same]
-        if not same:
-            continue
-
-        def apply(rewriter: Rewriter, kept: Constant = kept, same: list[Constant] = same) -> None:
-            for constant in same:
-                rewriter.replace_uses(constant, kept)
-                rewriter.drop_initializer(constant)
-
-        names = ", ".join(f"'{constant.name}'" for constant in same[:4]) + (", ..." if len(same) > 4 else "")
-        size = sum(constant.nbytes for constant in same)
-        yield Patch(f"'{kept.name}' holds the same as {names}: {size} bytes", (), apply)
+    kept, gone = pairs[0]
+    more = f", and {len(pairs) - 1} more" if len(pairs) > 1 else ""
+    return Patch(f"'{kept.name}' holds the same as '{gone.name}'{more}: {size} bytes", readers, apply)
