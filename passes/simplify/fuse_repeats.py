@@ -9,6 +9,7 @@ import numpy as np
 
 from graphopt.analysis.types import Types
 from graphopt.graph import is_graph_output, producer
+from graphopt.passes.simplify.fix_reshape_targets import constant_target
 from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.passes.simplify.removal import erase_unread
 from graphopt.rewrite.driver import Rule, RulePass
@@ -34,7 +35,8 @@ class FuseRepeats(RulePass):
                with the axis before or behind, each read by the next alone: ``repeat_interleave`` and ``repeat`` of
                PyTorch, the repetition of keys and values in grouped-query attention.
     Produces:  Gather along the axis with constant indices: 0, 0, 1, 1, ... or 0, 1, ..., 0, 1, .... Two nodes less, and
-               the target shapes are no longer computed. The same bytes are moved.
+               the target shapes are no longer computed; one less where the view did more than to insert the axis, and
+               stays as a Reshape. The same bytes are moved.
     Requires:  The size of the axis and the number of repetitions are numbers, at most 1024 together; every other size
                is proved to stay.
     Preserves: Every output bitwise; names, types and shapes.
@@ -55,10 +57,16 @@ class FuseRepeats(RulePass):
             if repeat is None or view is None:
                 return None
             shapes = [types.shape(tensor) for tensor in (view.inputs[0], *_outputs(view, repeat, node))]
-            if None in shapes:
+            source, viewed, repeated, merged = shapes
+            if source is None or viewed is None or repeated is None or merged is None:
                 return None
-            found = _repetition(*shapes)  # type: ignore[arg-type]  # None was ruled out
-            return None if found is None else _patch(node, view, *found)
+            found = _repetition(viewed, repeated, merged)
+            if found is None:
+                return None
+            if source == found.shape:
+                return _patch(node, (repeat, view), found, None)
+            target = constant_target(found.shape, source, allow_zero=False)
+            return None if isinstance(target, str) else _patch(node, (repeat, view), found, target)
 
         return [Rule(("Reshape",), fused, depth=2)]
 
@@ -76,42 +84,55 @@ def _outputs(*nodes: Node) -> list[Tensor]:
     return [node.outputs[0] for node in nodes]
 
 
-def _repetition(
-    source: tuple[Dim, ...], viewed: tuple[Dim, ...], repeated: tuple[Dim, ...], merged: tuple[Dim, ...]
-) -> tuple[int, list[int]] | None:
-    """Return the axis of the source and the indices to gather along it, None where something else is done."""
+@dataclass(frozen=True, slots=True)
+class _Repetition:
+    """What is repeated.
+
+    Attributes:
+        shape: The shape without the axis of size 1.
+        axis: The axis of it whose parts are repeated.
+        indices: The parts, in order.
+    """
+
+    shape: tuple[Dim, ...]
+    axis: int
+    indices: list[int]
+
+
+def _repetition(viewed: tuple[Dim, ...], repeated: tuple[Dim, ...], merged: tuple[Dim, ...]) -> _Repetition | None:
     if len(viewed) != len(repeated):
         return None
     changed = [axis for axis, (old, new) in enumerate(zip(viewed, repeated, strict=True)) if old != new]
     if len(changed) != 1 or viewed[changed[0]] != 1:
         return None
-    axis = changed[0]
-    count = repeated[axis]
-    if not isinstance(count, int) or source != (*viewed[:axis], *viewed[axis + 1 :]):
-        return None
-    for neighbour, place in ((axis - 1, axis - 1), (axis + 1, axis)):
-        size = viewed[neighbour] if 0 <= neighbour < len(viewed) else None
-        if not isinstance(size, int) or size * count > _LONGEST:
+    inserted = changed[0]
+    count = repeated[inserted]
+    shape = (*viewed[:inserted], *viewed[inserted + 1 :])
+    # the axis before the inserted one repeats each part, the one behind it repeats all of them
+    for axis in (inserted - 1, inserted):
+        size = shape[axis] if 0 <= axis < len(shape) else None
+        if not isinstance(size, int) or not isinstance(count, int) or size * count > _LONGEST:
             continue
-        if merged == (*source[:place], size * count, *source[place + 1 :]):
-            each = range(size)
-            before = neighbour < axis
-            indices = [index for index in each for _ in range(count)] if before else [*each] * count
-            return place, indices
+        if merged == (*shape[:axis], size * count, *shape[axis + 1 :]):
+            once = list(range(size))
+            each = [index for index in once for _ in range(count)]
+            return _Repetition(shape, axis, each if axis < inserted else once * count)
     return None
 
 
-def _patch(node: Node, view: Node, axis: int, indices: list[int]) -> Patch:
+def _patch(node: Node, before: tuple[Node, Node], found: _Repetition, target: list[int] | None) -> Patch:
     def apply(rewriter: Rewriter) -> None:
-        picked = rewriter.constant(np.array(indices, np.int64), near=node)
-        data = view.inputs[0]
-        made = rewriter.op("Gather", [data, picked], attrs={"axis": axis}, like=node.outputs[0], near=node)
+        data = before[1].inputs[0]
+        if target is not None:
+            data = rewriter.op("Reshape", [data, _vector(rewriter, node, target)], near=node, origin=[before[1]])
+        picked = _vector(rewriter, node, found.indices)
+        made = rewriter.op("Gather", [data, picked], attrs={"axis": found.axis}, like=node.outputs[0], near=node)
         rewriter.replace_tensor(node.outputs[0], made)
         erase_unread(rewriter, [node.outputs[0]])
 
-    return Patch(f"repeat along axis {axis} with one Gather", (node, *_chain(node, view)), apply)
+    return Patch(f"repeat along axis {found.axis} with one Gather", (node, *before), apply)
 
 
-def _chain(node: Node, view: Node) -> list[Node]:
-    repeat = producer(node.inputs[0])
-    return [repeat, view] if repeat is not None else [view]
+def _vector(rewriter: Rewriter, node: Node, entries: list[int]) -> Tensor:
+    constant: Tensor = rewriter.constant(np.array(entries, np.int64), near=node)
+    return constant

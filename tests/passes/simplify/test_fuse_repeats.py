@@ -68,6 +68,20 @@ def test_repetition_is_one_gather(case: str) -> None:
     assert node.inputs[1].array().tolist() == indices
 
 
+def test_view_that_does_more_stays() -> None:
+    source = text(
+        "e = Reshape(x, v) r = Tile(e, t) y = Reshape(r, u)",
+        "int64[5] v = {0, 0, 2, 1, 3}, int64[5] t = {1, 1, 1, 4, 1}, int64[4] u = {0, 0, 8, 3}",
+        inputs="float[b, l, 6] x",
+    )
+    done = check_pass(FuseRepeats(), source)
+    assert done.ops == ["Reshape", "Gather"]
+    assert [node.inputs[1].array().tolist() for node in done.model.graph.nodes] == [
+        [0, 0, 2, 3],
+        [0, 0, 0, 0, 1, 1, 1, 1],
+    ]
+
+
 def test_old_tile(golden: Callable[[str], None]) -> None:
     source = text(
         "e = Unsqueeze<axes = [2]>(x) r = Tile(e, t) y = Reshape(r, u)",
