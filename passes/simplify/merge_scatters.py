@@ -60,12 +60,25 @@ def _merged(node: Node, regions: Regions) -> Patch | Skip | None:
         return None
     if region.is_whole:
         return bypass(node, node.inputs[2], f"{node.op} overwrites everything by '{node.inputs[2].name}'")
+    if _is_continued(node, regions):
+        return None
     best: _Chain | None = None
     chain = _Chain(node, regions, region)
     while chain.extend():
         if chain.gain() > (0 if best is None else best.gain()):
             best = chain.copy()
     return None if best is None else best.patch()
+
+
+def _is_continued(node: Node, regions: Regions) -> bool:
+    """Whether a scatter behind takes this one into its own chain."""
+    for reader in dict.fromkeys(node.outputs[0].outputs):
+        region = regions.written(reader)
+        if region is not None and not region.is_whole and reader.inputs[0] is node.outputs[0]:
+            chain = _Chain(reader, regions, region)
+            if chain.extend() and chain.extend():
+                return True
+    return False
 
 
 @dataclass(slots=True)
@@ -96,7 +109,7 @@ class _Chain:
         return found
 
     def extend(self) -> bool:
-        """Take in one more scatter; tell whether there is one whose result nobody needs who could not read elsewhere."""
+        """Take in one more scatter; tell whether there is one, and its readers can read elsewhere."""
         if not self.members:
             node: Node | None = self.last
             region: Region | None = self.region
