@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.graph import Constant, LazyWeight, Variable, constant_value, is_graph_output
+from graphopt.graph import Constant, Variable, constant_value, is_graph_output
 from graphopt.passes.simplify.affine import FLOATS, Affine, Frame, only_reader_of
 from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function
-from graphopt.passes.simplify.scaling import filled, multiplied, pieces, smallest_normal
+from graphopt.passes.simplify.scaling import pieces, product_of
 from graphopt.rewrite.patch import node_label
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class Change:
     @staticmethod
     def _constant(rewriter: Rewriter, before: Tensor, value: Array | Weight, near: Node) -> Tensor:
         made: Tensor = new_constant(rewriter, value, f"{before.name}__folded", near)
-        if isinstance(before, Constant) and isinstance(made, Constant) and _users(before) == 1:
+        if isinstance(before, Constant) and isinstance(made, Constant) and users(before) == 1:
             made.name, before.name = before.name, made.name
         return made
 
@@ -302,17 +302,18 @@ def replace(rewriter: Rewriter, old: Tensor, new: Variable) -> None:
         rewriter.replace_tensor(old, new)
 
 
-def _users(constant: Constant) -> int:
+def users(constant: Constant) -> int:
+    """Return how often a constant is read, outputs of graphs included."""
     return len(constant.outputs) + len(constant.roles)
 
 
 def why_shared(layer: Layer) -> str:
     """Return why the weight of a layer may not be replaced: others read it and a copy is large; empty where it may."""
     weight = layer.weight
-    if not isinstance(weight, Constant) or _users(weight) == 1 or weight.nbytes <= COPY_BYTES:
+    if not isinstance(weight, Constant) or users(weight) == 1 or weight.nbytes <= COPY_BYTES:
         return ""
     copied = f"and a copy has {weight.nbytes} bytes"
-    return f"the weight '{weight.name}' of {layer.label} is read {_users(weight)} times, {copied}"
+    return f"the weight '{weight.name}' of {layer.label} is read {users(weight)} times, {copied}"
 
 
 def followed(layer: Layer, affine: Affine) -> Change | str:
@@ -395,14 +396,5 @@ def _changed(layer: Layer, factor: Array, bias: Array | None, scales: bool) -> C
     reason = why_shared(layer)
     if reason:
         return reason
-    made, largest, before = multiplied(weight, factor)
-    if not np.isfinite(largest):
-        return f"the folded weights of {layer.label} are not finite in {weight.dtype}"
-    if before and factor.any() and largest < float(smallest_normal(weight.dtype)):
-        return f"the folded weights of {layer.label} are too small for {weight.dtype}"
-    if made is None:
-        assert isinstance(layer.weight, Constant)
-        source = layer.weight.weight
-        made_later = LazyWeight(lambda: filled(source.load(), factor), source.onnx_dtype, source.shape)
-        return Change(layer, made_later, rounded_bias)
-    return Change(layer, made, rounded_bias)
+    made = product_of(layer.weight, factor)
+    return made if isinstance(made, str) else Change(layer, made, rounded_bias)

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.graph import Constant, LazyWeight, constant_value
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from graphopt.graph import Tensor, Weight
 
 Array = np.ndarray[Any, Any]
 
@@ -15,14 +19,36 @@ _PIECE_BYTES = 4 << 20
 _STREAMED_BYTES = 16 << 20
 
 
-def smallest_normal(dtype: np.dtype[Any]) -> float:
+def product_of(constant: Tensor, factor: Array) -> Array | Weight | str:
+    """Return a constant times a factor, in its type, or the reason why that type cannot hold it.
+
+    Args:
+        constant: The constant. A large one is multiplied again when it is written.
+        factor: Broadcast against it.
+    """
+    value = constant_value(constant)
+    if value is None:
+        return f"'{constant.name}' is not constant"
+    made, largest, before = _multiplied(value, factor)
+    if not np.isfinite(largest):
+        return f"the folded weights of '{constant.name}' are not finite in {value.dtype}"
+    if before and factor.any() and largest < _smallest_normal(value.dtype):
+        return f"the folded weights of '{constant.name}' are too small for {value.dtype}"
+    if made is None:
+        assert isinstance(constant, Constant)
+        source = constant.weight
+        return LazyWeight(lambda: _filled(source.load(), factor), source.onnx_dtype, source.shape)
+    return made
+
+
+def _smallest_normal(dtype: np.dtype[Any]) -> float:
     """Return the smallest normal number of a type."""
     return 2.0**-126 if dtype.name == "bfloat16" else float(np.finfo(dtype).tiny)
 
 
-def multiplied(weight: Array, factor: Array) -> tuple[Array | None, float, float]:
+def _multiplied(weight: Array, factor: Array) -> tuple[Array | None, float, float]:
     """Return the product (None where it is better made when it is written), its largest magnitude, and that before."""
-    made = None if weight.nbytes > _STREAMED_BYTES else np.empty(weight.shape, weight.dtype)
+    made = None if weight.nbytes > _STREAMED_BYTES and weight.ndim else np.empty(weight.shape, weight.dtype)
     largest = before = 0.0
     for (start, stop), piece in _products(weight, factor):
         if made is not None:
@@ -34,7 +60,7 @@ def multiplied(weight: Array, factor: Array) -> tuple[Array | None, float, float
     return made, largest, before
 
 
-def filled(weight: Array, factor: Array) -> Array:
+def _filled(weight: Array, factor: Array) -> Array:
     """Return the product, whatever its size."""
     made = np.empty(weight.shape, weight.dtype)
     for (start, stop), piece in _products(weight, factor):
