@@ -1,0 +1,1 @@
+"""Layouts: which order of axes each part of a graph computes in."""

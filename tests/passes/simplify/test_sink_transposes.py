@@ -1,0 +1,184 @@
+"""sink-transposes, sink-transposes-loosely: Transposes go where they cancel, and nothing else changes."""
+
+# ruff: noqa: E501 - the tables hold one model per line
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from graphopt.passes.simplify.sink_transposes import SinkTransposes
+from graphopt.passes.simplify.sink_transposes_loosely import SinkTransposesLoosely
+from layout_models import is_valid, layout_model
+from pass_oracle import check_pass, run_pass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+HEAD = '<ir_version: 9, opset_import: ["" : 19]>\n'
+NHWC = "perm = [0, 2, 3, 1]"
+NCHW = "perm = [0, 3, 1, 2]"
+X = "float[n, 3, 4, 5] x"
+"""In the layout NCHW."""
+
+CANCELLED = {
+    "unary": "a = Transpose<NHWC>(x) b = Relu(a) c = Neg(b) y = Transpose<NCHW>(c)",
+    "scalar": "a = Transpose<NHWC>(x) b = Mul(a, two) y = Transpose<NCHW>(b)",
+    "bias per channel": "a = Transpose<NHWC>(x) b = Add(bias, a) y = Transpose<NCHW>(b)",
+    "residual": "a = Transpose<NHWC>(x) b = Relu(a) c = Add(b, a) y = Transpose<NCHW>(c)",
+    "two transposed": "a = Transpose<NHWC>(x) z = Neg(x) b = Transpose<NHWC>(z) c = Sub(a, b) y = Transpose<NCHW>(c)",
+    "concat": "a = Transpose<NHWC>(x) z = Neg(x) b = Transpose<NHWC>(z) c = Concat<axis = 3>(a, b) y = Transpose<NCHW>(c)",
+    "concat from the back": "a = Transpose<NHWC>(x) b = Concat<axis = -1>(a, a) y = Transpose<NCHW>(b)",
+    "split": "a = Transpose<NHWC>(x) b, c = Split<axis = 1, num_outputs = 2>(a) d = Add(b, c) y = Transpose<NCHW>(d)",
+    "slice": "a = Transpose<NHWC>(x) b = Slice(a, one, three, three) y = Transpose<NCHW>(b)",
+    "pad": "a = Transpose<NHWC>(x) b = Pad(a, pads) y = Transpose<NCHW>(b)",
+    "tile": "a = Transpose<NHWC>(x) b = Tile(a, counts) y = Transpose<NCHW>(b)",
+    "clip": "a = Transpose<NHWC>(x) b = Clip(a, zero, two) y = Transpose<NCHW>(b)",
+    "prelu": "a = Transpose<NHWC>(x) b = PRelu(a, bias) y = Transpose<NCHW>(b)",
+    "where": "a = Transpose<NHWC>(x) b = Greater(a, two) c = Where(b, a, bias) y = Transpose<NCHW>(c)",
+    "gather": "a = Transpose<NHWC>(x) b = Gather<axis = 2>(a, one) y = Transpose<NCHW>(b)",
+    "squeeze": "a = Transpose<NHWC>(x) b = Unsqueeze(a, one) c = Relu(b) d = Squeeze(c, one) y = Transpose<NCHW>(d)",
+    "quantization": "a = Transpose<NHWC>(x) b = QuantizeLinear(a, scale, point) c = DequantizeLinear(b, scale, point) y = Transpose<NCHW>(c)",
+    "quantization per channel": "a = Transpose<NHWC>(x) b = QuantizeLinear<axis = 3>(a, scales, points) c = DequantizeLinear<axis = -1>(b, scales, points) y = Transpose<NCHW>(c)",
+    "top": "a = Transpose<NHWC>(x) b, i = TopK<axis = 3>(a, one) y = Transpose<NCHW>(b)",
+    "reshape that splits": "a = Transpose<NHWC>(x) b = Reshape(a, halves) c = Neg(b) d = Reshape(c, whole) y = Transpose<NCHW>(d)",
+}
+
+CONSTANTS = ", ".join(
+    (
+        "float two = {2.0}",
+        "float zero = {0.0}",
+        "float[3] bias = {0.5, -1.0, 2.0}",
+        "int64[1] one = {1}",
+        "int64[1] three = {3}",
+        "int64[8] pads = {0, 1, 0, 0, 0, 0, 2, 1}",
+        "int64[4] counts = {1, 1, 2, 1}",
+        "float scale = {0.1}",
+        "uint8 point = {9}",
+        "float[3] scales = {0.1, 0.2, 0.4}",
+        "uint8[3] points = {9, 1, 3}",
+        "int64[5] halves = {0, 2, 2, 5, 3}",
+        "int64[4] whole = {0, 4, 5, 3}",
+        "float[3] ones = {1.0, 1.0, 1.0}",
+    )
+)
+
+
+def text(nodes: str, result: str = "float[n, h, i, j] y", given: str = X) -> str:
+    body = nodes.replace("NHWC", NHWC).replace("NCHW", NCHW)
+    return f"{HEAD} g ({given}) => ({result}) <{CONSTANTS}> {{ {body} }}"
+
+
+@pytest.mark.parametrize("nodes", CANCELLED.values(), ids=CANCELLED)
+def test_transposes_cancel_through(nodes: str) -> None:
+    assert "Transpose" not in check_pass(SinkTransposes(), text(nodes)).ops
+
+
+LOOSELY = {
+    "sigmoid": "a = Transpose<NHWC>(x) b = Sigmoid(a) c = Mul(a, b) y = Transpose<NCHW>(c)",
+    "mean": "a = Transpose<NHWC>(x) b = ReduceMean(a, one) c = Sub(a, b) y = Transpose<NCHW>(c)",
+    "softmax": "a = Transpose<NHWC>(x) b = Softmax<axis = 2>(a) y = Transpose<NCHW>(b)",
+    "matrix product": "a = Transpose<perm = [0, 1, 3, 2]>(x) z = Neg(x) b = Transpose<perm = [0, 1, 3, 2]>(z) t = Relu(b) r = Transpose<perm = [0, 1, 3, 2]>(t) c = MatMul(r, a) y = Transpose<perm = [0, 1, 3, 2]>(c)",
+    "squeeze and excite": "a = Transpose<NHWC>(x) b = ReduceMean<keepdims = 1>(a, hw) c = Sigmoid(b) d = Mul(a, c) y = Transpose<NCHW>(d)",
+}
+
+
+@pytest.mark.parametrize("nodes", LOOSELY.values(), ids=LOOSELY)
+def test_transposes_cancel_loosely_through(nodes: str) -> None:
+    model = text(nodes).replace("<float two", "<int64[2] hw = {1, 2}, float two")
+    assert run_pass(SinkTransposes(), model).ops.count("Transpose") > 0
+    assert check_pass(SinkTransposesLoosely(), model).ops.count("Transpose") <= (1 if "r, a" in nodes else 0)
+
+
+def test_residual_network(golden: Callable[[str], None]) -> None:
+    """Convolutions in one layout, everything between them in the other, as converters from TensorFlow write it."""
+    weights = "float[3, 3, 1, 1] w = {1.0, 0.5, -1.0, 2.0, 0.25, 1.0, -2.0, 0.5, 1.0}"
+    block = "{1} = Transpose<NCHW>({0}) {1}c = Conv({1}, w) {1}t = Transpose<NHWC>({1}c) {1}b = Add({1}t, bias) {1}s = Add({1}b, {0}) {1}r = Relu({1}s)"
+    blocks = f"{block.format('x', 'p')} {block.format('pr', 'q')} {block.format('qr', 's')} y = Identity(sr)"
+    done = check_pass(
+        SinkTransposes(), text(blocks, given="float[n, 4, 5, 3] x").replace("<float two", f"<{weights}, float two")
+    )
+    assert done.ops.count("Transpose") == 2
+    golden(done.text)
+
+
+KEPT = {
+    "one at an end": "a = Transpose<NHWC>(x) y = Relu(a)",
+    "axes that are no constant": "a = Transpose<NHWC>(x) k = Shape(a) s = Slice(k, one, three) b = ReduceMax<keepdims = 1>(a, s) y = Transpose<NCHW>(b)",
+    "reshape that mixes": "a = Transpose<NHWC>(x) b = Reshape(a, mixed) c = Neg(b) d = Reshape(c, whole) y = Transpose<NCHW>(d)",
+    "names of two outputs": "y = Transpose<NHWC>(x) z = Transpose<NCHW>(y)",
+    "training": "a = Transpose<NHWC>(x) t = Greater(two, zero) b = Dropout(a, zero, t) y = Transpose<NCHW>(b)",
+}
+
+
+@pytest.mark.parametrize("nodes", KEPT.values(), ids=KEPT)
+def test_nothing_is_saved(nodes: str) -> None:
+    model = text(nodes, "float[n, h, i, j] y" + (", float[n, k, l, m] z" if "z =" in nodes else ""))
+    model = model.replace("<float two", "<int64[3] mixed = {0, 6, 10}, float two")
+    assert run_pass(SinkTransposes(), model).record.patches == 0
+
+
+def test_bytes_are_saved() -> None:
+    """A Transpose goes behind what makes a tensor smaller, and never in front of what makes it larger."""
+    smaller = check_pass(SinkTransposes(), text("a = Transpose<NHWC>(x) b = Slice(a, one, three, three) y = Neg(b)"))
+    assert smaller.ops[0] == "Slice"
+    larger = run_pass(SinkTransposes(), text("b = Tile(x, counts) c = Neg(b) y = Transpose<NHWC>(c)"))
+    assert larger.ops.index("Transpose") < larger.ops.index("Tile")
+
+
+def test_view_takes_in_a_transpose_of_size_1() -> None:
+    done = check_pass(
+        SinkTransposes(),
+        f"{HEAD} g (float[b, 1, 6, 4] x) => (float[b, 24] y) <int64[2] t = {{0, 24}}> {{ z = Neg(x) a = Transpose<perm = [0, 2, 1, 3]>(z) y = Reshape(a, t) }}",
+    )
+    assert done.ops == ["Neg", "Reshape"]
+
+
+@pytest.mark.parametrize(("readers", "left"), [(1, 0), (2, 2)])
+def test_large_constant_is_laid_out_anew_for_one_reader(readers: int, left: int) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["a"], perm=[0, 2, 1]),
+        helper.make_node("Add", ["a", "w"], ["b"]),
+        helper.make_node("Transpose", ["b"], ["y"], perm=[0, 2, 1]),
+        helper.make_node("Neg", ["w"], ["z"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 50, 40])
+    results = [("y", ["n", 50, 40]), ("z", [40, 50])][:readers]
+    weight = numpy_helper.from_array(np.arange(2000, dtype=np.float32).reshape(40, 50), "w")
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in results]
+    graph = helper.make_graph(nodes[: 2 + readers], "g", [given], outputs, [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert check_pass(SinkTransposes(), model).ops.count("Transpose") == left
+
+
+def test_another_scope_reads_it() -> None:
+    """What a body captures keeps its layout."""
+    branch = "{ r = Neg(b) }"
+    nodes = f"a = Transpose<{NHWC}>(x) b = Relu(a) y = Transpose<{NCHW}>(b) z = If<then_branch = g1 () => (float[n, 4, 5, 3] r) {branch}, else_branch = g2 () => (float[n, 4, 5, 3] r) {branch}>(flag)"
+    model = f"{HEAD} g ({X}, bool flag) => (float[n, 3, 4, 5] y, float[n, 4, 5, 3] z) {{ {nodes} }}"
+    done = check_pass(SinkTransposes(), model)
+    assert done.ops.count("Transpose") == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.randoms(use_true_random=False))
+def test_random_models_keep_their_bits(random: Random) -> None:
+    model = layout_model(random)
+    assume(is_valid(model))
+    done = check_pass(SinkTransposes(), model, samples=1, interpreted=False)
+    assert len(done.ops) <= sum(1 for _ in done.before.walk())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.randoms(use_true_random=False))
+def test_random_models_stay_within_rounding(random: Random) -> None:
+    model = layout_model(random)
+    assume(is_valid(model))
+    done = check_pass(SinkTransposesLoosely(), model, samples=1, interpreted=False)
+    assert len(done.ops) <= sum(1 for _ in done.before.walk())
