@@ -153,10 +153,10 @@ _STEPS = ("t = Transpose<perm = [0, 2, 1]>({0})", "t = Neg({0})", "t = Relu({0})
 def test_generated_chains_hold_the_rounding_bound(data: st.DataObject) -> None:
     lines, current = ["h = MatMul(x, w)", "r = Sigmoid(x)", "cond = Greater(r, k)"], "h"
     for index in range(data.draw(st.integers(1, 5))):
-        step = data.draw(st.sampled_from(_STEPS)).format(current)
         if data.draw(st.integers(0, 9)) == 0:
             lines.append(f"e{index} = Add({current}, {current})")
-            step = step.replace(current, f"e{index}")
+            current = f"e{index}"
+        step = data.draw(st.sampled_from(_STEPS)).format(current)
         lines.append(step.replace("t =", f"t{index} =", 1))
         current = f"t{index}"
     operands = data.draw(st.sampled_from([f"{current}, c", f"c, {current}"]))
