@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
+from graphopt import preparation
 from graphopt.analysis import Facts
 from graphopt.emit import Bundle, refuse_unsafe_target, write_bundle
 from graphopt.errors import BudgetError, OutputExistsError, RunError, UsageError, VerificationError
@@ -45,6 +46,9 @@ UNSEEN_SAMPLES = 256
 
 VERIFIED_SAMPLES = 4
 """Feeds on which a result that must be equal is compared with the original."""
+
+MEASURED_BYTES = 1 << 30
+"""Models with more bytes of weights than this are only run where the user gives data: each run holds a copy of them."""
 
 SLOWER = 1.1
 """A result that takes this many times as long is called slower; less is noise."""
@@ -151,10 +155,12 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
     metric: Metric | str | None = None,
     options: Mapping[str, Any] | None = None,
     skip: Iterable[str] = (),
+    keep: Iterable[str] = (),
     verify: Level = "fast",
     seed: int = 0,
     stop_after: int | None = None,
     threads: int = 1,
+    measure: bool | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Compile a model.
@@ -170,10 +176,13 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         metric: ``module:function`` or a function of (run, feeds) that returns a number, larger is better.
         options: Changes to the recipe, ``{"pass-name.option": value}``.
         skip: Names of passes to leave out.
+        keep: Names of tensors or nodes of the main graph whose values stay in the model under their names.
         verify: ``off``, ``fast`` or ``full``.
         seed: Seeds whatever is random.
         stop_after: Stop after this many patches over the whole run, without the guard.
         threads: Intra-op threads of every measurement.
+        measure: Whether the original and the result are run, compared and timed. None does it where there is data or
+            the weights take less than 1 GiB.
         progress: Told what is going on.
 
     Returns:
@@ -187,13 +196,15 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
     original = _in_order(model if isinstance(model, Model) else read_model(model))
     judged = data is not None or metric is not None
     plan, gentler = _plan(recipe, options, skip, judged=judged)
-    feeds = _Data.of(original, data, seed)
+    feeds = _Data.unused(original) if _is_unmeasured(original, measure, judged) else _Data.of(original, data, seed)
     held_back = feeds.held_back
     judge = None if held_back is None else Judge(original, held_back, metric=_load_metric(metric), threads=threads)
     limit = None if judge is None else _limit(plan, max_drop, given=judged)
 
     work = _Run(original.copy(), feeds, judge, limit, target, verify, seed, stop_after, tell)
+    kept = preparation.keep(work.model, keep)
     work.passes(plan.create())
+    preparation.release(work.model, kept)
 
     measured = None
     if held_back is not None and judge is not None:
@@ -419,6 +430,12 @@ class _Data:
     notes: tuple[str, ...] = ()
 
     @classmethod
+    def unused(cls, model: Model) -> _Data:
+        """Return no feeds at all, and say that nothing will be measured."""
+        size = sum(constant.nbytes for graph in model.graphs() for constant in graph.initializers)
+        return cls(None, None, None, (f"The models were not run ({size >> 20} MiB of weights): nothing was measured.",))
+
+    @classmethod
     def of(cls, model: Model, data: FeedSource | Feeds | None, seed: int) -> _Data:
         """Divide the user's data; without any, random feeds are what is judged on."""
         inputs = input_specs(model)
@@ -436,6 +453,13 @@ class _Data:
             return cls(None, None, None, (note,))
         note = f"No data was given: outputs were compared on {RANDOM_SAMPLES} seeded random inputs."
         return cls(None, random, random, (note,))
+
+
+def _is_unmeasured(model: Model, measure: bool | None, judged: bool) -> bool:
+    """Whether no model is run: because the caller says so, or because it is large and no data asks for it."""
+    if measure is not None or judged:
+        return measure is False
+    return sum(c.nbytes for graph in model.graphs() for c in graph.initializers) > MEASURED_BYTES
 
 
 def _limit(plan: Recipe, max_drop: float | None, *, given: bool) -> Limit | None:

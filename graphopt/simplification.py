@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt import preparation
 from graphopt.graph import Model, collector_paused, read_model
-from graphopt.rewrite import Outcome, PassManager, load_recipe
+from graphopt.rewrite import Outcome, PassManager, Recipe, Step, load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import onnx
 
@@ -35,6 +36,10 @@ def simplify(
     output: str | Path | None = None,
     *,
     skip: Iterable[str] = (),
+    keep: Iterable[str] = (),
+    opset: int | None = None,
+    input_shapes: Mapping[str, Sequence[int | str]] | None = None,
+    extract: tuple[Sequence[str], Sequence[str]] | None = None,
     options: Mapping[str, Any] | None = None,
     verify: Level = "fast",
     seed: int = 0,
@@ -46,6 +51,10 @@ def simplify(
         source: The model, or its file, bytes or message. It is not changed.
         output: The file to write; None writes nothing.
         skip: Names of passes to leave out.
+        keep: Names of tensors or nodes whose values stay in the model under their names.
+        opset: Raise the model to this version of the ONNX operators first, so that more of it has an operator.
+        input_shapes: Other shapes of inputs, by name: numbers, or symbols that stay dynamic.
+        extract: Names of the tensors that become the inputs and the outputs: the part between them is optimized.
         options: Changes to the recipe, ``{"pass-name.option": value}``.
         verify: ``off``, ``fast`` or ``full``.
         seed: Seeds whatever is random.
@@ -63,10 +72,27 @@ def simplify(
         refuse_existing_file(Path(output), force=force)
     with collector_paused():
         model = source.copy() if isinstance(source, Model) else read_model(source)
-        plan = load_recipe("default").without(skip)
+        if extract is not None:
+            model = preparation.extract(model, *extract)
+        if input_shapes:
+            model = preparation.with_input_shapes(model, input_shapes)
+        plan = recipe(opset).without(skip)
         for name, value in (options or {}).items():
             plan = plan.set(name, value)
+        model.sort()
+        kept = preparation.keep(model, keep)
         outcome = PassManager(plan.create(), verify=verify, seed=seed).run(model)
+        preparation.release(model, kept)
         if output is not None:
             model.save(output, force=force)
     return Simplified(model, outcome)
+
+
+def recipe(opset: int | None = None) -> Recipe:
+    """Return the recipe of graph optimization.
+
+    Args:
+        opset: Version of the ONNX operators to raise the model to first; None leaves it.
+    """
+    plan = load_recipe("default")
+    return plan if opset is None else replace(plan, passes=(Step("raise-opset", {"to": opset}), *plan.passes))

@@ -31,6 +31,7 @@ VERBS = {
     "prune": "set weights to zero",
     "quantize": "store weights and activations in few bits",
     "check": "compare the outputs of two models",
+    "diff": "show what differs between two models",
     "inspect": "show what a model consists of",
     "bench": "time models in turn, in one process",
     "audit": "show what the runtime fuses and what it leaves",
@@ -40,7 +41,7 @@ VERBS = {
     "doctor": "check this installation and this machine",
     "demo": "compile two small models that come with graphopt",
 }
-LATER = ("sensitivity", "debug-quantization", "tune", "diff", "convert")
+LATER = ("sensitivity", "debug-quantization", "tune", "convert")
 """Verbs that the interface reserves for later versions."""
 TRACEBACK_VARIABLE = "GRAPHOPT_TRACEBACK"
 INTERRUPTED = "interrupted: nothing was left half-written"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from graphopt.cli.parser import Parser
+    from graphopt.graph import Model
     from graphopt.pipeline import Result
     from graphopt.rewrite.recipe import Recipe
 
@@ -66,6 +67,9 @@ def run_job(
     kind: Literal["bundle", "file"],
     options: Mapping[str, object] | None = None,
     skip: Iterable[str] = (),
+    keep: Iterable[str] = (),
+    model: Model | None = None,
+    measure: bool | None = None,
     stop_after: int | None = None,
 ) -> int:
     """Compile the model of the arguments, print its report, and write the output.
@@ -76,6 +80,9 @@ def run_job(
         kind: Whether ``-o`` names a bundle folder or one ONNX file.
         options: Changes to the recipe, by ``pass.option``.
         skip: Passes to leave out.
+        keep: Tensors or nodes that stay.
+        model: The model, where it is not the file of the arguments as it stands.
+        measure: Whether the models are run; see `pipeline.compile`.
         stop_after: Stop after this many patches.
 
     Returns:
@@ -92,7 +99,7 @@ def run_job(
     _refuse(output, kind=kind, force=arguments.force)
     with progress_bar(quiet=arguments.quiet) as progress:
         result = pipeline.compile(
-            arguments.model,
+            arguments.model if model is None else model,
             recipe=recipe,
             data=getattr(arguments, "data", None),
             target=target,
@@ -100,18 +107,20 @@ def run_job(
             metric=getattr(arguments, "metric", None),
             options=dict(options or {}),
             skip=tuple(skip),
+            keep=tuple(keep),
+            measure=measure,
             verify=arguments.verify,
             seed=arguments.seed,
             stop_after=stop_after,
             threads=getattr(arguments, "threads", 1),
             progress=progress,
         )
-    keep = getattr(arguments, "keep", False)
-    written = result.met or keep
+    anyway = getattr(arguments, "keep", False) is True  # graph optimization keeps tensors by that name
+    written = result.met or anyway
     if written and kind == "bundle":
-        result.save(output, force=arguments.force, keep=keep)
+        result.save(output, force=arguments.force, keep=anyway)
     elif written:
-        result.save_model(output, force=arguments.force, keep=keep)
+        result.save_model(output, force=arguments.force, keep=anyway)
     _show(result, arguments)
     if written:
         log(_written(output, kind), quiet=arguments.quiet)
