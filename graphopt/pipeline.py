@@ -378,11 +378,21 @@ def conclusions(model: Model, target: str, measured: Measured | None) -> list[st
 
 
 def group_lossy(steps: Sequence[Pass]) -> list[list[Pass]]:
-    """Return the passes in order, each lossy pass joined by the lossy passes behind it that repair it."""
+    """Return the passes in order, in groups that run at once.
+
+    Each lossy pass is joined by the lossy passes behind it that repair it; passes that are neither lossy nor lower to
+    custom operators are joined with each other, so that rule passes among them share one work list.
+    """
     groups: list[list[Pass]] = []
     for step in steps:
-        repairs = step.contract is Contract.LOSSY and step.guard == "none"
-        if repairs and groups and groups[-1][0].contract is Contract.LOSSY:
+        lossy = step.contract is Contract.LOSSY
+        last = groups[-1][0] if groups else None
+        if last is None:
+            groups.append([step])
+            continue
+        repairs = lossy and step.guard == "none" and last.contract is Contract.LOSSY
+        plain = not (lossy or step.lowers or last.contract is Contract.LOSSY or last.lowers)
+        if repairs or plain:
             groups[-1].append(step)
         else:
             groups.append([step])
