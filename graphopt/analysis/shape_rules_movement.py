@@ -269,6 +269,8 @@ def sliced(size: Dim | None, start: Dim | None, end: Dim | None, step: Dim | Non
         # Empty by the specification; ONNX Runtime reads it as "through the first".
         return None
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
+        if step < 0 and start < -size:
+            return None  # The first element by the specification, nothing in numpy.
         return len(range(*slice(start, end, step).indices(size))) if step > 0 else _backwards(size, start, end, step)
     if step < 0:
         whole = start == -1 or (isinstance(start, int) and start >= SLICE_END)

@@ -186,7 +186,7 @@ def slice_value(site: Site, _outputs: list[Known]) -> Sequence[Value | None]:
     for position, axis in enumerate(axes if axes is not None else range(len(starts))):
         step = 1 if steps is None else steps[position]
         end: int | None = ends[position]
-        if step < 0 and ends[position] >= SLICE_END:
+        if step < 0 and (ends[position] >= SLICE_END or starts[position] < -value.shape[axis]):
             return (None,)
         if step < 0 and ends[position] < -value.shape[axis]:
             end = None

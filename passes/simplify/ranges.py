@@ -23,7 +23,7 @@ LAST = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The elements that a Slice selects along one axis, as Python counts them.
+    """The elements that a Slice selects along one axis.
 
     Attributes:
         start: First element; negative counts from the end.
@@ -37,7 +37,15 @@ class Range:
 
     def of(self, size: int) -> range:
         """Return the elements of an axis of a known size."""
-        return range(size)[self.start : self.end : self.step]
+        start = self.start + size if self.start < 0 else self.start
+        end = self.end + size if self.end < 0 else self.end
+        if self.step > 0:
+            return range(min(max(start, 0), size), min(max(end, 0), size), self.step)
+        return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), self.step)
+
+    def starts_in_front(self, size: int) -> bool:
+        """Whether it goes backwards from in front of the first element: evaluators do not agree what that selects."""
+        return self.step < 0 and self.start < -size
 
     def then(self, second: Range, size: Dim) -> Range | None:
         """Return the range that selects what a second range selects of this; None where the size would decide.
@@ -47,7 +55,12 @@ class Range:
             size: The size of the axis.
         """
         if isinstance(size, int):
-            return _as_range(self.of(size)[second.start : second.end : second.step], size)
+            first = self.of(size)
+            if self.starts_in_front(size) or second.starts_in_front(len(first)):
+                return None
+            selected = second.of(len(first))
+            start, step = first.start + selected.start * first.step, first.step * selected.step
+            return _as_range(range(start, start + len(selected) * step, step), size)
         if self.step < 0 or second.step < 0 or self.start < 0 or second.start < 0:
             return None
         start, step = self.start + second.start * self.step, self.step * second.step
@@ -110,5 +123,6 @@ def state_slice(rewriter: Rewriter, node: Node, source: Tensor, ranges: dict[int
 def _as_range(selected: range, size: int) -> Range:
     if not selected:
         return Range(0, 0, 1)
-    end = selected.stop if selected.stop >= 0 else -size - 1
-    return Range(selected.start, end, selected.step)
+    if selected.step > 0:
+        return Range(selected.start, min(selected.stop, size), selected.step)
+    return Range(selected.start, selected.stop if selected.stop >= 0 else -size - 1, selected.step)
