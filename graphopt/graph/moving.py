@@ -1,16 +1,16 @@
-"""Moving nodes and initializers of a body into a graph around it: the objects stay the same, and so do their names.
+"""Moving nodes and initializers of a body into a graph around it, and copying nodes.
 
-A name that more than one tensor of the model has is replaced, since it may mean another tensor where the moved one is
-visible now.
+What is moved stays the same object and keeps its name, unless more than one tensor of the model has it: then it may
+mean another tensor where the moved one is visible now. Copies have names of their own, in all scopes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from graphopt.graph.graphs import Function, node_subgraphs
-from graphopt.graph.scopes import enclosing
-from graphopt.graph.tensors import Constant, Tensor
+from graphopt.graph.scopes import captures, enclosing, nested_graphs
+from graphopt.graph.tensors import Constant, Tensor, Variable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +71,41 @@ def move_initializer(rewriter: Rewriter, constant: Constant, near: Node) -> None
     _make_unique(rewriter, constant)
     for user in constant.outputs:
         rewriter.mark(user)
+
+
+def copy_nodes(rewriter: Rewriter, nodes: Sequence[Node], twins: dict[Tensor, Tensor], near: Node) -> None:
+    """Put copies of nodes, with their bodies, before a node.
+
+    Args:
+        rewriter: The rewriter of the patch.
+        nodes: The nodes, producers first.
+        twins: What copies read instead of a tensor; outputs of the nodes are added, with those of the copies.
+        near: The node to put the copies before.
+    """
+    for node in nodes:
+        around = {
+            tensor.name: twins.get(tensor, tensor) for _, body in node_subgraphs(node) for tensor in captures(body)
+        }
+        outputs = [_twin(rewriter, tensor) for tensor in node.outputs]
+        copy = node.copy([twins.get(t, t) if t.name else Variable("") for t in node.inputs], outputs, around)
+        copy.name = rewriter.fresh(node.name, "copy") if node.name else ""
+        twins.update(zip(node.outputs, outputs, strict=True))
+        rewriter.insert(copy, near)
+        for _, body in node_subgraphs(copy):
+            for scope in nested_graphs(body):
+                for tensor in (*scope.inputs, *scope.initializers, *(t for n in scope.nodes for t in n.outputs)):
+                    if tensor.name:
+                        tensor.name = rewriter.fresh(tensor.name, "copy")
+
+
+def _twin(rewriter: Rewriter, tensor: Tensor) -> Variable:
+    if not tensor.name:
+        return Variable("")
+    twin = cast("Variable", tensor).copy()
+    twin.name = rewriter.fresh(tensor.name, "copy")
+    if twin.shape is not None:
+        twin.shape = [size if isinstance(size, int) else None for size in twin.shape]
+    return twin
 
 
 def holds_initializers(graph: Graph) -> bool:

@@ -130,6 +130,21 @@ class Rewriter:
             self.settle(tensor, graph)
         return made[0] if outputs == 1 else tuple(made)
 
+    def insert(self, node: Node, near: Node) -> None:
+        """Put a node made elsewhere, such as a copy, before a node; its outputs are new.
+
+        Args:
+            node: A node of no graph.
+            near: A node of the graph to put it in.
+        """
+        graph = self._graph_of(near)
+        self._adopt_bodies(node, graph)
+        graph.nodes.insert_before(near, node)
+        self._created.add(node)
+        self.mark(node)
+        for tensor in node.inputs:
+            self.settle(tensor, graph)
+
     def _output(self, stem: str, op_type: str, like: Tensor | None, *, explicit: bool) -> Variable:
         if explicit or like is None:
             output = Variable(self.fresh(stem, op_type if not explicit else "out"))

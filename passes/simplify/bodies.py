@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt.graph import Graph, enclosing, owner, producer, subgraphs
+from graphopt.graph import Constant, Graph, constant_value, enclosing, owner, producer, subgraphs
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, is_op
 from graphopt.rewrite.driver import EVERY, Batch, position
 from graphopt.verify.legality import in_model
@@ -12,6 +12,7 @@ from graphopt.verify.legality import in_model
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from graphopt.analysis.shape_values import ShapeValues
     from graphopt.graph import Model, Node, Rewriter, Tensor
     from graphopt.rewrite.pass_ import Steps
 
@@ -103,3 +104,14 @@ def drop_results(rewriter: Rewriter, node: Node, results: Sequence[tuple[int, Se
     for index in sorted((index for index, _ in results), reverse=True):
         del node.outputs[index]
     rewriter.mark(node)
+
+
+def truth(condition: Tensor, values: ShapeValues) -> bool | None:
+    """Return the value of a condition, None where it is not known."""
+    found = values.array(condition)
+    if found is None:
+        found = constant_value(condition) if not isinstance(condition, Constant) or condition.nbytes == 1 else None
+    if found is None or found.size != 1:
+        return None
+    entry = found.ravel().tolist()[0]
+    return entry if isinstance(entry, bool) else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.graph import Constant, Graph, Node, Variable, constant_value, enclosing, is_graph_output, producer, uses
+from graphopt.graph import Constant, Graph, Node, Variable, enclosing, is_graph_output, producer, uses
 from graphopt.graph.moving import move_initializer, move_nodes
 from graphopt.passes.simplify.bodies import (
     behind_identities,
@@ -16,6 +16,7 @@ from graphopt.passes.simplify.bodies import (
     drop_results,
     has_bodies,
     is_around,
+    truth,
 )
 from graphopt.passes.simplify.equivalence import same_bodies, same_constants
 from graphopt.passes.simplify.purity import is_op, refers_to_function
@@ -71,22 +72,12 @@ def _known_condition(node: Node, types: Types, values: ShapeValues) -> Patch | S
     pair = branches(node)
     if pair is None:
         return None
-    taken = _truth(node.inputs[0], values)
+    taken = truth(node.inputs[0], values)
     if taken is None:
         taken = _truth_around(node)
     if taken is None:
         return None
     return inlining(node, pair[0] if taken else pair[1], f"its condition is always {str(taken).lower()}", types)
-
-
-def _truth(condition: Tensor, values: ShapeValues) -> bool | None:
-    found = values.array(condition)
-    if found is None:
-        found = constant_value(condition) if not isinstance(condition, Constant) or condition.nbytes == 1 else None
-    if found is None or found.size != 1:
-        return None
-    entry = found.ravel().tolist()[0]
-    return entry if isinstance(entry, bool) else None
 
 
 def _truth_around(node: Node) -> bool | None:
@@ -109,9 +100,9 @@ def inlining(node: Node, branch: Graph, why: str, types: Types) -> Patch | Skip:
         types: Types; what depends on the outputs is inferred again.
     """
     for output, result in zip(node.outputs, branch.outputs, strict=True):
-        clash = _clash(output, result, branch)
-        if clash:
-            return Skip(node, clash)
+        reason = clash(output, result, branch)
+        if reason:
+            return Skip(node, reason)
 
     def apply(rewriter: Rewriter) -> None:
         results = list(branch.outputs)
@@ -138,7 +129,7 @@ def replace_result(rewriter: Rewriter, output: Tensor, result: Tensor, types: Ty
         rewriter.mark(node)
 
 
-def _clash(output: Tensor, result: Tensor, branch: Graph | None = None) -> str:
+def clash(output: Tensor, result: Tensor, branch: Graph | None = None) -> str:
     """Return why a public output cannot be given by a tensor; empty where it can.
 
     Args:
@@ -202,7 +193,7 @@ def _by_branches(node: Node, types: Types) -> Steps:
     same: list[tuple[int, Tensor]] = []
     for index, (then, otherwise) in enumerate(zip(pair[0].outputs, pair[1].outputs, strict=True)):
         source = _same_either_way(then, otherwise, pair[0])
-        if source is not None and not _clash(node.outputs[index], source):
+        if source is not None and not clash(node.outputs[index], source):
             same.append((index, source))
     if same:
         yield _same_results(node, pair, same, types)
