@@ -82,6 +82,7 @@ class SizeForms:
         self._opset = model.graph.opset
         self._table: dict[Key, Tensor] = {}
         self._made: dict[Key, Tensor] = {}
+        self._front: Node | None = None
         self._places: dict[Dim, list[tuple[Tensor, int]]] = {}
         for tensor in model.graph.inputs:
             for axis, size in enumerate(types.shape(tensor) or ()):
@@ -187,7 +188,9 @@ class SizeForms:
     def apply(self, plan: Plan, rewriter: Rewriter) -> Tensor:
         """Make what a plan needs, before all other nodes of the main graph, and return the tensor."""
         self._made.clear()
-        return plan.make(rewriter, next(iter(self._model.graph.nodes)))
+        if self._front is None or self._front.graph is not self._model.graph:
+            self._front = next(iter(self._model.graph.nodes))  # takes time in the number of nodes
+        return plan.make(rewriter, self._front)
 
     def _reuse(self, key: Key, instead_of: Tensor | None = None) -> Plan | None:
         known = self.known(key)
