@@ -44,10 +44,10 @@ def layers_behind(node: Node, data: Tensor, affine_in: Callable[[Layer], Affine 
         if isinstance(layer, str) or affine is None:
             return None
         if reader.op == "MatMul" and affine.shifts:
-            with_bias = _with_bias(layer)
-            if with_bias is None:
+            biased = with_bias(layer)
+            if biased is None:
                 return None  # it would need an Add of its own
-            layer = with_bias
+            layer = biased
         change = preceded(layer, affine)
         if isinstance(change, str):
             return None
@@ -62,7 +62,7 @@ def layers_behind(node: Node, data: Tensor, affine_in: Callable[[Layer], Affine 
     return Patch(f"fold '{node_label(node)}' into {into}", (node, *(c.layer.node for c in changes)), apply)
 
 
-def _with_bias(layer: Layer) -> Layer | None:
+def with_bias(layer: Layer) -> Layer | None:
     """Return a MatMul together with the Add of a constant that alone reads it."""
     output = layer.node.outputs[0]
     if len(output.outputs) != 1 or is_graph_output(output):
