@@ -26,7 +26,8 @@ import simplify_oracle
 from graphopt.errors import GraphoptError
 from graphopt.graph import read_model
 from graphopt.rewrite.bisect import bisect
-from graphopt.runtime import Feeds
+from graphopt.runtime import Feeds, run
+from graphopt.verify.reference import open_unoptimized
 from model_feeds import feeds_of
 from random_models import Made, random_model
 from reduce_model import reduce_model
@@ -51,10 +52,19 @@ class Tally:
         )
 
 
+_FRAGILE = frozenset((
+    *("LRN", "Scan", "Loop", "LSTM", "GRU", "RNN", "MaxPool", "AveragePool", "LpPool", "Resize", "Upsample", "Einsum"),
+    *("DynamicQuantizeLinear", "LpNormalization", "MeanVarianceNormalization", "InstanceNormalization"),
+))  # fmt: skip
+"""Operators with kernels in ONNX Runtime that end the process on an empty tensor."""
+
+
 def judge_made(made: Made) -> Verdict:
     """Judge a generated model on its feeds, on an empty batch, and where it may be on odd numbers."""
-    empty = feeds_of(made.proto, ({"batch": 0, "length": 2, "n": 2},))
+    empty = [] if _FRAGILE & set(operators(made.proto)) else feeds_of(made.proto, ({"batch": 0, "length": 2, "n": 2},))
     odd = feeds_of(made.proto, ({"batch": 2, "length": 1, "n": 3},), odd=True)
+    if any(node.op_type == "MaxPool" and len(node.output) > 1 for node in made.proto.graph.node):
+        odd = []  # ONNX Runtime's MaxPool ranks NaN otherwise when it is asked for indices
     return judge(made.proto, [*made.feeds, *empty], odd=odd)
 
 
@@ -98,6 +108,9 @@ def reduced(made: Made, fault: SimplifyFaultError) -> Made:
     def fails(model: onnx.ModelProto, feeds: list[dict[str, Any]]) -> bool:
         try:
             onnx.checker.check_model(model, full_check=True)
+            running = open_unoptimized(model.SerializeToString())
+            for feed in feeds:
+                run(running, feed)
             judge(model, feeds)
         except SimplifyFaultError as found:
             return found.kind == fault.kind
@@ -111,6 +124,8 @@ def reduced(made: Made, fault: SimplifyFaultError) -> Made:
 def guilty(made: Made) -> str:
     """Return which patch is the first wrong one, as far as bisection sees it."""
     model = read_model(made.proto.SerializeToString())
+    if not made.feeds[0]:
+        return "bisection: it has no inputs"
     try:
         feeds = Feeds.open(lambda: ({k: v[None] for k, v in feed.items()} for feed in made.feeds), model)
         return str(bisect(model, simplify_oracle.passes(), data=feeds))
