@@ -29,7 +29,7 @@ class SinkTransposes(RulePass):
     Matches:   Transpose, and Reshape that only moves axes of size 1, with the region around it of nodes that can
                compute in the other layout: elementwise operators with broadcasting, Concat, Split, Slice, Pad, Gather,
                Tile, Expand, TopK, Resize, quantization pairs, Reshape and its kin that keep groups of axes together,
-               reductions of integers, LayerNormalization beside its axes.
+               Max, Min and short sums of integers, LayerNormalization beside its axes.
     Produces:  The layouts of all nodes of the region with the fewest Transposes, and of these with the fewest bytes
                moved: a minimum cut, so no other choice of layouts has fewer. Constants are laid out anew. Nothing is
                changed unless nodes or bytes are saved, or a Transpose leaves the side of a layer.

@@ -66,6 +66,8 @@ class _Builder:
         random = self.random
         steps = [self.transpose] * 7 + [self.unary] * 3 + [self.binary] * 5 + [self.reduction] * 2
         steps += [self.concat, self.slice, self.pad, self.unsqueeze, self.squeeze, self.merge, self.softmax, self.split]
+        steps += [self.gather, self.top, self.tile, self.expand, self.product, self.norm, self.resize, self.choose]
+        steps += [self.cut, self.quantize]
         name, shape = random.choice(self.known[-6:] if random.random() < 0.7 else self.known)
         if shape:
             random.choice(steps)(name, shape)
@@ -170,6 +172,99 @@ class _Builder:
     def softmax(self, name: str, shape: Shape) -> None:
         axis = self.random.randrange(len(shape)) if self.opset >= 13 else len(shape) - 1
         self.add("Softmax", [name], [shape], axis=axis)
+
+    def cut(self, name: str, shape: Shape) -> None:
+        """Reshape that makes two axes of one."""
+        axes = [axis for axis, size in enumerate(shape) if size in {2, 4} and not (self.open_batch and axis == 0)]
+        if axes:
+            axis = self.random.choice(axes)
+            result = (*shape[:axis], 2, shape[axis] // 2, *shape[axis + 1 :])
+            target = [0 if self.open_batch and place == 0 else size for place, size in enumerate(result)]
+            self.add("Reshape", [name, self.integers(target)], [result])
+
+    def gather(self, name: str, shape: Shape) -> None:
+        axis = self.random.randrange(len(shape))
+        if self.open_batch and axis == 0:
+            return
+        rank = self.random.choice([0, 1, 2])
+        indices = np.array([self.random.randrange(shape[axis]) for _ in range(2**rank)], np.int64)
+        chosen = self.constant(indices, (2,) * rank)
+        result = (*shape[:axis], *(2,) * rank, *shape[axis + 1 :])
+        self.add("Gather", [name, chosen], [result], axis=axis - self.random.choice([0, len(shape)]))
+
+    def top(self, name: str, shape: Shape) -> None:
+        axis = self.random.randrange(len(shape))
+        if self.opset >= 11 and not (self.open_batch and axis == 0):
+            result = (*shape[:axis], 1, *shape[axis + 1 :])
+            outputs = [f"t{len(self.nodes)}_0", f"i{len(self.nodes)}"]
+            self.nodes.append(helper.make_node("TopK", [name, self.integers([1])], outputs, axis=axis))
+            self.known.append((outputs[0], result))
+
+    def tile(self, name: str, shape: Shape) -> None:
+        counts = [self.random.choice([1, 1, 2]) for _ in shape]
+        if self.open_batch:
+            counts[0] = 1
+        result = tuple(size * count for size, count in zip(shape, counts, strict=True))
+        if np.prod(result) < 500:
+            self.add("Tile", [name, self.integers(counts)], [result])
+
+    def expand(self, name: str, shape: Shape) -> None:
+        if not self.open_batch:
+            target = [self.random.choice([1, size]) if size != 1 else self.random.choice([1, 2]) for size in shape]
+            target = target[self.random.randint(0, len(target) - 1) :]
+            joint = _broadcast(tuple(target), shape)
+            assert joint is not None
+            self.add("Expand", [name, self.integers(target)], [joint])
+
+    def product(self, name: str, shape: Shape) -> None:
+        fitting = [
+            each
+            for each in self.known
+            if len(each[1]) >= 2
+            and len(shape) >= 2
+            and each[1][-2] == shape[-1]
+            and _broadcast(each[1][:-2], shape[:-2]) is not None
+        ]
+        if fitting:
+            other, size = self.random.choice(fitting)
+            batch = _broadcast(size[:-2], shape[:-2])
+            assert batch is not None
+            self.add("MatMul", [name, other], [(*batch, shape[-2], size[-1])])
+
+    def norm(self, name: str, shape: Shape) -> None:
+        if len(shape) >= 3 and not (self.open_batch and name.startswith("t") and shape[1] != self.known[0][1][1]):
+            values = [self.constant(np.full(shape[1], value, np.float32), (shape[1],)) for value in (1, 0.5, 0.1, 2)]
+            self.add("BatchNormalization", [name, *values], [shape])
+
+    def resize(self, name: str, shape: Shape) -> None:
+        if self.opset >= 11 and len(shape) == 4:
+            scales = [1.0 if self.open_batch and place == 0 else self.random.choice([1.0, 1.0, 2.0]) for place in range(4)]
+            result = tuple(int(size * scale) for size, scale in zip(shape, scales, strict=True))
+            given = self.constant(np.array(scales, np.float32), (4,))
+            if np.prod(result) < 500:
+                empty = self.constant(np.zeros(0, np.float32), (0,)) if self.opset < 13 else ""
+                self.add("Resize", [name, empty, given], [result], mode="nearest")
+
+    def choose(self, name: str, shape: Shape) -> None:
+        fitting = [each for each in self.known if _broadcast(each[1], shape) == shape]
+        other, _ = self.random.choice(fitting)
+        condition = f"t{len(self.nodes)}_c"
+        self.nodes.append(helper.make_node("Less", [name, other], [condition]))
+        if self.opset >= 9:
+            self.add("Where", [condition, other, name], [shape])
+
+    def quantize(self, name: str, shape: Shape) -> None:
+        if self.opset < 10:
+            return
+        axis = self.random.randrange(len(shape))
+        count = shape[axis] if self.opset >= 13 and not (self.open_batch and axis == 0) else 0
+        size: Shape = (count,) if count else ()
+        scale = self.constant(np.linspace(0.1, 0.2, max(1, count), dtype=np.float32), size)
+        zero = self.constant(np.arange(max(1, count), dtype=np.uint8) + 100, size)
+        attrs = {"axis": axis} if count else {}
+        whole = f"q{len(self.nodes)}"
+        self.nodes.append(helper.make_node("QuantizeLinear", [name, scale, zero], [whole], **attrs))
+        self.add("DequantizeLinear", [whole, scale, zero], [shape], **attrs)
 
     # ------------------------------------------------------------------------------------------------------ assembling
 

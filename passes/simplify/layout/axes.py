@@ -10,7 +10,7 @@ from graphopt.graph import constant_value
 from graphopt.graph.dtypes import numpy_dtype
 from graphopt.passes.simplify.layout.permutations import Perm, extend, restrict
 from graphopt.passes.simplify.layout.relayout import Draft, Relayout, Side, align, broadcast, may_relay, relaid
-from graphopt.passes.simplify.look import INTEGERS
+from graphopt.passes.simplify.look import BOOL, FLOATS, INTEGERS
 from graphopt.passes.simplify.purity import is_constant
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from graphopt.passes.simplify.look import Look
 
 _SOFTMAX_OF_ONE_AXIS = 13
+
+_SHORT_INTEGERS = (2, 3, 4, 5, 6, 12)
+"""Element types of at most 32 bits, whose sums a runtime that adds in double precision gets right in any order."""
 
 
 def one_axis(default: int, *, data: tuple[int, ...] = (0,), name: str = "axis") -> Rule:
@@ -140,13 +143,18 @@ def _reduced(
     return draft.done({0: source}, source if keeps else restrict(source, kept))
 
 
-def any_order(rule: Rule) -> Rule:
-    """Return a rule of reductions for element types in which the order of summation does not matter."""
+def of_types(rule: Rule, *types: int) -> Rule:
+    """Return a rule that holds for some element types of the first input only.
 
-    def exact(look: Look, side: Side, perm: Perm, hint: Perm) -> Relayout | None:
-        return rule(look, side, perm, hint) if look.dtype(look.node.inputs[0]) in INTEGERS else None
+    Args:
+        rule: The rule.
+        types: ONNX element types.
+    """
 
-    return exact
+    def limited(look: Look, side: Side, perm: Perm, hint: Perm) -> Relayout | None:
+        return rule(look, side, perm, hint) if look.dtype(look.node.inputs[0]) in types else None
+
+    return limited
 
 
 def gather(look: Look, side: Side, perm: Perm, hint: Perm) -> Relayout | None:
@@ -316,11 +324,9 @@ EXACT: dict[str, Rule] = {
     "ScatterElements": one_axis(0, data=(0, 1, 2)),
     "TopK": top_k,
     "Resize": nearest,
-    "Hardmax": softmax,
-    **dict.fromkeys(("ArgMax", "ArgMin"), any_order(arg_reduction)),
-    **dict.fromkeys((
-        "ReduceL1", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
-    ), any_order(reduction)),
+    **dict.fromkeys(("ArgMax", "ArgMin"), of_types(arg_reduction, *INTEGERS)),
+    **dict.fromkeys(("ReduceMax", "ReduceMin"), of_types(reduction, *INTEGERS, BOOL)),
+    **dict.fromkeys(("ReduceL1", "ReduceSum"), of_types(reduction, *_SHORT_INTEGERS)),
 }
 """Operators whose results are the same bits in every layout."""
 
@@ -331,10 +337,14 @@ ROUNDING: dict[str, Rule] = {
     "CumSum": cumulated,
     "Resize": resized,
     **dict.fromkeys(("ArgMax", "ArgMin"), arg_reduction),
+    **dict.fromkeys(("ReduceMax", "ReduceMin"), reduction),
+    **dict.fromkeys(("ReduceL1", "ReduceSum"), of_types(reduction, *FLOATS, *_SHORT_INTEGERS)),
     **dict.fromkeys((
-        "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-        "ReduceSum", "ReduceSumSquare",
-    ), reduction),
+        "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSumSquare",
+    ), of_types(reduction, *FLOATS)),
 }
 # fmt: on
-"""Operators that sum up, or look for the largest among NaN, in an order that depends on the layout."""
+"""Operators that sum up in an order that depends on the layout.
+
+So does what ONNX Runtime makes of a NaN in ReduceMax and ReduceMin.
+"""

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import Variable, is_graph_output, producer
-from graphopt.passes.simplify.layout.permutations import Perm, permuted
+from graphopt.passes.simplify.layout.permutations import Perm, keeps_order, permuted
 from graphopt.passes.simplify.layout.views import constant_target
+from graphopt.rewrite.patch import Patch, node_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from graphopt.analysis.types import Types
     from graphopt.graph import Node, Rewriter, Tensor
     from graphopt.passes.simplify.layout.region import Region, Value
     from graphopt.passes.simplify.layout.relayout import Relayout
@@ -152,6 +154,30 @@ class LayoutChange:
                 rewriter.set_attr(reader, key, setting)
             for place, each in enumerate(inputs):
                 rewriter.set_input(reader, place, each)
+
+
+def view_patch(node: Node, perm: Perm, types: Types) -> Patch | None:
+    """Return the patch that makes a Reshape of a Transpose which moves no element in memory; None where it moves some.
+
+    Args:
+        node: A turn.
+        perm: Its permutation.
+        types: Types of the tensors.
+    """
+    shape = types.shape(node.inputs[0])
+    if node.op != "Transpose" or shape is None or node.graph is None or node.graph.opset < 5:
+        return None
+    target = constant_target(shape, permuted(shape, perm)) if keeps_order(shape, perm) else None
+    if target is None:
+        return None
+
+    def apply(rewriter: Rewriter) -> None:
+        sizes = rewriter.constant(np.array(target, np.int64), name=f"{node.outputs[0].name}__target", near=node)
+        rewriter.set_op(node, "Reshape", node.domain)
+        rewriter.set_attr(node, "perm", None)
+        rewriter.set_input(node, 1, sizes)
+
+    return Patch(f"Transpose '{node_label(node)}' only moves axes of size 1", (node,), apply)
 
 
 def _put_constants(rewriter: Rewriter, node: Node, change: Relayout, inputs: list[Any]) -> None:

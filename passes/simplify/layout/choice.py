@@ -144,7 +144,7 @@ def _bytes(value: Value, region: Region) -> int:
 def _slow(node: Node, region: Region, facts: ShapeValues) -> tuple[int, int]:
     """Return what a node costs besides in each layout, because the runtime lays it out anew for itself."""
     mover = region.movers[node]
-    if node.op not in {"Softmax", "LogSoftmax", "Hardmax"}:
+    if node.op not in {"Softmax", "LogSoftmax"}:
         return (0, 0)
     value = region.value(node.outputs[0], mover.other.outputs[0])
     price = 0 if value is None else 2 * _bytes(value, region) * _BYTE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.graph import is_graph_output
-from graphopt.passes.simplify.layout.change import LayoutChange
+from graphopt.passes.simplify.layout.change import LayoutChange, view_patch
 from graphopt.passes.simplify.layout.choice import better_layouts
 from graphopt.passes.simplify.layout.permutations import is_identity
 from graphopt.passes.simplify.layout.region import Region, Turns
@@ -69,11 +69,12 @@ class TransposeMotion:
                 continue
             region = Region(seed, perm, self.types, self.values, self.rules)
             changes = better_layouts(region, self.values) if region.values else None
-            if changes is None:
+            patch = view_patch(seed, perm, self.types) if changes is None else _patch(region, seed, changes)
+            if patch is None:
                 self._remember(region, seed, waiting)
                 continue
             around = tuple(region.turns)
-            touched = yield _patch(region, seed, changes)
+            touched = yield patch
             waiting.update(dict.fromkeys(around))
             for node in touched:
                 for seeds in self._regions.pop(node, ()):
@@ -82,7 +83,7 @@ class TransposeMotion:
                 waiting[node] = None
 
     def _remember(self, region: Region, seed: Node, waiting: dict[Node, None]) -> None:
-        seeds = tuple(region.turns) if region.whole else (seed,)
+        seeds = tuple(region.turns if region.whole else region.near)
         for turn in seeds:
             waiting.pop(turn, None)
         for node in region.nodes:

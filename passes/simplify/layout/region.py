@@ -130,6 +130,8 @@ class Region:
         movers: The nodes that can compute in either layout.
         around: Nodes that were looked at and stay as they are.
         whole: Whether nothing was left out because the region grew too large.
+        near: The turns found before the region had grown to half of its largest size: it would look much the same from
+            any of them.
     """
 
     def __init__(self, seed: Node, perm: Perm, types: Types, values: ShapeValues, rules: Mapping[str, Rule]) -> None:
@@ -139,6 +141,7 @@ class Region:
         self.movers: dict[Node, Mover] = {}
         self.around: dict[Node, None] = {}
         self.whole = True
+        self.near: dict[Node, None] = {seed: None}
         self._facts = values
         self._rules = rules
         self._turns = Turns(types)
@@ -252,6 +255,8 @@ class Region:
         elif known is not value:
             self._join(value, known)
         value.turns[node] = None
+        if len(self.movers) < MOST_MOVERS // 2:
+            self.near[node] = None
         return True
 
     def _join(self, value: Value, known: Value) -> None:
