@@ -40,10 +40,11 @@ NOT_PORTABLE = ("ort-extended",)
 """Tools whose result needs one runtime by design: shown, never the best."""
 CHAINS = (
     "ort-basic>onnxslim",
-    "onnxslim>onnxscript+rules>ort-basic>onnxslim",
-    "onnxsim>onnxscript+rules>ort-basic>onnxslim",
-    "onnxscript+rules>onnxsim>onnxslim",
     "onnxsim>ort-basic>onnxslim",
+    "ort-basic>onnxsim>onnxslim",
+    "ort-basic>onnxsim>onnxscript+rules",
+    "onnxslim>onnxscript+rules>ort-basic>onnxslim",
+    "onnxslim>onnxscript+rules>ort-basic>onnxslim>onnxsim",
 )
 _POLL_SECONDS = 0.01
 _WALL_BY_CPU = 5

@@ -178,6 +178,18 @@ def test_growth_is_an_exponent_of_nodes() -> None:
     assert cells[2] == "1000: more than 9 CPU seconds"
 
 
+def test_time_is_measured_by_size_until_a_tool_fails(tmp_path: Path) -> None:
+    files = [(size, written(tmp_path / f"{size}.onnx", ORIGINAL)) for size in (3, 30_000)]
+    broken = tmp_path / "broken.onnx"
+    onnx.save(onnx.parser.parse_model(ORIGINAL.replace("Relu(b)", "Relu(y)")), str(broken))
+    runner = simplify_peers.Runner(None, tmp_path / "work", simplify_peers.Limits(60))
+    rows = list(simplify_growth.time_rows(runner, [*files, (40_000, broken), (50_000, broken)], ["graphopt"], runs=1))
+    assert [(found["size"], found.get("nodes")) for found in rows] == [(3, 2), (30_000, 2), (40_000, None)]
+    assert rows[0]["cpu"] > 0
+    assert rows[0]["valid"]
+    assert "valid" not in rows[1]
+
+
 def test_noise_of_a_ratio_is_what_was_seen_or_its_error() -> None:
     assert simplify_latency.spread([1.01, 0.96], [0.001, 0.002]) == pytest.approx(0.04)
     assert simplify_latency.spread([1.0], [0.05]) == pytest.approx(0.1)
