@@ -23,6 +23,9 @@ SIZE_CAP = 48
 
 _MEMO_LIMIT = 1 << 16
 
+_STEPS = 2
+"""How many calls are replaced, one in the other, to prove that an expression is never negative."""
+
 
 class Expr:
     """An integer polynomial over :class:`Atom`; never a constant (those are ``int``). Made by the functions below.
@@ -264,8 +267,7 @@ def compare(a: Dim, b: Dim) -> int | None:
 
 def at_least(a: Dim, b: Dim) -> bool:
     """Return whether ``a >= b`` is proved."""
-    low = lower(add(a, mul(-1, b)))
-    return low is not None and low >= 0
+    return _is_never_negative(add(a, mul(-1, b)), _STEPS)
 
 
 def differ(a: Dim, b: Dim) -> bool:
@@ -291,6 +293,39 @@ def _atom(kind: str, text: str, args: tuple[Dim, ...], low: int | None, high: in
         known = Atom(kind, text, args, low, high)
         _atoms[key] = known
     return known
+
+
+def _is_never_negative(dim: Dim, steps: int) -> bool:
+    """Return whether an expression is proved to be at least 0, with some calls replaced by what they never exceed."""
+    low = lower(dim)
+    if low is not None and low >= 0:
+        return True
+    if steps == 0 or isinstance(dim, int):
+        return False
+    for mono, coefficient in dim.terms:
+        if len(mono) != 1 or mono[0][1] != 1 or mono[0][0].kind == "symbol":
+            continue
+        rest = add(dim, mul(-coefficient, _from_terms({mono: 1})))
+        if any(_is_never_negative(add(rest, other), steps - 1) for other in _not_above(mono[0][0], coefficient)):
+            return True
+    return False
+
+
+def _not_above(atom: Atom, coefficient: int) -> list[Dim]:
+    """Return expressions that are never above ``coefficient * atom``."""
+    if coefficient > 0:
+        return [mul(coefficient, arg) for arg in atom.args] if atom.kind == "max" else []
+    if atom.kind == "min":
+        return [mul(coefficient, arg) for arg in atom.args]
+    if atom.kind not in {"floordiv", "mod"} or not at_least(atom.args[0], 0):
+        return []
+    whole, divisor = atom.args
+    if not isinstance(divisor, int) or divisor < 1:
+        return []
+    found = [mul(coefficient, whole)]
+    if atom.kind == "floordiv" and coefficient % divisor == 0:
+        found.insert(0, mul(coefficient // divisor, whole))
+    return found
 
 
 def _from_terms(terms: dict[Monomial, int]) -> Dim:

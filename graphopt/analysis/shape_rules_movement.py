@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 from onnx import TensorProto
 
-from graphopt.analysis.dims import Expr, ceildiv, compare, exact_div, floordiv, lower, maximum, minimum, product
+from graphopt.analysis.dims import (
+    Expr,
+    at_least,
+    ceildiv,
+    compare,
+    exact_div,
+    floordiv,
+    lower,
+    maximum,
+    minimum,
+    product,
+)
 from graphopt.analysis.shape_rules import rule
 from graphopt.analysis.site import Known, ShapeClashError, normalized, permuted, unify_dim
 
@@ -275,12 +286,23 @@ def sliced(size: Dim | None, start: Dim | None, end: Dim | None, step: Dim | Non
     if step < 0:
         whole = start == -1 or (isinstance(start, int) and start >= SLICE_END)
         return ceildiv(size, -step) if whole and isinstance(end, int) and end <= -SLICE_END else None
+    start, end = _from_end(start, size), _from_end(end, size)
     start_sign, end_sign = _sign(start), _sign(end)
     if start_sign is None or end_sign is None:
         return None
     stop = size if isinstance(end, int) and end >= SLICE_END else minimum(end, size) if end_sign >= 0 else size + end
     taken = stop - start if start_sign >= 0 else minimum(stop, stop - size - start)
     return maximum(ceildiv(taken, step), 0)
+
+
+def _from_end(bound: Dim, size: Dim) -> Dim:
+    """Return a bound that is a number of elements before the end as that negative number, if they mean the same.
+
+    On an axis of size 0, ``size - 1`` is -1, and both are the end of an empty range.
+    """
+    distance = bound - size
+    is_before = isinstance(distance, int) and distance < 0 and isinstance(bound, Expr)
+    return distance if is_before and (distance == -1 or at_least(size, -distance)) else bound
 
 
 def _backwards(size: int, start: int, end: int, step: int) -> int:

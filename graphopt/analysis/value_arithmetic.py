@@ -134,6 +134,25 @@ def extreme_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
     return _elementwise(site, outputs, fold)
 
 
+@value_rule("Clip")
+def clipped_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
+    """The number, at least the lower limit, then at most the upper one."""
+    value, low, high = site.value(0), site.value(1), site.value(2)
+    unknown = any(site.has(index) and limit is None for index, limit in ((1, low), (2, high)))
+    if site.opset < 12 or value is None or outputs[0].dtype not in INTEGERS or unknown:
+        return (None,)
+    limits = [(limit.ravel()[0], choose) for limit, choose in ((low, maximum), (high, minimum)) if limit is not None]
+
+    def clip(entry: Element) -> Element:
+        for limit, choose in limits:
+            if not isinstance(entry, int | Expr) or not isinstance(limit, int | Expr):
+                return None
+            entry = choose(entry, limit)
+        return entry
+
+    return (as_value([clip(entry) for entry in value.ravel().tolist()], value.shape),)
+
+
 @value_rule("Neg")
 def negative_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
     """The opposite number."""

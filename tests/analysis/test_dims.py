@@ -119,6 +119,32 @@ def test_a_dimension_may_be_zero_and_a_value_may_be_negative() -> None:
     assert upper(minimum(s, 512)) == 512
 
 
+@pytest.mark.parametrize(
+    ("more", "less"),
+    [
+        (s, s // 3),
+        (s, s // 2 * 2),
+        (s + 1, (s + 1) // 2),
+        (s, minimum(s, p)),
+        (s, s % 5),
+        (maximum(s, p) + 2, p),
+        (b * s, (b * s) // 7),
+        (s, minimum(s // 2, p)),
+    ],
+)
+def test_a_part_is_never_more_than_the_whole(more: Dim, less: Dim) -> None:
+    assert at_least(more, less)
+    assert minimum(more, less) is less
+    assert not at_least(less, more + 1)
+
+
+def test_what_may_be_more_is_not_proved_to_be_less() -> None:
+    assert not at_least(s // 2, 1)
+    assert not at_least(s // 2 * 2, s)
+    assert not at_least(s, signed // 2)
+    assert not at_least(minimum(s, p), p)
+
+
 def test_two_symbols_are_never_taken_for_equal() -> None:
     assert compare(s, p) is None
     assert not differ(s, p)
@@ -168,6 +194,9 @@ def test_expressions_agree_with_integers(tree: Any, b: int, s: int, p: int, v: i
     low, high = lower(dim), upper(dim)
     assert low is None or low <= expected
     assert high is None or expected <= high
+    for other in ("b", "v"):
+        assert not at_least(dim, _SYMBOLS[other]) or expected >= values[other]
+        assert not at_least(_SYMBOLS[other], dim) or values[other] >= expected
     found = evaluate(dim, values)
     assert found == expected or (found is None and (_has_opaque(dim) or _divides_by_zero(dim, values)))
 

@@ -144,6 +144,36 @@ CASES = {
             "both": "False",
         },
     ),
+    "limits and parts": (
+        """g (float[b, s] x) => (float y)
+        <int64 i1 = {1}, int64 zero = {0}, int64 one = {1}, int64 two = {2}, int64 nine = {9}, int64[1] a0 = {0},
+         int64[1] a1 = {1}> {
+            shape = Shape (x)
+            n = Gather (shape, i1)
+            inside = Clip (n, one, nine)
+            below = Clip (n, , nine)
+            above = Clip (n, zero)
+            crossed = Clip (n, nine, one)
+            part = Div (n, two)
+            least = Min (n, part)
+            line = Unsqueeze (n, a0)
+            shorter = Sub (line, a1)
+            cut = Slice (x, a0, shorter, a1)
+            lengths = Shape <start = 1> (cut)
+            tail = Slice (x, shorter, line, a1)
+            rest = Shape <start = 1> (tail)
+            y = Relu (x)
+        }""",
+        {
+            "inside": "min(9, max(1, s))",
+            "below": "min(9, s)",
+            "above": "s",
+            "crossed": "1",
+            "least": "floordiv(s, 2)",
+            "lengths": "max(0, s - 1)",
+            "rest": "min(1, s)",
+        },
+    ),
     "movement": (
         """g (float[b, s] x) => (float y)
         <int64[2] fold = {2, 1}, int64[1] flat = {-1}, int64[1] a0 = {0}, int64[1] upd = {9}, int64[1, 1] at = {1}> {
