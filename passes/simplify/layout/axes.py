@@ -51,7 +51,7 @@ def concat(look: Look, _side: Side, perm: Perm, _hint: Perm) -> Relayout | None:
     for place, tensor in enumerate(node.inputs):
         if not is_constant(tensor):
             inputs[place] = perm
-        elif may_relay(tensor, look):
+        elif may_relay(tensor, look.types):
             draft.constants[place] = relaid(tensor, perm, shorten=False)
         else:
             return None

@@ -8,6 +8,7 @@ import numpy as np
 
 from graphopt.graph import Variable, is_graph_output, producer
 from graphopt.passes.simplify.layout.permutations import Perm, keeps_order, permuted
+from graphopt.passes.simplify.layout.relayout import may_relay, relaid
 from graphopt.passes.simplify.layout.views import constant_target
 from graphopt.rewrite.patch import Patch, node_label
 
@@ -108,12 +109,15 @@ class LayoutChange:
         return made
 
     def _turn(self, rewriter: Rewriter, value: Value, source: Tensor, layout: int, like: Tensor, near: Node) -> Tensor:
-        """Make the node that turns a value into a layout: a view where no element moves."""
+        """Turn a value into a layout: a constant is laid out anew, a view does where no element moves."""
         shapes = (value.shape, permuted(value.shape, value.perm))
         target = constant_target(shapes[1 - layout], shapes[layout]) if value.keeps_order else None
         graph = self.region.graph
         made: Tensor
-        if target is None or graph is None or graph.opset < 5:
+        if may_relay(source, self.region.types):
+            array = relaid(source, value.away(1 - layout), shorten=False)()
+            made = rewriter.constant(array, name=f"{source.name}__laid_out", near=near)
+        elif target is None or graph is None or graph.opset < 5:
             perm = list(value.away(1 - layout))
             made = rewriter.op("Transpose", [source], attrs={"perm": perm}, like=like, near=near)
         else:

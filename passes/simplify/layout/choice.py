@@ -16,6 +16,7 @@ from graphopt.graph import is_graph_input, is_graph_output, producer
 from graphopt.passes.simplify.layout.axes import softmax_now
 from graphopt.passes.simplify.layout.min_cut import ENDLESS, SINK, SOURCE, Network
 from graphopt.passes.simplify.layout.region import MOST_READERS, element_bytes
+from graphopt.passes.simplify.layout.relayout import may_relay
 from graphopt.passes.simplify.look import Look
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ def better_layouts(region: Region, facts: ShapeValues) -> dict[Node, int] | None
     ends = [_ends(value, region, numbers) for value in region.values]
     prices = [_price(value, region) for value in region.values]
     slow = {node: _slow(node, region, facts) for node in region.movers}
-    for end, price in zip(ends, prices, strict=True):
+    after = [
+        0 if may_relay(value.root, region.types) else price for value, price in zip(region.values, prices, strict=True)
+    ]
+    for end, price in zip(ends, after, strict=True):
         _add_value(network, end, price)
     for node, number in numbers.items():
         costs = list(slow[node])
@@ -73,7 +77,7 @@ def better_layouts(region: Region, facts: ShapeValues) -> dict[Node, int] | None
     chosen[SOURCE], chosen[SINK] = 0, 1
     now = sum(len(value.turns) * price for value, price in zip(region.values, prices, strict=True))
     now += sum(costs[region.movers[node].layout] for node, costs in slow.items())
-    then = sum(price for end, price in zip(ends, prices, strict=True) if _is_turned(end, chosen))
+    then = sum(price for end, price in zip(ends, after, strict=True) if _is_turned(end, chosen))
     then += sum(costs[chosen[numbers[node]]] for node, costs in slow.items())
     if then >= now:
         return None
@@ -162,7 +166,7 @@ def _keeps_names(region: Region, changes: Mapping[Node, int]) -> bool:
         for tensor, layout in value.tensors.items():
             if is_graph_output(tensor):
                 named[layout] = named.get(layout, 0) + 1
-        if any(count > 1 for count in named.values()):
+        if any(count > 1 for count in named.values()) or (named and may_relay(root, region.types)):
             return False
         here = value.tensors[root]
         if not changed and named.get(here) and not is_graph_output(root):

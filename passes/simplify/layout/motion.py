@@ -85,7 +85,9 @@ class TransposeMotion:
     def _remember(self, region: Region, seed: Node, waiting: dict[Node, None]) -> None:
         seeds = tuple(region.turns if region.whole else region.near)
         for turn in seeds:
-            waiting.pop(turn, None)
+            perm = self._turns.perm(turn)
+            if perm is None or view_patch(turn, perm, self.types) is None:
+                waiting.pop(turn, None)
         for node in region.nodes:
             self._seen[node] = _state(node)
             self._regions.setdefault(node, []).append(seeds)

@@ -12,8 +12,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from onnx import TensorProto
+
 from graphopt.graph import producer
-from graphopt.graph.dtypes import bits, is_sub_byte
+from graphopt.graph.dtypes import bits
 from graphopt.passes.simplify.layout.permutations import (
     Perm,
     between,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 MOST_MOVERS = 256
 """A region stops growing at so many movers; what lies behind keeps its layout."""
+
+_FLOAT8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ)
 
 MOST_READERS = 64
 """The readers of a tensor with more readers than this keep their layout."""
@@ -195,8 +199,8 @@ class Region:
 
     def _add(self, tensor: Tensor, perm: Perm, layout: int) -> Value | None:
         """Take a tensor in, whose other layout a permutation gives; None where it cannot be turned."""
-        shape, dtype = self.types.shape(tensor), self.types.dtype(tensor)
-        if shape is None or len(shape) != len(perm) or not dtype or is_sub_byte(dtype):
+        shape = self.types.shape(tensor)
+        if shape is None or len(shape) != len(perm) or not self._has_transpose(tensor):
             return None
         value = Value(inverse(perm), permuted(shape, perm)) if layout else Value(perm, shape)
         self.values.append(value)
@@ -319,10 +323,23 @@ class Region:
         ):
             if perm is None or is_identity(perm):
                 continue
-            shape, dtype = self.types.shape(tensor), self.types.dtype(tensor)
-            if shape is None or len(shape) != len(perm) or not dtype or is_sub_byte(dtype):
+            shape = self.types.shape(tensor)
+            if shape is None or len(shape) != len(perm) or not self._has_transpose(tensor):
                 return False
         return True
+
+    def _has_transpose(self, tensor: Tensor) -> bool:
+        """Whether Transpose takes the element type of a tensor in the opset of the graph."""
+        assert self.graph is not None
+        return 0 < self._transposes_since(self.types.dtype(tensor)) <= self.graph.opset
+
+    @staticmethod
+    def _transposes_since(dtype: int) -> int:
+        if dtype == TensorProto.BFLOAT16:
+            return 13
+        if dtype in _FLOAT8:
+            return 21
+        return 1 if 0 < dtype < TensorProto.BFLOAT16 else 0
 
     def _drop_contradictions(self) -> None:
         """Let movers stay that need another layout or permutation than their tensors have, or read a crowded one."""

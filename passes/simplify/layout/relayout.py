@@ -9,12 +9,13 @@ import numpy as np
 
 from graphopt.graph import constant_value
 from graphopt.graph.dtypes import is_sub_byte, numpy_dtype
-from graphopt.passes.simplify.layout.permutations import Perm, is_identity, same_on
+from graphopt.passes.simplify.layout.permutations import Perm, same_on
 from graphopt.passes.simplify.purity import is_constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from graphopt.analysis.types import Types
     from graphopt.graph import Tensor
     from graphopt.passes.simplify.look import Look
 
@@ -101,17 +102,11 @@ class Draft:
         return Relayout(every, (perm,) * outputs, self.attrs, self.constants, op, slow, reverse)
 
 
-def rank_at(look: Look, side: Side) -> int | None:
-    """Return the rank of the tensor on an edge."""
-    node = look.node
-    return look.types.rank(node.outputs[side.place] if side.is_output else node.inputs[side.place])
-
-
-def may_relay(tensor: Tensor, look: Look) -> bool:
+def may_relay(tensor: Tensor, types: Types) -> bool:
     """Whether a constant may get another layout: small, or read here alone; never of elements below one byte."""
     if not is_constant(tensor):
         return False
-    dtype, shape = look.dtype(tensor), look.types.static_shape(tensor)
+    dtype, shape = types.dtype(tensor), types.static_shape(tensor)
     if not dtype or shape is None or is_sub_byte(dtype):
         return False
     known = numpy_dtype(dtype)
@@ -156,7 +151,7 @@ def broadcast(look: Look, side: Side, perm: Perm, places: range) -> tuple[Perm, 
         if aligned is not None and same_on(shape, aligned, tuple(range(len(shape)))):
             continue
         if is_constant(tensor):
-            if not may_relay(tensor, look):
+            if not may_relay(tensor, look.types):
                 return None
             draft.constants[place] = relaid(tensor, full, shorten=tall)
         elif aligned is None:
@@ -198,8 +193,3 @@ def relaid(tensor: Tensor, perm: Perm, *, shorten: bool) -> Callable[[], Array]:
         return np.ascontiguousarray(moved).reshape(moved.shape)
 
     return make
-
-
-def moves(perm: Perm | None) -> bool:
-    """Whether a permutation moves an axis."""
-    return perm is not None and not is_identity(perm)
