@@ -39,8 +39,8 @@ class ResolveSequences(RulePass):
     Produces:  The element itself; a constant; a Concat; one Split, or Gather where the parts have no axis of their own.
                At least one node less, and no copy of tensors into a sequence and out of it.
     Requires:  Constant positions inside the sequence. A split by given sizes that asks to drop the axis stays, since
-               ONNX says it does not and ONNX Runtime does. Sequences that are outputs of a graph, or that bodies change in
-               each iteration, stay.
+               ONNX says it does not and ONNX Runtime does. Sequences that are outputs of a graph, or that bodies
+               change in each iteration, stay.
     Preserves: Every output bitwise; public names, types and shapes.
     Source:    ONNX operators on sequences and optionals; scalar replacement of aggregates, Muchnick, Advanced Compiler
                Design and Implementation, 1997, 12.2.
