@@ -12,16 +12,17 @@ from graphopt.passes.fuse.heads import (
     HEADS_LAST_TURNED,
     LAST_TWO,
     Scaled,
-    flat,
+    View,
     is_last_axis,
     scaled,
-    split_heads,
     turned,
-    unrepeated,
+    views,
 )
 from graphopt.passes.fuse.intervals import interval
-from graphopt.passes.fuse.masks import Length, Masks
-from graphopt.passes.fuse.matching import FLOAT, above, are_private, below
+from graphopt.passes.fuse.lengths import Length
+from graphopt.passes.fuse.masks import Masks
+from graphopt.passes.fuse.matching import FLOAT, above, are_private, below, only_first_output, refers_to_function
+from graphopt.passes.fuse.reading import Operand, shared_heads, with_four_axes, with_three_axes
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip
 from graphopt.verify.contract import Contract
@@ -70,7 +71,10 @@ class FuseAttention(RulePass):
         """Return one rule, rooted at the Softmax."""
         types = facts.get(Types)
         masks = Masks(types)
-        return (Rule(("Softmax",), lambda node: self._fused(node, types, masks), depth=10, below=4),)
+        return (
+            Rule(("Softmax",), lambda node: self._fused(node, types, masks), depth=10, below=4),
+            Rule(("Attention",), lambda node: _improved(node, types, masks), depth=7, below=2),
+        )
 
     def _fused(self, softmax: Node, types: Types, masks: Masks) -> Patch | Skip | None:
         assert softmax.graph is not None
@@ -90,9 +94,15 @@ class FuseAttention(RulePass):
             return Skip(second, f"the mask '{scores.mask.name}' may be the lowest float for all keys of a row")
         found = _with_three_axes(found, types) or found
         extra = 0 if scores.mask is None else masks.nodes_for(scores.mask, found.rows, found.columns)
-        if len(found.core) <= 1 + extra + len(found.turns):
-            return None
-        return found.patch(masks)
+        turns = sum(bool(operand.turn) for operand in found.operands)
+        return found.patch(masks) if len(found.core) > 1 + extra + turns else None
+
+
+def _improved(node: Node, types: Types, masks: Masks) -> Patch | None:
+    """Return the patch that makes an Attention read tensors of three axes, or fewer heads."""
+    assert node.graph is not None
+    found = _again(node, types) if node.graph.opset >= OPSET and not refers_to_function(node) else None
+    return None if found is None else found.patch(masks)
 
 
 # ---------------------------------------------------------------------------------------------------------- scores
@@ -129,38 +139,7 @@ def _product(tensor: Tensor) -> _Scores | None:
     return None if product is None else _Scores(product, multiple.factor, None, (product, *multiple.nodes))
 
 
-# -------------------------------------------------------------------------------------------------------- operands
-
-
-@dataclass(frozen=True, slots=True)
-class _Operand:
-    """What Attention reads.
-
-    Attributes:
-        tensor: The tensor, before `turn` and `rotary`.
-        nodes: Nodes that only prepare it; they go if nothing else reads them.
-        turn: The permutation it needs, if any.
-        rotary: A RotaryEmbedding of four axes that is applied to it, then with three.
-        heads: Its number of heads.
-    """
-
-    tensor: Tensor
-    nodes: tuple[Node, ...]
-    heads: int
-    turn: list[int] | None = None
-    rotary: Node | None = None
-
-    def made(self, rw: Rewriter, near: Node) -> Tensor:
-        """Return the tensor as Attention reads it."""
-        if self.turn is not None:
-            turned_tensor: Tensor = rw.op("Transpose", [self.tensor], attrs={"perm": self.turn}, near=near)
-            return turned_tensor
-        if self.rotary is not None:
-            inputs = [self.tensor, *self.rotary.inputs[1:]]
-            attrs = {**self.rotary.attrs, "num_heads": self.heads}
-            embedded: Tensor = rw.op("RotaryEmbedding", inputs, attrs=attrs, near=near, origin=[self.rotary])
-            return embedded
-        return self.tensor
+# ----------------------------------------------------------------------------------------------------- the attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,42 +148,37 @@ class _Found:
 
     Attributes:
         core: Nodes that go, the last one gives the result.
-        query: The queries.
-        key: The keys.
-        value: The values.
-        factor: What the product is multiplied by.
+        options: What queries, keys and values are made of.
+        operands: What Attention reads of them.
+        attrs: Attributes of the Attention, without numbers of heads.
         mask: What is added.
         rows: Number of queries.
         columns: Number of keys.
         value_size: Size of a head of the values.
         is_flat: Whether the operands have three axes.
+        further: Inputs behind the values that stay as they are.
     """
 
     core: tuple[Node, ...]
-    query: _Operand
-    key: _Operand
-    value: _Operand
-    factor: float
+    options: tuple[list[View], list[View], list[View]]
+    operands: tuple[Operand, ...]
+    attrs: dict[str, Any]
     mask: Tensor | None
     rows: Dim
     columns: Dim
     value_size: int
     is_flat: bool = False
-
-    @property
-    def turns(self) -> list[_Operand]:
-        """The operands that need a new Transpose although the old one may stay."""
-        return [each for each in (self.query, self.key, self.value) if each.turn is not None]
+    further: tuple[Tensor, ...] = ()
 
     def patch(self, masks: Masks) -> Patch:
         """Return the patch."""
         root = self.core[-1]
-        attrs: dict[str, Any] = {"scale": self.factor}
+        attrs = dict(self.attrs)
         if self.is_flat:
-            attrs |= {"q_num_heads": self.query.heads, "kv_num_heads": self.key.heads}
+            attrs |= {"q_num_heads": self.operands[0].heads, "kv_num_heads": self.operands[1].heads}
 
         def apply(rw: Rewriter) -> None:
-            inputs = [operand.made(rw, root) for operand in (self.query, self.key, self.value)]
+            inputs = [*(operand.made(rw, root) for operand in self.operands), *self.further]
             if self.mask is not None:
                 axis = 1 if self.is_flat else 2
                 rows, columns = Length(self.rows, inputs[0], axis), Length(self.columns, inputs[1], axis)
@@ -213,7 +187,7 @@ class _Found:
             new = rw.op("Attention", inputs, attrs=attrs, like=output, near=root, origin=self.core)
             rw.replace_tensor(output, new)
             rw.erase(reversed(self.core))
-            for operand in (self.query, self.key, self.value):
+            for operand in self.operands:
                 for node in operand.nodes:
                     _erase_unread(rw, node)
 
@@ -223,81 +197,95 @@ class _Found:
 
 
 def _erase_unread(rw: Rewriter, node: Node) -> None:
-    if not any(tensor.outputs or is_graph_output(tensor) for tensor in node.outputs if tensor.name):
+    if node.graph is not None and not any(t.outputs or is_graph_output(t) for t in node.outputs if t.name):
         rw.erase(node)
 
 
 def _with_four_axes(scores: _Scores, second: Node, core: tuple[Node, ...], types: Types) -> _Found | None:
     product = scores.product
     query, turned_key = scaled(product.inputs[0]), scaled(product.inputs[1])
-    factor = scores.factor * query.factor * turned_key.factor
-    above_product = [*query.nodes, *turned_key.nodes]
-    if not are_private(above_product, product):
+    if not are_private([*query.nodes, *turned_key.nodes], product):
         query, turned_key = Scaled(product.inputs[0]), Scaled(product.inputs[1])
-        factor, above_product = scores.factor, []
     value = second.inputs[1]
-    shapes = [types.shape(each) for each in (query.tensor, turned_key.tensor, value)]
-    if any(shape is None or len(shape) != 4 for shape in shapes):
+    known = [shape for each in (query.tensor, turned_key.tensor, value) if (shape := types.shape(each)) is not None]
+    if len(known) < 3 or any(len(shape) != 4 for shape in known):
         return None
-    (batch, heads, rows, size), (_, _, depth, columns), (_, _, length, value_size) = (
-        s for s in shapes if s is not None
-    )
-    same = all(shape is not None and shape[:2] == (batch, heads) for shape in shapes)
+    (batch, heads, rows, size), (_, _, depth, columns), (_, _, length, value_size) = known
+    same = all(shape[:2] == (batch, heads) for shape in known)
     if not same or size != depth or columns != length or 0 in (batch, heads, rows, columns):
         return None
     if not isinstance(heads, int) or not isinstance(size, int) or not isinstance(value_size, int) or not size:
         return None
-    key_node, key = turned(turned_key.tensor, LAST_TWO), _Operand(turned_key.tensor, (), heads, LAST_TWO)
-    values = _Operand(value, (), heads)
-    if key_node is not None:
-        multiple = scaled(key_node.inputs[0])
-        if multiple.nodes and are_private([key_node, *multiple.nodes], product):
-            factor *= multiple.factor
-            above_product += [key_node, *multiple.nodes]
-        else:
-            multiple = Scaled(key_node.inputs[0])
-        key = _Operand(multiple.tensor, (key_node,), heads)
-        few_keys, key_nodes = unrepeated(multiple.tensor, types)
-        few_values, value_nodes = unrepeated(value, types)
-        counts = [(types.shape(each) or ())[1] for each in (few_keys, few_values)]
-        if key_nodes and value_nodes and counts[0] == counts[1] and isinstance(counts[0], int):
-            key = _Operand(few_keys, (key_node, *key_nodes), counts[0])
-            values = _Operand(few_values, tuple(value_nodes), counts[0])
+    keys, key_scale = _keys(turned_key.tensor, heads, product, types)
+    options = (views(query.tensor, heads, types), keys, views(value, heads, types))
+    if keys:
+        shared = shared_heads(keys, options[2])
+        counts = (heads, shared, shared)
+        operands = [with_four_axes(each, count) for each, count in zip(options, counts, strict=True)]
     else:
-        whole = turned(turned_key.tensor, HEADS_LAST_TURNED)
-        if whole is not None:
-            key = _Operand(whole.inputs[0], (whole,), heads, HEADS_FIRST)
-    core = (*dict.fromkeys((*above_product, *core)),)
-    return _Found(core, _Operand(query.tensor, (), heads), key, values, factor, scores.mask, rows, columns, value_size)
+        turn = Operand(turned_key.tensor, (), heads, tuple(LAST_TWO))
+        operands = [Operand(query.tensor, (), heads), turn, Operand(value, (), heads)]
+    factor = scores.factor * query.factor * turned_key.factor * key_scale.factor
+    nodes = (*dict.fromkeys((*query.nodes, *turned_key.nodes, *key_scale.nodes, *core)),)
+    return _Found(nodes, options, (*operands,), {"scale": factor}, scores.mask, rows, columns, value_size)
+
+
+def _keys(tensor: Tensor, heads: int, product: Node, types: Types) -> tuple[list[View], Scaled]:
+    """Return what keys (batch, heads, size, length) are made of, nothing where they are not turned, and their scale."""
+    node = turned(tensor, LAST_TWO)
+    if node is None:
+        whole = turned(tensor, HEADS_LAST_TURNED)
+        found = [] if whole is None else views(whole.inputs[0], heads, types, is_turned=True)
+        return [replace(view, nodes=(whole, *view.nodes)) for view in found if whole is not None], Scaled(tensor)
+    multiple = scaled(node.inputs[0])
+    if not multiple.nodes or not are_private([node, *multiple.nodes], product):
+        multiple = Scaled(node.inputs[0])
+    found = views(multiple.tensor, heads, types)
+    nodes = () if multiple.nodes else (node,)
+    scale = replace(multiple, nodes=(*multiple.nodes, node)) if multiple.nodes else multiple
+    return [replace(view, nodes=(*nodes, *view.nodes)) for view in found], scale
 
 
 def _with_three_axes(found: _Found, types: Types) -> _Found | None:
-    second = found.core[-1]
-    back = below(second.outputs[0], "Transpose")
+    """Return the attention with three axes, where its result is turned and merged and its operands allow it."""
+    result = found.core[-1].outputs[0]
+    back = below(result, "Transpose")
     merged = None if back is None else below(back.outputs[0], "Reshape")
-    if back is None or merged is None or list(back.attrs.get("perm", ())) != HEADS_FIRST:
+    if back is None or merged is None or list(back.attrs.get("perm", ())) != HEADS_FIRST or not found.options[1]:
         return None
-    shape = types.shape(second.outputs[0])
-    if shape is None or types.shape(merged.outputs[0]) != (shape[0], shape[2], found.query.heads * found.value_size):
+    shape, heads = types.shape(result), found.options[0][0].heads
+    if shape is None or types.shape(merged.outputs[0]) != (shape[0], shape[2], heads * found.value_size):
         return None
-    operands = [_flattened(each, types) for each in (found.query, found.key, found.value)]
-    if any(each is None for each in operands):
+    shared = shared_heads(*found.options[1:])
+    counts = (heads, shared, shared)
+    operands = [with_three_axes(each, count, types) for each, count in zip(found.options, counts, strict=True)]
+    whole = tuple(each for each in operands if each is not None)
+    if len(whole) < 3:
         return None
-    query, key, value = (each for each in operands if each is not None)
-    core = (*found.core, back, merged)
-    return replace(found, core=core, query=query, key=key, value=value, is_flat=True)
+    return replace(found, core=(*found.core, back, merged), operands=whole, is_flat=True)
 
 
-def _flattened(operand: _Operand, types: Types) -> _Operand | None:
-    """Return an operand of four axes as one of three: (batch, length, heads * size)."""
-    if operand.turn is not None:
-        split = split_heads(operand.tensor, types) if operand.turn == HEADS_FIRST else None
-        return None if split is None else _Operand(split[0], (*operand.nodes, *split[1]), operand.heads)
-    found = flat(operand.tensor, types)
-    if found is not None:
-        return _Operand(found[0], (*operand.nodes, *found[1]), operand.heads)
-    rotary = above(operand.tensor, "RotaryEmbedding")
-    inner = None if rotary is None else flat(rotary.inputs[0], types)
-    if rotary is None or inner is None:
+def _again(node: Node, types: Types) -> _Found | None:
+    """Return an Attention of four axes with three, or with fewer heads that are repeated."""
+    if "q_num_heads" in node.attrs or len(node.inputs) not in (3, 4) or not only_first_output(node):
         return None
-    return _Operand(inner[0], (*operand.nodes, rotary, *inner[1]), operand.heads, rotary=rotary)
+    shapes = [types.shape(tensor) for tensor in node.inputs[:3]]
+    known = [shape for shape in shapes if shape is not None and len(shape) == 4]
+    if len(known) < 3 or not all(isinstance(shape[1], int) and isinstance(shape[3], int) for shape in known):
+        return None
+    (_, heads, rows, _), (_, groups, columns, _), (_, _, _, value_size) = known
+    if not isinstance(heads, int) or not isinstance(groups, int) or not isinstance(value_size, int):
+        return None
+    query, key, value = node.inputs[:3]
+    options = (views(query, heads, types), views(key, groups, types), views(value, groups, types))
+    found = _Found((node,), options, (), dict(node.attrs), None, rows, columns, value_size)
+    found = replace(found, further=tuple(node.inputs[3:]))
+    flat = _with_three_axes(found, types)
+    if flat is not None:
+        return flat
+    shared = shared_heads(*options[1:])
+    if shared == groups:
+        return None
+    counts = (heads, shared, shared)
+    operands = tuple(with_four_axes(each, count) for each, count in zip(options, counts, strict=True))
+    return None if any(operand.turn for operand in operands) else replace(found, operands=operands)

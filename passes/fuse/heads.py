@@ -20,6 +20,7 @@ LAST_TWO = [0, 1, 3, 2]
 HEADS_LAST_TURNED = [0, 2, 3, 1]
 
 _LARGEST_INDEX = 4096
+_MOST_VIEWS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,47 +100,82 @@ def flat(tensor: Tensor, types: Types) -> tuple[Tensor, list[Node]] | None:
     return None if moved is None or found is None else (found[0], [moved, *found[1]])
 
 
-def unrepeated(tensor: Tensor, types: Types) -> tuple[Tensor, list[Node]]:
-    """Return what a tensor (batch, heads, ...) repeats along the heads, each as often as the others, one by one.
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor that another is a view of, or repeats along the heads.
 
-    The repetition is a Gather of the heads 0, 0, 1, 1, ..., or Unsqueeze, Expand and Reshape.
+    Attributes:
+        tensor: The tensor.
+        heads: Its number of heads.
+        is_turned: Whether it is (batch, length, heads, size), not (batch, heads, length, size).
+        nodes: The nodes between.
+    """
+
+    tensor: Tensor
+    heads: int
+    is_turned: bool
+    nodes: tuple[Node, ...] = ()
+
+
+def views(tensor: Tensor, heads: int, types: Types, *, is_turned: bool = False) -> list[View]:
+    """Return the tensors that one is made of by turning it and by repeating heads, itself first.
 
     Args:
-        tensor: The tensor.
+        tensor: A tensor of four axes.
+        heads: Its number of heads.
         types: Shapes.
+        is_turned: Whether it is (batch, length, heads, size).
+    """
+    found = [View(tensor, heads, is_turned)]
+    for _ in range(_MOST_VIEWS):
+        last = found[-1]
+        moved = turned(last.tensor, HEADS_FIRST)
+        if moved is not None:
+            found.append(View(moved.inputs[0], last.heads, not last.is_turned, (*last.nodes, moved)))
+            continue
+        axis = 2 if last.is_turned else 1
+        source, nodes = _unrepeated(last.tensor, axis, types)
+        shape = None if source is None else types.shape(source)
+        fewer = None if shape is None else shape[axis]
+        if source is None or not isinstance(fewer, int):
+            break
+        found.append(View(source, fewer, last.is_turned, (*last.nodes, *nodes)))
+    return found
 
-    Returns:
-        The tensor with fewer heads and the nodes that repeat; the tensor itself and none where it repeats nothing.
+
+def _unrepeated(tensor: Tensor, axis: int, types: Types) -> tuple[Tensor | None, tuple[Node, ...]]:
+    """Return what a tensor repeats along the heads, each as often as the others, one by one, and the nodes that do it.
+
+    The repetition is a Gather of the heads 0, 0, 1, 1, ..., or Unsqueeze, Expand and Reshape.
     """
     node = above(tensor, "Gather", "Reshape")
     source = None
-    nodes: list[Node] = []
+    nodes: tuple[Node, ...] = ()
     if node is not None and node.op == "Gather":
-        source, nodes = _gathered(node), [node]
+        source, nodes = _gathered(node, axis), (node,)
     elif node is not None:
         expand = above(node.inputs[0], "Expand")
         view = None if expand is None else above(expand.inputs[0], "Unsqueeze", "Reshape")
         if expand is not None and view is not None:
-            source, nodes = view.inputs[0], [node, expand, view]
-            shapes = [types.shape(each) for each in (source, view.outputs[0], expand.outputs[0], tensor)]
-            if not _repeats_heads(*shapes):
-                source = None
+            shapes = [types.shape(each) for each in (view.inputs[0], view.outputs[0], expand.outputs[0], tensor)]
+            source, nodes = (view.inputs[0] if _repeats(axis, *shapes) else None), (node, expand, view)
     before, after = (None if each is None else types.shape(each) for each in (source, tensor))
-    if source is None or before is None or after is None or len(before) != len(after):
-        return tensor, []
-    if before[:1] + before[2:] != after[:1] + after[2:] or not _divides(before[1], after[1]):
-        return tensor, []
+    if before is None or after is None or len(before) != 4 or len(after) != 4:
+        return None, ()
+    others = [place for place in range(4) if place != axis]
+    if any(before[place] != after[place] for place in others) or not _divides(before[axis], after[axis]):
+        return None, ()
     return source, nodes
 
 
-def _gathered(node: Node) -> Tensor | None:
-    if int(node.attrs.get("axis", 0)) != 1:
+def _gathered(node: Node, axis: int) -> Tensor | None:
+    if int(node.attrs.get("axis", 0)) != axis:
         return None
     indices = node.inputs[1]
     if isinstance(indices, Constant) and int(np.prod(indices.shape)) > _LARGEST_INDEX:
         return None
     value = constant_value(indices)
-    if value is None or value.ndim != 1 or value.size == 0:
+    if value is None or value.ndim != 1 or value.size == 0 or value.min() < 0:
         return None
     count = int(value.max()) + 1
     if value.size % count or not np.array_equal(value, np.repeat(np.arange(count), value.size // count)):
@@ -147,21 +183,20 @@ def _gathered(node: Node) -> Tensor | None:
     return node.inputs[0]  # type: ignore[no-any-return]
 
 
-def _repeats_heads(*shapes: tuple[Dim, ...] | None) -> bool:
-    """Whether (b, h, l, d) becomes (b, h, 1, l, d), (b, h, n, l, d) and (b, h * n, l, d)."""
+def _repeats(axis: int, *shapes: tuple[Dim, ...] | None) -> bool:
+    """Whether heads h become h, 1, then h, n, then h * n, while the other axes stay."""
     source, viewed, repeated, merged = shapes
     if source is None or viewed is None or repeated is None or merged is None:
         return False
-    if len(source) != 4 or len(viewed) != 5 or len(repeated) != 5 or len(merged) != 4:
+    if len(source) != 4 or len(repeated) != 5:
         return False
-    heads, times = source[1], repeated[2]
+    front, heads, rest, times = source[:axis], source[axis], source[axis + 1 :], repeated[axis + 1]
     if not isinstance(heads, int) or not isinstance(times, int):
         return False
-    batch, length, size = source[0], source[2], source[3]
     return (
-        viewed == (batch, heads, 1, length, size)
-        and repeated == (batch, heads, times, length, size)
-        and merged == (batch, heads * times, length, size)
+        viewed == (*front, heads, 1, *rest)
+        and repeated == (*front, heads, times, *rest)
+        and merged == (*front, heads * times, *rest)
     )
 
 

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from graphopt.graph import enclosing, producer
+from graphopt.graph import producer
+from graphopt.passes.fuse.lengths import Length, expanded, placed
 
 if TYPE_CHECKING:
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.types import Types
     from graphopt.graph import Graph, Node, Rewriter, Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Length:
-    """A size that a tensor has.
-
-    Attributes:
-        size: The size.
-        tensor: The tensor.
-        axis: Its axis.
-        is_input: Whether the tensor is an input of a graph.
-    """
-
-    size: Dim
-    tensor: Tensor
-    axis: int
-    is_input: bool = False
 
 
 class Masks:
@@ -74,30 +55,14 @@ class Masks:
         known = self._made.get(key)
         if known is not None and (maker := producer(known)) is not None and maker.graph is graph:
             return known
-        places = [
-            None if isinstance(size, int) else self._place(graph, length)
+        target = [
+            size if isinstance(size, int) else placed(graph, self.types, length)
             for size, length in zip(missing, (rows, columns), strict=True)
         ]
-        target = self._target(rw, missing, places, near)
-        made: Tensor = rw.op("Expand", [mask, target], near=near)
-        if all(place is None or place.is_input for place in places):  # no layer computes it, so others may read it too
-            self._made[key] = made
+        made = expanded(rw, mask, target, near)
+        if all(isinstance(entry, int) or entry.is_input for entry in target):
+            self._made[key] = made  # no layer computes it, so others may read it too
         return made
-
-    @staticmethod
-    def _target(rw: Rewriter, sizes: list[Dim], places: list[Length | None], near: Node) -> Tensor:
-        parts: list[Tensor] = []
-        for size, place in zip(sizes, places, strict=True):
-            if place is None:
-                parts.append(rw.constant(np.asarray([size], np.int64), near=near))
-            else:
-                attrs = {"start": place.axis, "end": place.axis + 1}
-                parts.append(rw.op("Shape", [place.tensor], attrs=attrs, near=near))
-        if all(isinstance(size, int) for size in sizes):
-            whole: Tensor = rw.constant(np.asarray(sizes, np.int64), near=near)
-            return whole
-        joined: Tensor = rw.op("Concat", parts, attrs={"axis": 0}, near=near)
-        return joined
 
     def _missing(self, mask: Tensor, rows: Dim, columns: Dim) -> list[Dim]:
         """Return the last two entries of the target of Expand, 1 where the mask has the size; [] for no Expand."""
@@ -106,12 +71,3 @@ class Masks:
         if shape is not None and len(shape) >= 2 and last == [rows, columns]:
             return []
         return [1 if have == want else want for have, want in zip(last, (rows, columns), strict=True)]
-
-    def _place(self, graph: Graph, length: Length) -> Length:
-        """Return where a length can be read: from an input of the graph or of one around it where there is one."""
-        for scope in enclosing(graph):
-            for tensor in scope.inputs:
-                for axis, size in enumerate(self.types.shape(tensor) or ()):
-                    if size == length.size:
-                        return Length(size, tensor, axis, is_input=True)
-        return length
