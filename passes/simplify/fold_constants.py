@@ -163,7 +163,7 @@ class _Patches:
     def all(self) -> Iterator[Patch]:
         """Yield a patch for each folded node with a needed value, in topological order."""
         remaining = {
-            tensor: len(tensor.outputs)
+            tensor: sum(1 for reader in tensor.outputs if reader in self.plan.folded)
             for node in self.plan.folded
             for tensor in (*node.inputs, *node.outputs)
             if tensor.name and tensor.inputs
@@ -174,7 +174,8 @@ class _Patches:
                 node = candidate.node
                 wanted = self.plan.needed(node)
                 if all(tensor in values for tensor in wanted):
-                    dead = self._dead_with(node, remaining)
+                    read = any(remaining[tensor] for tensor in node.outputs if tensor.name)
+                    dead = [] if read else self._dead_with(node, remaining)  # else it goes with its last reader
                     yield self._patch(node, {tensor: values[tensor] for tensor in wanted}, dead)
 
     def _groups(self) -> Iterator[list[Candidate]]:
@@ -248,7 +249,7 @@ class _Patches:
 
         names = ", ".join(f"'{tensor.name}'" for tensor in values)
         behind = f" and {len(dead) - 1} nodes before it" if len(dead) > 1 else ""
-        return Patch(f"fold {node.op}{behind} into the constant {names}", tuple(dead), apply)
+        return Patch(f"fold {node.op}{behind} into the constant {names}", tuple(dead) or (node,), apply)
 
 
 def _opset(node: Node) -> int:

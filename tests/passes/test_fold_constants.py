@@ -426,3 +426,17 @@ def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
             else True
         )
     return bool(np.array_equal(left, right))
+
+
+def test_a_node_of_which_one_output_is_read_and_one_is_folded_goes_with_its_last_reader() -> None:
+    done = check_pass(
+        FoldConstants(),
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[1] q) => (float[1] y, int64 z) <float[4] c = {1, 2, 3, 4}, int64[2] sizes = {1, 3}> {
+            root = Sqrt(c)
+            first, rest = Split<axis = 0>(root, sizes)
+            y = Mul(first, q)
+            largest = ArgMax<axis = 0, keepdims = 0>(rest)
+            z = Neg(largest) }""",
+    )
+    assert done.ops == ["Mul", "Constant"]
