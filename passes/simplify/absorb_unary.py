@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.shape_values import ShapeValues
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from graphopt.graph import Model, Node, Rewriter, Tensor
 
 _MOST_READERS = 64
+_FEW = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,8 @@ class AbsorbUnary(RulePass):
                is a Not that only Where reads as a condition.
     Produces:  Div, Mul, or Where with the operand of the Not and its branches exchanged. Saves the node in front, and
                one rounding.
-    Requires:  The 1 is a constant of one element that does not enlarge the result.
+    Requires:  The 1 is a constant of one element that does not enlarge the result. A quotient costs more than a product:
+               there are no more quotients than reciprocals before, or at most 16384.
     Preserves: Names, types and shapes; values up to one rounding, and where 1 / y is out of range the new value is the
                exact one. ONNX Runtime gives +0 for -0 in one branch of Where.
     Source:    x (1 / y) = x / y, rounded once instead of twice.
@@ -61,11 +64,19 @@ def _product(look: Look) -> Patch | None:
         return None
     for index in (1, 0) if node.op == "Mul" else (1,):
         divisor = _inverted(look, index)
-        if divisor is not None:
+        if divisor is not None and _is_cheaper(look, divisor):
             op = "Div" if node.op == "Mul" else "Mul"
             inputs = [node.inputs[1 - index], divisor]
             return _restated(look, op, inputs, f"{node.op} '{node_label(node)}' by a reciprocal is a {op}")
     return None
+
+
+def _is_cheaper(look: Look, divisor: Tensor) -> bool:
+    """Whether dividing costs less: there are no more quotients than reciprocals before, or few."""
+    if look.node.op == "Div" or look.same_shape(divisor):
+        return True
+    shape = look.types.static_shape(look.output)
+    return shape is not None and prod(shape) <= _FEW
 
 
 def _inverted(look: Look, index: int) -> Tensor | None:
