@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Model, Node, Rewriter, Tensor
 
-OPSET = 23
-"""The first opset with Attention."""
+OPSETS = (23, 24)
+"""The opsets with an Attention that ONNX Runtime has a kernel for; that of opset 25 it takes apart again."""
 
 _LOWEST_SUMMAND = -3e38
 
@@ -53,7 +53,7 @@ class FuseAttention(RulePass):
                mask and softmax go, 3 to 5 nodes. A mask of fewer rows is expanded once for all layers, as ONNX Runtime
                wants it (at most 4 nodes and the bytes of one mask). Measured with ONNX Runtime 1.31 on one thread at 16
                to 512 positions: 0.60 to 0.91 of the time with three axes, 0.62 to 0.99 with four.
-    Requires:  Opset 23; float32; batch, heads and sizes proved; option masked-rows or a mask that is proved to be
+    Requires:  Opset 23 or 24; float32; batch, heads and sizes proved; option masked-rows or a mask that is proved to be
                greater than the lowest float: Attention gives zeros for rows without any key, where the softmax of
                the lowest float is uniform and that of minus infinity NaN. ONNX Runtime refuses to run Attention of an
                empty batch or length, which the single nodes do run: so this pass is in no preset.
@@ -78,7 +78,7 @@ class FuseAttention(RulePass):
 
     def _fused(self, softmax: Node, types: Types, masks: Masks) -> Patch | Skip | None:
         assert softmax.graph is not None
-        if softmax.graph.opset < OPSET or not is_last_axis(softmax, types):
+        if softmax.graph.opset not in OPSETS or not is_last_axis(softmax, types):
             return None
         second = below(softmax.outputs[0], "MatMul")
         scores = _scores(softmax.inputs[0], types)
@@ -101,7 +101,7 @@ class FuseAttention(RulePass):
 def _improved(node: Node, types: Types, masks: Masks) -> Patch | None:
     """Return the patch that makes an Attention read tensors of three axes, or fewer heads."""
     assert node.graph is not None
-    found = _again(node, types) if node.graph.opset >= OPSET and not refers_to_function(node) else None
+    found = _again(node, types) if node.graph.opset in OPSETS and not refers_to_function(node) else None
     return None if found is None else found.patch(masks)
 
 

@@ -11,8 +11,10 @@ import onnx
 import onnx.parser
 import pytest
 from onnx import numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
 
 from graphopt.graph import read_model
+from graphopt.passes.convert.kernels import MISSING
 from graphopt.passes.convert.raise_opset import CHANGES, LOWEST, NEWEST, RaiseOpset
 from graphopt.passes.convert.unchanged import UNCHANGED
 from pass_oracle import check_pass, run_pass
@@ -97,6 +99,7 @@ REFUSED: dict[str, tuple[int, int, str, str]] = {
     "ConvTranspose by shape": (9, 13, "g (float[1, 1, 3, 3] x, float[1, 1, 3, 3] w) => (float[1, 1, 6, 6] y) { y = ConvTranspose<output_shape = [6, 6], strides = [2, 2]>(x, w) }", "places otherwise"),
     "AveragePool that rounds up": (11, 19, "g (float[1, 1, 6] x) => (float[1, 1, 3] y) { y = AveragePool<kernel_shape = [3], strides = [2], ceil_mode = 1>(x) }", "rounds its output size up"),
     "GroupNormalization of open channels": (18, 21, "g (float[2, C, 3] x, float[2] s, float[2] b) => (float[2, C, 3] y) { y = GroupNormalization<num_groups = 2>(x, s, b) }", "number of channels"),
+    "no kernel": (16, 22, "g (float[1, 2, 6, 6] x) => (float[1, 2, 1, 1] y) { y = GlobalLpPool(x) }", "no kernel for GlobalLpPool"),
     "below opset 7": (6, 13, "g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }", "below opset 7"),
     "beyond the newest": (17, NEWEST + 1, "g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }", f"up to opset {NEWEST}"),
     "no operator": (9, 13, "g (float[2, 3] x) => (float[2, 3] y) { y = Gelu(x) }", "no operator of opset 9"),
@@ -209,3 +212,22 @@ def test_unchanged_operator_accepts_what_it_accepted(op: str, opset: int) -> Non
 def test_newest_is_the_last_that_onnx_runtime_loads() -> None:
     done = check_pass(RaiseOpset(to=NEWEST), text(9, "g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }"))
     assert done.model.opset == NEWEST
+
+
+def test_operators_without_a_newer_kernel_are_those_of_onnx_runtime() -> None:
+    """A kernel without an upper version runs the version of the operator it was written for and no newer one."""
+    kernels: dict[str, list[tuple[int, int]]] = {}
+    for kernel in get_all_opkernel_def():
+        if kernel.provider == "CPUExecutionProvider" and kernel.domain in {"", "ai.onnx"}:
+            kernels.setdefault(kernel.op_name, []).append(kernel.version_range)
+    missing = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        version, composed = schema.since_version, schema.has_function or schema.has_context_dependent_function
+        if schema.domain or schema.deprecated or composed or version > NEWEST or schema.name not in kernels:
+            continue
+        ranges = kernels[schema.name]
+        if any(first == version or first <= version <= last < 2**31 - 1 for first, last in ranges):
+            continue
+        if version > min(first for first, _ in ranges):
+            missing[schema.name] = version
+    assert missing == {op: opset for op, opset in MISSING.items() if op != "Swish"}
