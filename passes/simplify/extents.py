@@ -14,7 +14,7 @@ import numpy as np
 
 from graphopt.analysis.dims import Expr
 from graphopt.graph import Constant, is_graph_input, producer
-from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, is_constant, refers_to_function
+from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, is_constant, is_op, refers_to_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +84,9 @@ class SizeForms:
         self._made: dict[Key, Tensor] = {}
         self._front: Node | None = None
         self._places: dict[Dim, list[tuple[Tensor, int]]] = {}
-        for tensor in model.graph.inputs:
+        # what the model asks already comes first: that survives even feeds that are not as the model declares them
+        asked = {tensor: any(is_op(user, "Shape") for user in tensor.outputs) for tensor in model.graph.inputs}
+        for tensor in sorted(asked, key=lambda tensor: not asked[tensor]):
             for axis, size in enumerate(types.shape(tensor) or ()):
                 if isinstance(size, Expr):
                     self._places.setdefault(size, []).append((tensor, axis))
@@ -169,8 +171,8 @@ class SizeForms:
 
     # ------------------------------------------------------------------------------------------------------- plans
 
-    def plan(self, key: Key, *, instead_of: Tensor | None = None) -> Plan | None:
-        """Return the cheapest way to have a tensor that holds this, None where there is none.
+    def plans(self, key: Key, *, instead_of: Tensor | None = None) -> list[Plan]:
+        """Return ways to have a tensor that holds this, none where there is none.
 
         Args:
             key: What it holds.
@@ -178,12 +180,14 @@ class SizeForms:
         """
         known = self._reuse(key, instead_of)
         if known is not None:
-            return known
+            return [known]
         dtype, rank, entries = key
         if dtype != _INT64 or all(isinstance(entry, int) for entry in entries):
-            return None
-        options = self._vectors(entries) if rank else self._scalars(entries[0])
-        return min(options, key=lambda plan: plan.cost, default=None)
+            return []
+        return list(self._vectors(entries) if rank else self._scalars(entries[0]))
+
+    def _cheapest(self, entries: tuple[Dim, ...]) -> Plan | None:
+        return min(self.plans((_INT64, 1, entries)), key=lambda plan: plan.cost, default=None)
 
     def apply(self, plan: Plan, rewriter: Rewriter) -> Tensor:
         """Make what a plan needs, before all other nodes of the main graph, and return the tensor."""
@@ -226,7 +230,7 @@ class SizeForms:
             if start == 0 and stop == self._types.rank(source):
                 yield self._whole(source)
             elif self._opset >= 15:
-                yield self._stated(key, "Shape", lambda _rewriter, _near: ([source], {"start": start, "end": stop}))
+                yield self._part(key, *run)
         for source, _ in self._places.get(entries[0], ())[:_MOST_PLACES]:
             shape = self._types.shape(source) or ()
             if all(isinstance(entry, Expr) and entry in shape for entry in entries):
@@ -261,6 +265,9 @@ class SizeForms:
         key: Key = (_INT64, 1, self._types.shape(source) or ())
         return self._stated(key, "Shape", lambda _rewriter, _near: ([source], {}))
 
+    def _part(self, key: Key, source: Tensor, start: int, stop: int) -> Plan:
+        return self._stated(key, "Shape", lambda _rewriter, _near: ([source], {"start": start, "end": stop}))
+
     def _gathered(self, key: Key, source: Tensor, indices: np.ndarray[Any, Any]) -> Plan:
         shape = self._reuse((_INT64, 1, self._types.shape(source) or ())) or self._whole(source)
 
@@ -280,7 +287,7 @@ class SizeForms:
         pieces = list(self._pieces(key[2]))
         if len(pieces) < 2:
             return None
-        plans = {piece: self.plan((_INT64, 1, piece)) for piece in pieces if not isinstance(piece[0], int)}
+        plans = {piece: self._cheapest(piece) for piece in pieces if not isinstance(piece[0], int)}
         found = {piece: plan for piece, plan in plans.items() if plan is not None}
         if len(found) < len(plans):
             return None

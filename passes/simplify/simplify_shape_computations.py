@@ -108,14 +108,16 @@ class _Sharing:
         if key is None or is_graph_output(tensor) or not tensor.outputs:
             return None
         self._register(node)
-        plan = self._forms.plan(key, instead_of=tensor)
-        if plan is None or (at_least == 0 and plan.cost and self._forms.is_grounded(tensor)):
+        grounded = at_least == 0 and self._forms.is_grounded(tensor)
+        best: Plan | None = None
+        most = at_least - 1
+        for plan in self._forms.plans(key, instead_of=tensor):
+            saved = len(_gone(node, plan.reads)) - plan.cost
+            if saved > most and not (grounded and plan.cost):
+                best, most = plan, saved
+        if best is None or not self._forms.is_whole(tensor):
             return None
-        if len(_gone(node, plan.reads)) - plan.cost < at_least:
-            return None
-        if not self._forms.is_whole(tensor) or any(self._forms.depends_on(read, node) for read in plan.reads):
-            return None
-        return self._patch(node, plan)
+        return None if any(self._forms.depends_on(read, node) for read in best.reads) else self._patch(node, best)
 
     def _sees_inputs(self, node: Node) -> bool:
         *_, root = enclosing(node.graph)

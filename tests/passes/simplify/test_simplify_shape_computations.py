@@ -128,6 +128,14 @@ def test_sizes_of_unnamed_dimensions_are_never_taken_for_equal() -> None:
     assert done.ops.count("Shape") == 2
 
 
+def test_shape_of_the_input_that_the_model_asks_stays_the_one_that_is_asked() -> None:
+    nodes = "s = Shape(ids) p = Gather(s, k1) a = Unsqueeze(p, v0) y = Neg(a)"
+    done = check_pass(SimplifyShapeComputations(), text(nodes, inputs="float[64, b, l] x, int64[b, l] ids, bool[l] m"))
+    (node,) = (node for _, node in done.model.walk() if node.op == "Shape")
+    assert node.inputs[0].name == "ids"
+    assert node.attrs == {"start": 1, "end": 2}
+
+
 def test_body_of_a_branch_reads_sizes_from_outside() -> None:
     nodes = """
         y = If(c) <
