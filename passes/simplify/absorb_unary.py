@@ -34,8 +34,8 @@ class AbsorbUnary(RulePass):
                is a Not that only Where reads as a condition.
     Produces:  Div, Mul, or Where with the operand of the Not and its branches exchanged. Saves the node in front, and
                one rounding.
-    Requires:  The 1 is a constant of one element that does not enlarge the result. A quotient costs more than a product:
-               there are no more quotients than reciprocals before, or at most 16384.
+    Requires:  The 1 is a constant of one element that does not enlarge the result. A quotient costs more than a
+               product: there are no more quotients than reciprocals before, or at most 16384.
     Preserves: Names, types and shapes; values up to one rounding, and where 1 / y is out of range the new value is the
                exact one. ONNX Runtime gives +0 for -0 in one branch of Where.
     Source:    x (1 / y) = x / y, rounded once instead of twice.
