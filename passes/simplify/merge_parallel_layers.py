@@ -28,6 +28,7 @@ Array = np.ndarray[Any, Any]
 
 _STREAMED_BYTES = 16 << 20
 _SPLIT_OPSET = 13  # sizes are an input since
+_LEVELS, _WIDEST_LEVEL = 5, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +125,12 @@ def _merge(layers: Sequence[Layer], types: Types) -> Patch | None:
         return None
     graph = layers[0].node.graph
     assert graph is not None
-    layers = sorted(layers, key=lambda layer: graph.nodes.label(layer.node))
+    nodes = tuple(node for layer in layers for node in layer.nodes)
+    first = min((layer.node for layer in layers), key=graph.nodes.label)
+    layers = sorted(layers, key=lambda layer: (_readers(layer.output), graph.nodes.label(layer.node)))
     rank = 2 if gemm else types.rank(layers[0].node.outputs[0])
     if rank is None:
         return None
-    nodes = tuple(node for layer in layers for node in layer.nodes)
-    first = layers[0].node
 
     def apply(rewriter: Rewriter) -> None:
         axis = layers[0].output_axis or 0
@@ -167,6 +168,18 @@ def _merge(layers: Sequence[Layer], types: Types) -> Patch | None:
 
     into = ", ".join(f"'{node_label(layer.node)}'" for layer in layers)
     return Patch(f"merge {into}, which read '{first.inputs[0].name}'", nodes, apply)
+
+
+def _readers(tensor: Tensor) -> tuple[tuple[str, ...], ...]:
+    """Return the operators behind a tensor, level by level: what is treated alike becomes neighbours."""
+    levels: list[tuple[str, ...]] = []
+    level = list(dict.fromkeys(tensor.outputs))
+    for _ in range(_LEVELS):
+        levels.append(tuple(sorted(str(node.op) for node in level)))
+        level = list(dict.fromkeys(user for node in level for made in node.outputs for user in made.outputs))
+        if len(level) > _WIDEST_LEVEL:
+            break
+    return tuple(levels)
 
 
 def _joint_name(layers: Sequence[Layer]) -> str:
