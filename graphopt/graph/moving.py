@@ -6,9 +6,14 @@ mean another tensor where the moved one is visible now. Copies have names of the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import onnx
+import onnx_graphsurgeon as gs
+
+from graphopt.graph.builder import Builder
 from graphopt.graph.graphs import Function, node_subgraphs
+from graphopt.graph.messages import tensor_as_is
 from graphopt.graph.scopes import captures, enclosing, nested_graphs
 from graphopt.graph.tensors import Constant, Tensor, Variable
 
@@ -73,7 +78,9 @@ def move_initializer(rewriter: Rewriter, constant: Constant, near: Node) -> None
         rewriter.mark(user)
 
 
-def copy_nodes(rewriter: Rewriter, nodes: Sequence[Node], twins: dict[Tensor, Tensor], near: Node) -> None:
+def copy_nodes(
+    rewriter: Rewriter, nodes: Sequence[Node], twins: dict[Tensor, Tensor], near: Node, *, prefix: str = ""
+) -> list[Node]:
     """Put copies of nodes, with their bodies, before a node.
 
     Args:
@@ -81,31 +88,65 @@ def copy_nodes(rewriter: Rewriter, nodes: Sequence[Node], twins: dict[Tensor, Te
         nodes: The nodes, producers first.
         twins: What copies read instead of a tensor; outputs of the nodes are added, with those of the copies.
         near: The node to put the copies before.
+        prefix: What new names begin with; without, they are those of the originals with a tag.
+
+    Returns:
+        The copies, those in bodies left out.
     """
+
+    def label(name: str) -> str:
+        return rewriter.fresh(prefix + name) if prefix else rewriter.fresh(name, "copy")
+
+    def twin(tensor: Tensor) -> Tensor:
+        found = twins.get(tensor, tensor) if tensor.name else tensor
+        return found if found.name else Variable("")
+
+    made = []
     for node in nodes:
-        around = {
-            tensor.name: twins.get(tensor, tensor) for _, body in node_subgraphs(node) for tensor in captures(body)
-        }
-        outputs = [_twin(rewriter, tensor) for tensor in node.outputs]
-        copy = node.copy([twins.get(t, t) if t.name else Variable("") for t in node.inputs], outputs, around)
-        copy.name = rewriter.fresh(node.name, "copy") if node.name else ""
+        around = {tensor.name: twin(tensor) for _, body in node_subgraphs(node) for tensor in captures(body)}
+        outputs = [_output_like(tensor, label(tensor.name)) if tensor.name else Variable("") for tensor in node.outputs]
+        copy = node.copy([twin(tensor) for tensor in node.inputs], outputs, around)
+        copy.name = label(node.name) if node.name else ""
         twins.update(zip(node.outputs, outputs, strict=True))
         rewriter.insert(copy, near)
+        made.append(copy)
         for _, body in node_subgraphs(copy):
             for scope in nested_graphs(body):
                 for tensor in (*scope.inputs, *scope.initializers, *(t for n in scope.nodes for t in n.outputs)):
                     if tensor.name:
-                        tensor.name = rewriter.fresh(tensor.name, "copy")
+                        tensor.name = label(tensor.name)
+    return made
 
 
-def _twin(rewriter: Rewriter, tensor: Tensor) -> Variable:
-    if not tensor.name:
-        return Variable("")
-    twin = cast("Variable", tensor).copy()
-    twin.name = rewriter.fresh(tensor.name, "copy")
-    if twin.shape is not None:
-        twin.shape = [size if isinstance(size, int) else None for size in twin.shape]
-    return twin
+def _output_like(tensor: Tensor, name: str) -> Variable:
+    """Return a new tensor of the same type; names of sizes are left out, since they may mean others here."""
+    copy = cast("Variable", tensor).copy()
+    copy.name = name
+    if copy.shape is not None:
+        copy.shape = [size if isinstance(size, int) else None for size in copy.shape]
+    return copy
+
+
+def bind_attributes(node: Node, values: dict[str, Any]) -> None:
+    """Put values in the place of a node's references to attributes of the function it was copied from.
+
+    Args:
+        node: The copy.
+        values: Values by name of the function's attribute; a reference to one that is not there goes.
+    """
+    references = [(key, value) for key, value in node.attrs.items() if isinstance(value, gs.Node.AttributeRef)]
+    for key, value in references:
+        given = values.get(value.name)
+        if given is None:
+            del node.attrs[key]
+        else:
+            node.attrs[key] = given.copy() if isinstance(given, list | Constant) else given
+    if references and node.carried is not None:
+        message = onnx.NodeProto()
+        message.CopyFrom(node.carried)
+        message.ClearField("attribute")
+        Builder(tensor_as_is).attributes(node, message, None, 0)
+        node.carried = message
 
 
 def holds_initializers(graph: Graph) -> bool:
