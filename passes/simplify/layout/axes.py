@@ -9,7 +9,7 @@ import numpy as np
 from graphopt.graph import constant_value
 from graphopt.graph.dtypes import numpy_dtype
 from graphopt.passes.simplify.layout.permutations import Perm, extend, restrict
-from graphopt.passes.simplify.layout.relayout import Draft, Relayout, Side, align, broadcast, may_relay, relaid
+from graphopt.passes.simplify.layout.relayout import Draft, Relayout, Side, broadcast, may_relay, relaid
 from graphopt.passes.simplify.look import BOOL, FLOATS, INTEGERS
 from graphopt.passes.simplify.purity import is_constant
 
@@ -258,8 +258,6 @@ def expanded(look: Look, side: Side, perm: Perm, _hint: Perm) -> Relayout | None
     full, inputs, draft = found
     sizes = [1] * (len(full) - len(target)) + target
     draft.integers(1, "shape", [sizes[axis] for axis in full])
-    if 0 not in inputs and align(full, len(full), look.types.rank(look.node.inputs[0]) or 0) is None:
-        return None
     return draft.done(inputs, full)
 
 

@@ -9,7 +9,7 @@ turn.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from onnx import TensorProto
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 MOST_MOVERS = 256
 """A region stops growing at so many movers; what lies behind keeps its layout."""
+
+MOVERS_PER_TURN = 32
+"""It stops earlier, at so many movers for each turn found and one more: far from all turns nothing is to be saved."""
 
 _FLOAT8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ)
 
@@ -134,6 +137,7 @@ class Region:
         movers: The nodes that can compute in either layout.
         around: Nodes that were looked at and stay as they are.
         whole: Whether nothing was left out because the region grew too large.
+        found: All turns.
         near: The turns found before the region had grown to half of its largest size: it would look much the same from
             any of them.
     """
@@ -145,6 +149,7 @@ class Region:
         self.movers: dict[Node, Mover] = {}
         self.around: dict[Node, None] = {}
         self.whole = True
+        self.found: dict[Node, None] = {seed: None}
         self.near: dict[Node, None] = {seed: None}
         self._facts = values
         self._rules = rules
@@ -179,7 +184,7 @@ class Region:
             tensor: The tensor on the edge.
             perm: The permutation on the edge in the other layout.
         """
-        return None if perm is None or self._means_nothing(tensor, perm) else self._value_of.get(tensor)
+        return None if perm is None else self._value_of.get(tensor)
 
     def edges(self, node: Node) -> Iterator[tuple[Tensor, Perm]]:
         """Yield the tensors of a mover whose layout depends on its own, with their permutations."""
@@ -188,12 +193,8 @@ class Region:
             *zip(node.inputs, other.inputs, strict=True),
             *zip(node.outputs, other.outputs, strict=True),
         ):
-            if perm is not None and not self._means_nothing(tensor, perm):
+            if perm is not None:
                 yield tensor, perm
-
-    def _means_nothing(self, tensor: Tensor, perm: Perm) -> bool:
-        shape = self.types.shape(tensor)
-        return is_identity(perm) or (shape is not None and same_on(shape, perm, tuple(range(len(perm)))))
 
     # ------------------------------------------------------------------------------------------------------- growing
 
@@ -259,6 +260,7 @@ class Region:
         elif known is not value:
             self._join(value, known)
         value.turns[node] = None
+        self.found[node] = None
         if len(self.movers) < MOST_MOVERS // 2:
             self.near[node] = None
         return True
@@ -276,7 +278,7 @@ class Region:
         """Make a node a mover if its rule allows, and take in the tensors that change with it."""
         if node in self.movers or node in self.around or node in self._free:
             return
-        if len(self.movers) >= MOST_MOVERS:
+        if len(self.movers) >= min(MOST_MOVERS, MOVERS_PER_TURN * (1 + len(self.found))):
             self.whole = False
             self.around[node] = None
             return
@@ -293,10 +295,11 @@ class Region:
         found = self._free_maker(look, perm) if side.is_output else None
         if found is None and node.op in self._rules:
             found = self._rules[node.op](look, side, perm, self._hint[layout])
-        if found is None or not self._admits(node, found):
+        moving = None if found is None else self._moving(node, found)
+        if moving is None:
             self.around[node] = None
             return
-        self.movers[node] = Mover(layout, found)
+        self.movers[node] = Mover(layout, moving)
         for tensor, wanted in list(self.edges(node)):
             if tensor not in self._value_of:
                 self._add(tensor, wanted, layout)
@@ -315,18 +318,21 @@ class Region:
             return None if own is None else Relayout((None,), (perm,), {"perm": list(compose(own, perm))})
         return free_output(look, perm) if look.node.op in VIEWS else None
 
-    def _admits(self, node: Node, found: Relayout) -> bool:
-        """Whether everything that changes with a node is known well enough, and of a type that can be turned."""
-        for tensor, perm in (
-            *zip(node.inputs, found.inputs, strict=True),
-            *zip(node.outputs, found.outputs, strict=True),
-        ):
-            if perm is None or is_identity(perm):
-                continue
-            shape = self.types.shape(tensor)
-            if shape is None or len(shape) != len(perm) or not self._has_transpose(tensor):
-                return False
-        return True
+    def _moving(self, node: Node, found: Relayout) -> Relayout | None:
+        """Return a relayout without the permutations that mean nothing; None where a tensor cannot be turned."""
+        sides: list[tuple[Perm | None, ...]] = []
+        for tensors, perms in ((node.inputs, found.inputs), (node.outputs, found.outputs)):
+            kept: list[Perm | None] = []
+            for tensor, perm in zip(tensors, perms, strict=True):
+                shape = None if perm is None or is_identity(perm) else self.types.shape(tensor)
+                if perm is None or is_identity(perm):
+                    kept.append(None)
+                elif shape is None or len(shape) != len(perm) or not self._has_transpose(tensor):
+                    return None
+                else:
+                    kept.append(None if 1 in shape and same_on(shape, perm, tuple(range(len(perm)))) else perm)
+            sides.append(tuple(kept))
+        return replace(found, inputs=sides[0], outputs=sides[1])
 
     def _has_transpose(self, tensor: Tensor) -> bool:
         """Whether Transpose takes the element type of a tensor in the opset of the graph."""

@@ -41,7 +41,7 @@ class Relayout:
 
     Attributes:
         inputs: For each input the permutation in which it is read, None where it is read as it is.
-        outputs: For each output the permutation in which it is given.
+        outputs: For each output the permutation in which it is given, None where it is given as it is.
         attrs: Attributes that change; None removes one.
         constants: Inputs that become constants, by position; made when the change is applied.
         op: The operator it becomes; empty where it stays.
@@ -50,7 +50,7 @@ class Relayout:
     """
 
     inputs: tuple[Perm | None, ...]
-    outputs: tuple[Perm, ...]
+    outputs: tuple[Perm | None, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[int, Callable[[], Array]] = field(default_factory=dict)
     op: str = ""
