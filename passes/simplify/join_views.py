@@ -11,7 +11,7 @@ from graphopt.analysis.types import Types
 from graphopt.graph import producer
 from graphopt.passes.simplify.carriers import BINARY
 from graphopt.passes.simplify.look import Look, read_once
-from graphopt.passes.simplify.purity import refers_to_function
+from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.passes.simplify.removal import erase_unread
 from graphopt.passes.simplify.views import CANDIDATES, is_view, restated
 from graphopt.rewrite.driver import Rule, RulePass
@@ -54,12 +54,18 @@ class JoinViews(RulePass):
         types, values = facts.get(Types), facts.get(ShapeValues)
 
         def concat(node: Node) -> Patch | Skip | None:
-            return _join(Look(node, types, values), _concat)
+            return None if _taken_apart(node) else _join(Look(node, types, values), _concat)
 
         def elementwise(node: Node) -> Patch | Skip | None:
             return _join(Look(node, types, values), _elementwise)
 
-        return [Rule(("Concat",), concat), Rule(_ELEMENTWISE, elementwise)]
+        return [Rule(("Concat",), concat, below=1), Rule(_ELEMENTWISE, elementwise)]
+
+
+def _taken_apart(node: Node) -> bool:
+    """Whether a Split behind a Concat may give out its operands again, so that neither is needed."""
+    reader = node.outputs[0].outputs.first()
+    return is_op(reader, "Split") and reader is not None and len(reader.outputs) == len(node.inputs)
 
 
 def _join(look: Look, joined: Callable[[Look, Sequence[Dim], Sequence[Sequence[Dim]]], _Joined | None]) -> Patch | None:
