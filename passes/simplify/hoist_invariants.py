@@ -127,6 +127,8 @@ def _constant_states(node: Node, types: Types) -> Patch | None:
     left = len(outputs) - len(same)
     if left == 0 and node.op == "Scan":
         return None
+    if left and form.needs_a_state() and len(same) == len(form.states):
+        return None
 
     def apply(rewriter: Rewriter) -> None:
         for state in same:

@@ -100,6 +100,10 @@ class LoopForm:
         """Return the output of the body that says whether a Loop goes on; None of a Scan."""
         return self.body.outputs[0] if self.node.op == "Loop" else None
 
+    def needs_a_state(self) -> bool:
+        """Whether the operator takes no loop that carries nothing: a Loop before opset 11."""
+        return self.node.op == "Loop" and self.node.graph is not None and self.node.graph.opset < 11
+
     def is_read(self, item: State | Stack) -> bool:
         """Whether anybody reads an output of the node."""
         tensor = self.node.outputs[item.output]

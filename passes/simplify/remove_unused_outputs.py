@@ -180,6 +180,9 @@ def _loop_results(node: Node) -> Steps:
             break
         needed |= waking
         live = form.behind(needed)
+    if form.needs_a_state() and len(idle) == len(form.states):
+        idle = []
+        live = form.behind([*needed, *[state.result for state in form.states]])
     scanned = [entry for entry in form.scanned if form.body.inputs[entry.inside] not in live]
     if len(scanned) == len(form.scanned):
         scanned = scanned[1:]
@@ -187,7 +190,7 @@ def _loop_results(node: Node) -> Steps:
         return
 
     def apply(rewriter: Rewriter) -> None:
-        _erase_behind(rewriter, form, needed)
+        _erase_behind(rewriter, form, needed | {s.result for s in form.states if s not in idle})
         remove_from_loop(rewriter, form, states=idle, stacks=stacks, scanned=scanned)
 
     counts = ((len(stacks), "stacked outputs"), (len(idle), "carried values"), (len(scanned), "scanned tensors"))

@@ -99,6 +99,18 @@ def test_loops_that_may_not_run(trips: int) -> None:
     assert outline(done.model) == "Exp Neg Loop(Identity Add)"
 
 
+def test_old_loops_carry_something() -> None:
+    source = (
+        OUT["nothing but carried values that stay"][0]
+        .replace("w = Loop (m, c, z)", "v, w = Loop (m, c, z)")
+        .replace("float[n] r)", "float[n] r, float[n] u)")
+        .replace("r = Identity(s)", "r = Identity(s) u = Neg(s)")
+        .replace("(float[n] y)", "(float[l, n] y)")
+    )
+    assert check_pass(HoistInvariants(), '<ir_version: 5, opset_import: ["" : 10]> ' + source).record.patches == 0
+    assert check_pass(HoistInvariants(), '<ir_version: 5, opset_import: ["" : 11]> ' + source).record.patches == 1
+
+
 def test_golden(golden: Callable[[str], None]) -> None:
     golden(check_pass(HoistInvariants(), HEAD + OUT["static product with an inner constant"][0]).text)
 

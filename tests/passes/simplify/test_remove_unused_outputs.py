@@ -132,6 +132,15 @@ def test_unknown_operators_keep_their_outputs() -> None:
     assert run_pass(RemoveUnusedOutputs(), source, verify="fast").record.patches == 0
 
 
+def test_old_loops_carry_something() -> None:
+    body = "<body = b (int64 i, bool k, float[n] s) => (bool kk, float[n] ss, float[n] u) { kk = Identity(k) ss = Neg(s) u = Exp(x) }>"
+    source = f'opset_import: ["" : OPSET]> g (float[n] x) => (float[l, n] w) <int64 m = {{3}}, bool c = {{1}}> {{ y, w = Loop (m, c, x) {body} }}'
+    old = check_pass(RemoveUnusedOutputs(), "<ir_version: 5, " + source.replace("OPSET", "10"))
+    assert outputs(old.model) == ["Loop:2", "Identity:1", "Neg:1", "Exp:1"]
+    new = check_pass(RemoveUnusedOutputs(), "<ir_version: 5, " + source.replace("OPSET", "11"))
+    assert outputs(new.model) == ["Loop:1", "Identity:1", "Exp:1"]
+
+
 def test_golden(golden: Callable[[str], None]) -> None:
     golden(check_pass(RemoveUnusedOutputs(), text(GONE["carried values that need only each other"][0])).text)
 
