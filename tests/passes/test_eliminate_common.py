@@ -23,7 +23,8 @@ def test_equal_nodes_merge_down_the_graph(golden: Callable[[str], None]) -> None
     done = check_pass(
         EliminateCommon(),
         HEAD
-        + """g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) <float[4] a = {1, 2, 3, 4}, float[4] b = {1, 2, 3, 4}> {
+        + """g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z)
+        <float[4] a = {1, 2, 3, 4}, float[4] b = {1, 2, 3, 4}> {
             p = Add(x, a) q = Add(b, x)
             r = Relu(p) s = Relu(q)
             t = Exp(s)
