@@ -18,10 +18,18 @@ from graphopt.passes.fuse.heads import (
     turned,
     views,
 )
-from graphopt.passes.fuse.intervals import interval
+from graphopt.passes.fuse.intervals import interval, is_open_or_closed
 from graphopt.passes.fuse.lengths import Length
 from graphopt.passes.fuse.masks import Masks
-from graphopt.passes.fuse.matching import FLOAT, above, are_private, below, only_first_output, refers_to_function
+from graphopt.passes.fuse.matching import (
+    FLOAT,
+    above,
+    are_private,
+    below,
+    only_first_output,
+    refers_to_function,
+    scalar,
+)
 from graphopt.passes.fuse.reading import Operand, shared_heads, with_four_axes, with_three_axes
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip
@@ -55,8 +63,10 @@ class FuseAttention(RulePass):
                to 512 positions: 0.60 to 0.91 of the time with three axes, 0.62 to 0.99 with four.
     Requires:  Opset 23 or 24; float32; batch, heads and sizes proved; option masked-rows or a mask that is proved to be
                greater than the lowest float: Attention gives zeros for rows without any key, where the softmax of
-               the lowest float is uniform and that of minus infinity NaN. ONNX Runtime refuses to run Attention of an
-               empty batch or length, which the single nodes do run: so this pass is in no preset.
+               the lowest float is uniform and that of minus infinity NaN. A mask of zeros and minus infinities is
+               right where NaN is replaced by 0 behind the Softmax, as long as no score is NaN itself. ONNX Runtime
+               refuses to run Attention of an empty batch or length, which the single nodes do run: so this pass is in
+               no preset.
     Preserves: Names, types and shapes; values up to rounding.
     Source:    Vaswani et al. 2017, arXiv:1706.03762; ONNX Attention-23.
     """
@@ -80,17 +90,19 @@ class FuseAttention(RulePass):
         assert softmax.graph is not None
         if softmax.graph.opset not in OPSETS or not is_last_axis(softmax, types):
             return None
-        second = below(softmax.outputs[0], "MatMul")
+        guard = _guard(softmax)
+        probabilities = softmax.outputs[0] if guard is None else guard[-1].outputs[0]
+        second = below(probabilities, "MatMul")
         scores = _scores(softmax.inputs[0], types)
-        if second is None or scores is None or second.inputs[0] is not softmax.outputs[0]:
+        if second is None or scores is None or second.inputs[0] is not probabilities:
             return None
-        if types.dtype(softmax.outputs[0]) != FLOAT or second.inputs[1] is softmax.outputs[0]:
+        if types.dtype(softmax.outputs[0]) != FLOAT or second.inputs[1] is probabilities:
             return None
-        core = (*scores.nodes, softmax, second)
+        core = (*scores.nodes, softmax, *(guard or ()), second)
         found = _with_four_axes(scores, second, core, types)
         if found is None or not are_private(core, second):
             return None
-        if scores.mask is not None and not self.masked_rows and interval(scores.mask, types)[0] < _LOWEST_SUMMAND:
+        if scores.mask is not None and not self.masked_rows and not _is_harmless(scores.mask, guard, types):
             return Skip(second, f"the mask '{scores.mask.name}' may be the lowest float for all keys of a row")
         found = _with_three_axes(found, types) or found
         extra = 0 if scores.mask is None else masks.nodes_for(scores.mask, found.rows, found.columns)
@@ -103,6 +115,26 @@ def _improved(node: Node, types: Types, masks: Masks) -> Patch | None:
     assert node.graph is not None
     found = _again(node, types) if node.graph.opset in OPSETS and not refers_to_function(node) else None
     return None if found is None else found.patch(masks)
+
+
+def _is_harmless(mask: Tensor, guard: tuple[Node, Node] | None, types: Types) -> bool:
+    """Whether rows without any key give the same with and without Attention."""
+    if interval(mask, types)[0] >= _LOWEST_SUMMAND:
+        return True
+    return guard is not None and is_open_or_closed(mask, types)
+
+
+def _guard(softmax: Node) -> tuple[Node, Node] | None:
+    """Return IsNaN and Where behind a Softmax that give rows without any key zeros instead of NaN."""
+    output = softmax.outputs[0]
+    readers = list(dict.fromkeys(output.outputs))
+    if len(readers) != 2 or is_graph_output(output):
+        return None
+    test = next((node for node in readers if node.op == "IsNaN"), None)
+    chosen = None if test is None else below(test.outputs[0], "Where")
+    if test is None or chosen is None or chosen not in readers or chosen.inputs[2] is not output:
+        return None
+    return (test, chosen) if scalar(chosen.inputs[1]) == 0 else None
 
 
 # ---------------------------------------------------------------------------------------------------------- scores
@@ -178,7 +210,8 @@ class _Found:
             attrs |= {"q_num_heads": self.operands[0].heads, "kv_num_heads": self.operands[1].heads}
 
         def apply(rw: Rewriter) -> None:
-            inputs = [*(operand.made(rw, root) for operand in self.operands), *self.further]
+            splits: dict[Node, tuple[Tensor, ...]] = {}
+            inputs = [*(operand.made(rw, root, splits) for operand in self.operands), *self.further]
             if self.mask is not None:
                 axis = 1 if self.is_flat else 2
                 rows, columns = Length(self.rows, inputs[0], axis), Length(self.columns, inputs[1], axis)

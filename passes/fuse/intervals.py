@@ -20,6 +20,7 @@ Interval: TypeAlias = tuple[float, float]
 ANY: Interval = (-inf, inf)
 
 _DEEPEST = 16
+_FAR_ABOVE_LOWEST = -3e38
 _BOOL = 9
 _INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13)
 _MOVES = ("Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand", "Slice", "Identity", "Flatten", "Gather", "Cast")
@@ -88,3 +89,21 @@ def _of_values(value: np.ndarray) -> Interval:
     if value.size == 0 or np.isnan(value).any():
         return ANY
     return float(value.min()), float(value.max())
+
+
+def is_open_or_closed(tensor: Tensor, types: Types, depth: int = _DEEPEST) -> bool:
+    """Whether every element is minus infinity or far greater than the lowest float: what masks made by Where are.
+
+    Args:
+        tensor: The tensor.
+        types: Element types.
+        depth: How many nodes upwards are looked at.
+    """
+    node = above(tensor, "Where", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Identity", "Slice") if depth else None
+    if node is None or node.op != "Where":
+        return node is not None and is_open_or_closed(node.inputs[0], types, depth - 1)
+    for choice in node.inputs[1:]:
+        value = vector(choice)
+        if value is None or bool(((value < _FAR_ABOVE_LOWEST) & ~np.isneginf(value)).any()) or np.isnan(value).any():
+            return False
+    return True
