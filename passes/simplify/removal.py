@@ -11,16 +11,18 @@ from graphopt.rewrite.patch import Patch, Skip
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from graphopt.analysis.types import Types
     from graphopt.graph import Rewriter
 
 
-def bypass(node: Node, source: Tensor, reason: str = "") -> Patch | Skip:
+def bypass(node: Node, source: Tensor, reason: str = "", types: Types | None = None) -> Patch | Skip:
     """Return the patch that lets the readers of a node's first output read a tensor of the same value instead.
 
     Args:
         node: The node; it is erased, and so are the nodes before it that nobody reads then.
         source: The tensor: same element type, shape and values as the output.
         reason: What is done, for people.
+        types: Given where more may be known of the source than of the output: then the readers are inferred again.
 
     Returns:
         A refusal where a public name needs the node.
@@ -35,9 +37,12 @@ def bypass(node: Node, source: Tensor, reason: str = "") -> Patch | Skip:
             # what it declared may be wrong, what was proved is not
             rewriter.set_type(source, output.dtype, output.shape)
         before = list(node.inputs)
+        readers = list(dict.fromkeys(output.outputs))
         rewriter.replace_tensor(output, source)
         rewriter.erase(node)
         erase_unread(rewriter, before)
+        for refined in () if types is None else types.refine(readers):
+            rewriter.mark(refined)
 
     return Patch(reason or f"{node.op} gives out '{source.name}' unchanged", (node,), apply)
 

@@ -179,14 +179,14 @@ def _element(node: Node, known: _Elements) -> Patch | Skip | None:
         return None
     found = elements[place]
     if not isinstance(found, _Part):
-        return bypass(node, found, f"element {place} of the sequence is '{found.name}'")
+        return bypass(node, found, f"element {place} of the sequence is '{found.name}'", known.types)
     if found.node.outputs[0] is node.inputs[0] and _keeps_axis(found.node):
         return None  # all elements are taken apart by one Split, if at all
     part = found
 
     def apply(rewriter: Rewriter) -> None:
         before = list(node.inputs)
-        rewriter.replace_tensor(node.outputs[0], _taken(rewriter, part, node, known))
+        _give(rewriter, node.outputs[0], _taken(rewriter, part, node, known), known)
         rewriter.erase(node)
         erase_unread(rewriter, before)
 
@@ -218,7 +218,7 @@ def _length(node: Node, known: _Elements) -> Patch | None:
 
     def apply(rewriter: Rewriter) -> None:
         before = list(node.inputs)
-        rewriter.replace_tensor(node.outputs[0], rewriter.constant(np.array(len(elements), np.int64), near=node))
+        _give(rewriter, node.outputs[0], rewriter.constant(np.array(len(elements), np.int64), near=node), known)
         rewriter.erase(node)
         erase_unread(rewriter, before)
 
@@ -237,7 +237,7 @@ def _joined(node: Node, known: _Elements) -> Patch | Skip | None:
     if len(tensors) < len(elements):
         return None
     if len(tensors) == 1 and not stacks:
-        return bypass(node, tensors[0], f"the sequence is '{tensors[0].name}' alone")
+        return bypass(node, tensors[0], f"the sequence is '{tensors[0].name}' alone", known.types)
     if stacks and len(tensors) + (len(tensors) > 1) > 1 + _only_for(node.inputs[0], node):
         return None
 
@@ -247,7 +247,7 @@ def _joined(node: Node, known: _Elements) -> Patch | Skip | None:
         made = parts[0]
         if len(parts) > 1:
             made = rewriter.op("Concat", parts, attrs={"axis": axis}, like=node.outputs[0], near=node, origin=[node])
-        rewriter.replace_tensor(node.outputs[0], made)
+        _give(rewriter, node.outputs[0], made, known)
         rewriter.erase(node)
         erase_unread(rewriter, before)
 
@@ -279,7 +279,15 @@ def _rejoined(
         return None
     if axis % rank != along:
         return None
-    return bypass(node, source.inputs[0], f"join the parts of '{source.inputs[0].name}' as they were")
+    return bypass(node, source.inputs[0], f"join the parts of '{source.inputs[0].name}' as they were", known.types)
+
+
+def _give(rewriter: Rewriter, output: Tensor, tensor: Tensor, known: _Elements) -> None:
+    """Let everybody read a tensor instead of an output, of whose value and shape less may have been known."""
+    readers = list(dict.fromkeys(output.outputs))
+    rewriter.replace_tensor(output, tensor)
+    for reader in known.types.refine(readers):
+        rewriter.mark(reader)
 
 
 # ---------------------------------------------------------------------------------------------------- SplitToSequence
@@ -306,10 +314,10 @@ def _split(node: Node, known: _Elements) -> Patch | None:
         parts = _parts(rewriter, node, sizes, axis, places)
         for reader in readers:
             if reader in places:
-                rewriter.replace_tensor(reader.outputs[0], parts[places[reader]])
+                _give(rewriter, reader.outputs[0], parts[places[reader]], known)
             else:
                 count = rewriter.constant(np.array(len(sizes), np.int64), near=reader)
-                rewriter.replace_tensor(reader.outputs[0], count)
+                _give(rewriter, reader.outputs[0], count, known)
         rewriter.erase([*readers, node])
 
     return Patch(
@@ -346,10 +354,10 @@ def _parts(rewriter: Rewriter, node: Node, sizes: list[int], axis: int, places: 
 
 def _optional(node: Node, known: _Elements) -> Patch | Skip | None:
     if not node.inputs or not node.inputs[0].name:
-        return _answered(node, holds=False) if node.op == "OptionalHasElement" else None
+        return _answered(node, known, holds=False) if node.op == "OptionalHasElement" else None
     if known.types.dtype(node.inputs[0]):  # a tensor, which since opset 18 is taken as an optional that holds it
         has = node.op == "OptionalHasElement"
-        return _answered(node, holds=True) if has else bypass(node, node.inputs[0])
+        return _answered(node, known, holds=True) if has else bypass(node, node.inputs[0], types=known.types)
     made = producer(node.inputs[0])
     while is_op(made, "Identity") and made is not None:
         made = producer(made.inputs[0])
@@ -357,14 +365,14 @@ def _optional(node: Node, known: _Elements) -> Patch | Skip | None:
         return None
     given = made.inputs[0] if made.inputs and made.inputs[0].name else None
     if node.op == "OptionalHasElement":
-        return _answered(node, holds=given is not None)
-    return None if given is None else bypass(node, given, f"the optional holds '{given.name}'")
+        return _answered(node, known, holds=given is not None)
+    return None if given is None else bypass(node, given, f"the optional holds '{given.name}'", known.types)
 
 
-def _answered(node: Node, *, holds: bool) -> Patch:
+def _answered(node: Node, known: _Elements, *, holds: bool) -> Patch:
     def apply(rewriter: Rewriter) -> None:
         before = list(node.inputs)
-        rewriter.replace_tensor(node.outputs[0], rewriter.constant(np.array(holds), near=node))
+        _give(rewriter, node.outputs[0], rewriter.constant(np.array(holds), near=node), known)
         rewriter.erase(node)
         erase_unread(rewriter, before)
 
