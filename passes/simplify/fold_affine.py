@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
 from graphopt.passes.simplify.affine import AFFINE_OPS, Affine, Terms, only_reader_of, terms_of
+from graphopt.passes.simplify.changes import followed, why_shared
 from graphopt.passes.simplify.following import layers_behind
-from graphopt.passes.simplify.layers import LAYERS, Layer, followed, layer_before
+from graphopt.passes.simplify.layers import LAYERS, Layer, layer_before
 from graphopt.passes.simplify.norms import NORMS, norm_of
 from graphopt.passes.simplify.purity import is_constant, is_op
+from graphopt.passes.simplify.tied import fold_tied
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract
@@ -36,9 +38,10 @@ class FoldAffine(RulePass):
                less; the weights keep their size.
     Requires:  The constant does not enlarge the tensor; its channels are those of the layer (axis 1 of a convolution,
                the last axis of a product of matrices); all values are finite in their type, and not all subnormal; a
-               weight that others read too is small. A Conv behind an addition pads with nothing. An addition
-               alone stays behind and before a MatMul without bias, where it is the bias. What ends a normalization or
-               GELU written out in steps stays, since runtimes look for these as a whole.
+               weight that others read too is small, or the same stands behind all of them. A Conv behind an addition
+               pads with nothing. An addition alone stays behind and before a MatMul without bias, where it is the
+               bias. What ends a normalization or GELU written out in steps stays, since runtimes look for these as a
+               whole.
     Preserves: Names, types and shapes of all outputs; values up to rounding.
     Source:    Linearity: s (W x + b) + t = (s W) x + (s b + t) and W (s x + t) + b = (W s) x + (W t + b).
     """
@@ -77,7 +80,8 @@ def _into_layer_before(node: Node, terms: Terms, types: Types) -> Patch | Skip |
         return None
     change = followed(layer, affine)
     if isinstance(change, str):
-        return Skip(node, change)
+        tied = fold_tied(layer, affine, types) if why_shared(layer) else None
+        return tied or Skip(node, change)
     origin = (*layer.nodes, node)
     data, result = layer.node.inputs[0], node.outputs[0]
     return Patch(

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphopt.graph import is_graph_output
-from graphopt.passes.simplify.layers import LAYERS, Change, Layer, layer_of, preceded
+from graphopt.passes.simplify.changes import Change, preceded
+from graphopt.passes.simplify.layers import LAYERS, Layer, layer_of
 from graphopt.passes.simplify.purity import is_constant, is_op
 from graphopt.rewrite.patch import Patch, node_label
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from graphopt.graph import Constant, constant_value, is_graph_output, producer, uses
 from graphopt.passes.simplify.affine import FLOATS, Affine
-from graphopt.passes.simplify.layers import COPY_BYTES, LAYERS, exchange_names, followed, layer_of, users
+from graphopt.passes.simplify.changes import COPY_BYTES, exchange_names, followed, users
+from graphopt.passes.simplify.layers import LAYERS, layer_of
 from graphopt.passes.simplify.look import SMALL_CONSTANT
 from graphopt.passes.simplify.norms import NORMS, norm_of
 from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function

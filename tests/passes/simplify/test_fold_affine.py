@@ -170,6 +170,17 @@ def test_weight_of_two_layers_is_copied_only_where_it_is_small(size: int, ops: l
     assert any("is read 2 times" in reason for reason in done.skips.values()) == (size == 40)
 
 
+def test_weight_of_layers_that_all_have_the_same_factor_is_multiplied_once() -> None:
+    nodes = "h = Conv(x, w, b) a = Neg(h) k = Conv<pads = [1, 1]>(x, w, b) e = Neg(k) m = Conv(r, w) f = Neg(m) y = Concat<axis = 2>(a, e, f)"
+    proto = model(f"r = Relu(x) {nodes}", ("n", 40, 3), w=(40, 40, 1), b=(40,))
+    done = check_pass(FoldAffine(), proto)
+    assert sorted(done.ops) == ["Concat", "Conv", "Conv", "Conv", "Relu"]
+    assert len({id(node.inputs[1]) for _, node in done.model.walk() if node.op == "Conv"}) == 1
+    assert len(done.model.to_bytes()) <= len(proto.SerializeToString()) + 64
+    other = model(f"r = Relu(x) {nodes}".replace("f = Neg(m)", "f = Relu(m)"), ("n", 40, 3), w=(40, 40, 1), b=(40,))
+    assert check_pass(FoldAffine(), other).record.patches == 0
+
+
 def test_weight_in_the_body_of_a_branch_and_of_the_graph_around() -> None:
     body = """<ir_version: 8, opset_import: ["" : 17]> g (bool c, float[n, 3] x) => (float[n, 2] y)
     <float[3, 2] w = {1, 2, 3, 4, 5, 6}, float[2] o = {1, 2}> { y = If (c) <
