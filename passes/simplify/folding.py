@@ -270,10 +270,11 @@ def value_from_shapes(tensor: Tensor, types: Types, shape_values: ShapeValues) -
         types: Element types and shapes.
         shape_values: Elements of shape computations.
     """
-    element, shape, entries = types.dtype(tensor), types.shape(tensor), shape_values.value(tensor)
-    if element not in _SHAPE_ELEMENT_TYPES or shape is None or entries is None:
+    element = types.dtype(tensor)
+    if element not in _SHAPE_ELEMENT_TYPES:
         return None
-    if not all(isinstance(size, int) for size in (*shape, *entries)):
+    shape, entries = types.shape(tensor), shape_values.value(tensor)
+    if shape is None or entries is None or not all(isinstance(size, int) for size in (*shape, *entries)):
         return None
     return np.array(entries, dtypes.numpy_dtype(element)).reshape(shape)
 

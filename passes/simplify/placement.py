@@ -46,13 +46,20 @@ class Placement:
                 tensor, rewriter.op("Constant", [], attrs=attrs, like=tensor, near=node, origin=[node])
             )
             return
+        if value.nbytes < _SHARED_BYTES:
+            rewriter.replace_uses(tensor, self._made(rewriter, node, tensor, value))
+            return
         key = (value.dtype.name, value.shape, blake2b(value.tobytes(), digest_size=16).digest())
-        shared = self._shared(key, graph) if value.nbytes >= _SHARED_BYTES else None
+        shared = self._shared(key, graph)
         if shared is None:
-            shared = rewriter.constant(value, name=tensor.name, near=node)
-            shared.name, tensor.name = tensor.name, shared.name
-            self._pool[key] = shared
+            shared = self._pool[key] = self._made(rewriter, node, tensor, value)
         rewriter.replace_uses(tensor, shared)
+
+    def _made(self, rewriter: Rewriter, node: Node, tensor: Tensor, value: Array) -> Constant:
+        """Return a new initializer under the name of the tensor, which gets another."""
+        constant: Constant = rewriter.constant(value, name=tensor.name, near=node)
+        constant.name, tensor.name = tensor.name, constant.name
+        return constant
 
     def _shared(self, key: tuple[str, tuple[int, ...], bytes], graph: Graph) -> Constant | None:
         """Return the initializer that has this value, moved outwards until this graph sees it."""
