@@ -77,6 +77,8 @@ class Carrier:
             return (shape, self._again({})) if made == seen else None
         if op in BINARY:
             return self._binary(shape, seen) if made == seen else None
+        if op == "MatMul":
+            return self._matmul(shape, seen, made)
         if op == "Gather":
             return self._gather(shape, seen)
         if op == "Slice":
@@ -116,6 +118,13 @@ class Carrier:
         if axis is None:
             return None
         return shape, self._again({other: value.reshape([-1] + [1] * (len(shape) - axis - 1))})
+
+    def _matmul(self, shape: Shape, seen: Shape, made: Shape) -> tuple[Shape, Again] | None:
+        """A product with a matrix: all rows in front of the last axis are one batch, however they are laid out."""
+        weight = self.look.shape(self.look.node.inputs[1])
+        if weight is None or len(weight) != 2 or len(shape) < 2 or len(seen) < 2 or shape[-1] != seen[-1]:
+            return None
+        return (*shape[:-1], made[-1]), self._again({})
 
     def _gather(self, shape: Shape, seen: Shape) -> tuple[Shape, Again] | None:
         axis = self.look.axis("axis", 0, len(seen))
@@ -176,6 +185,8 @@ def carrier(look: Look) -> Carrier | None:
             if is_constant(node.inputs[1 - index]) and (node.op != "PRelu" or index == 0):
                 return Carrier(look, index)
         return None
+    if node.op == "MatMul":
+        return Carrier(look, 0) if len(node.inputs) == 2 and is_constant(node.inputs[1]) else None
     if node.op not in UNARY and node.op not in {"Gather", "Slice", "Pad"}:
         return None
     return None if refers_to_function(node) else Carrier(look, 0)
