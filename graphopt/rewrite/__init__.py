@@ -1,6 +1,7 @@
 """The rewrite engine: patches, patterns, rules, the pass manager, the registry and recipes."""
 
 from graphopt.rewrite.driver import Batch, Rule, RulePass, drive
+from graphopt.rewrite.function_pattern import Finder, Maker, Rewrite, Rewrites, replace
 from graphopt.rewrite.manager import Outcome, PassManager, PassRecord, PatchRecord
 from graphopt.rewrite.pass_ import Pass, Steps, sections
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
@@ -10,7 +11,9 @@ from graphopt.rewrite.registry import create, pass_class, pass_names
 __all__ = [
     "Batch",
     "Contract",
+    "Finder",
     "LayerRecord",
+    "Maker",
     "Outcome",
     "Pass",
     "PassManager",
@@ -18,6 +21,8 @@ __all__ = [
     "Patch",
     "PatchRecord",
     "Recipe",
+    "Rewrite",
+    "Rewrites",
     "Rule",
     "RulePass",
     "Skip",
@@ -31,6 +36,7 @@ __all__ = [
     "pass_names",
     "preset_names",
     "recipe_of",
+    "replace",
     "schema",
     "sections",
 ]
