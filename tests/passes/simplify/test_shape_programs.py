@@ -213,7 +213,7 @@ def check(seed: int, steps: int, opset: int) -> int:
     right, found = session(before, optimize=False), session(after, optimize=False)
     for b, length in SIZES:
         if 0 in (b, length) and "Reshape" in source:
-            continue  # a computed 0 copies a size of an empty tensor, which types read as the 0 (see shape_rules_movement)
+            continue  # a computed 0 copies a size of an empty tensor, which types read as the 0
         feed = {
             "x": np.arange(b * length * 4, dtype=np.float32).reshape(b, length, 4),
             "z": -np.arange(b * length * 6, dtype=np.float32).reshape(b, 6, length),
