@@ -77,40 +77,8 @@ class FuseLayerNorm(RulePass):
 
 def _steps(root: Node, types: Types, values: ShapeValues) -> Patch | Skip | None:
     read = Steps(types, values)
-    parts = read.divided(root)
-    if parts is None:
-        return None
-    numerator, inside = parts
-    centred = above(numerator, "Sub")
-    if centred is None:
-        return None
-    found = _variance(read, inside)
-    if found is None or not _is_centred(read, centred, found[0], found[1]):
-        return None
-    read.passed(centred)
-    return _normalized(root, read, centred.inputs[0], found[1], found[2])
-
-
-def _variance(read: Steps, inside: Tensor) -> tuple[Tensor, int, float] | None:
-    """Return what is squared, over how many last axes its mean is taken, and what is added to it."""
-    added = read.epsilon(inside)
-    averaged = None if added is None else read.mean(added[0])
-    squared = None if averaged is None else read.square(averaged[0])
-    if added is None or averaged is None or squared is None:
-        return None
-    return squared, averaged[1], added[1]
-
-
-def _is_centred(read: Steps, centred: Node, squared: Tensor, last: int) -> bool:
-    """Whether a Sub subtracts the mean over the last axes, and what is squared is the same difference."""
-    if squared is not centred.outputs[0]:
-        again = above(squared, "Sub")
-        if again is None or again.inputs[0] is not centred.inputs[0]:
-            return False
-        read.passed(again)
-        if again.inputs[1] is not centred.inputs[1] and read.mean(again.inputs[1]) != (centred.inputs[0], last):
-            return False
-    return read.mean(centred.inputs[1]) == (centred.inputs[0], last)
+    found = read.normalized(root)
+    return None if found is None else _normalized(root, read, *found)
 
 
 def _moments(root: Node, types: Types, values: ShapeValues) -> Patch | Skip | None:
@@ -147,7 +115,7 @@ def _moments(root: Node, types: Types, values: ShapeValues) -> Patch | Skip | No
                     break
         else:
             inside = read.inverse_root_of(shared)
-        found = None if inside is None else _variance(read, inside)
+        found = None if inside is None else read.variance(inside)
         if found is None:
             continue
         centred = above(found[0], "Sub")

@@ -35,6 +35,38 @@ class Steps:
             self.nodes.append(node)
         return node
 
+    def normalized(self, root: Node) -> tuple[Tensor, int, float] | None:
+        """Return (x, n, e) where the root is (x - mean) / sqrt(variance + e) over the last n axes of x."""
+        parts = self.divided(root)
+        centred = None if parts is None else above(parts[0], "Sub")
+        if parts is None or centred is None:
+            return None
+        found = self.variance(parts[1])
+        if found is None or not self._is_centred(centred, found[0], found[1]):
+            return None
+        self.passed(centred)
+        return centred.inputs[0], found[1], found[2]
+
+    def variance(self, tensor: Tensor) -> tuple[Tensor, int, float] | None:
+        """Return (c, n, e) where a tensor is the mean of c^2 over the last n axes, plus e."""
+        added = self.epsilon(tensor)
+        averaged = None if added is None else self.mean(added[0])
+        squared = None if averaged is None else self.square(averaged[0])
+        if added is None or averaged is None or squared is None:
+            return None
+        return squared, averaged[1], added[1]
+
+    def _is_centred(self, centred: Node, squared: Tensor, last: int) -> bool:
+        """Whether a Sub subtracts the mean over the last axes, and what is squared is the same difference."""
+        if squared is not centred.outputs[0]:
+            again = above(squared, "Sub")
+            if again is None or again.inputs[0] is not centred.inputs[0]:
+                return False
+            self.passed(again)
+            if again.inputs[1] is not centred.inputs[1] and self.mean(again.inputs[1]) != (centred.inputs[0], last):
+                return False
+        return self.mean(centred.inputs[1]) == (centred.inputs[0], last)
+
     def mean(self, tensor: Tensor) -> tuple[Tensor, int] | None:
         """Return what a tensor is the mean of and over how many last axes, dimensions kept."""
         node = above(tensor, "ReduceMean")
