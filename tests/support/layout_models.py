@@ -238,7 +238,9 @@ class _Builder:
 
     def resize(self, name: str, shape: Shape) -> None:
         if self.opset >= 11 and len(shape) == 4:
-            scales = [1.0 if self.open_batch and place == 0 else self.random.choice([1.0, 1.0, 2.0]) for place in range(4)]
+            scales = [
+                1.0 if self.open_batch and place == 0 else self.random.choice([1.0, 1.0, 2.0]) for place in range(4)
+            ]
             result = tuple(int(size * scale) for size, scale in zip(shape, scales, strict=True))
             given = self.constant(np.array(scales, np.float32), (4,))
             if np.prod(result) < 500:
@@ -324,3 +326,61 @@ def is_valid(model: onnx.ModelProto) -> bool:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
         return False
     return True
+
+
+def channels_last_network(blocks: int, *, squeeze: bool = False, concat: bool = False) -> onnx.ModelProto:
+    """Return a convolutional network as converters from a framework with channels last write it.
+
+    Each block is a convolution between two Transposes, a bias, Relu and a residual.
+
+    Args:
+        blocks: How many blocks.
+        squeeze: Whether each block weighs its channels by what a mean over the image says of them.
+        concat: Whether every third block joins its input and brings the channels back by a convolution.
+    """
+    network = _Network(np.random.default_rng(0))
+    name = "x"
+    for place in range(blocks):
+        before = name
+        name = network.convolution(name, 8)
+        name = network.node("Relu", [network.node("Add", [name, network.constant(8)])])
+        if squeeze:
+            mean = network.node("ReduceMean", [name], axes=[1, 2], keepdims=1)
+            name = network.node("Mul", [name, network.node("Sigmoid", [network.convolution(mean, 8)])])
+        if concat and place % 3 == 2:
+            joined = network.node("Concat", [name, before], axis=3)
+            name = network.convolution(network.node("Add", [joined, network.constant(16)]), 16)
+        name = network.node("Add", [name, before])
+    network.node("Softmax", [network.node("ReduceMean", [name], axes=[1, 2], keepdims=0)], "y", axis=-1)
+    graph = helper.make_graph(
+        network.nodes,
+        "network",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6, 5, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        network.constants,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+
+
+@dataclass
+class _Network:
+    random: np.random.Generator
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+
+    def node(self, op: str, inputs: list[str], output: str = "", **attrs: Any) -> str:
+        output = output or f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [output], name=f"n{len(self.nodes)}", **attrs))
+        return output
+
+    def constant(self, *shape: int) -> str:
+        name = f"c{len(self.constants)}"
+        values = self.random.standard_normal(shape).astype(np.float32) / 10
+        self.constants.append(numpy_helper.from_array(values, name))
+        return name
+
+    def convolution(self, name: str, channels: int) -> str:
+        """Convolve channels-last to 8 channels."""
+        inner = self.node("Transpose", [name], perm=[0, 3, 1, 2])
+        inner = self.node("Conv", [inner, self.constant(8, channels, 1, 1)])
+        return self.node("Transpose", [inner], perm=[0, 2, 3, 1])

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.passes.simplify.layout import motion
+from graphopt.passes.simplify.layout.region import Region
 from graphopt.passes.simplify.sink_transposes import SinkTransposes
 from graphopt.passes.simplify.sink_transposes_loosely import SinkTransposesLoosely
-from layout_models import is_valid, layout_model
+from layout_models import channels_last_network, is_valid, layout_model
 from pass_oracle import check_pass, run_pass
 
 if TYPE_CHECKING:
@@ -106,6 +108,33 @@ def test_residual_network(golden: Callable[[str], None]) -> None:
     )
     assert done.ops.count("Transpose") == 2
     golden(done.text)
+
+
+@pytest.mark.parametrize("squeeze", [False, True])
+@pytest.mark.parametrize("concat", [False, True])
+def test_long_networks_keep_one_transpose(*, squeeze: bool, concat: bool) -> None:
+    """Each region is changed as a whole: few patches, and only the Transpose of the input is left."""
+    model = channels_last_network(40, squeeze=squeeze, concat=concat)
+    done = check_pass(SinkTransposesLoosely(), model, samples=1, interpreted=False)
+    assert done.ops.count("Transpose") == 1
+    assert done.record.patches <= 5
+
+
+def test_regions_between_nodes_that_cannot_move_are_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = []
+
+    class Counted(Region):
+        def __init__(self, *args: Any) -> None:
+            searched.append(args[0])
+            super().__init__(*args)
+
+    monkeypatch.setattr(motion, "Region", Counted)
+    nodes = "a0 = Trilu(x)"
+    for k in range(50):
+        nodes += f" b{k} = Transpose<perm = [1, 0]>(a{k}) c{k} = Relu(b{k}) d{k} = Trilu(c{k}) a{k + 1} = Relu(d{k})"
+    model = f"{HEAD} g (float[4, 4] x) => (float[4, 4] y) {{ {nodes} y = Trilu(a50) }}"
+    done = run_pass(SinkTransposes(), model, verify="off")
+    assert done.ops.count("Transpose") == len(searched) == 50
 
 
 KEPT = {
