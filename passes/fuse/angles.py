@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import producer
-from graphopt.passes.fuse.lengths import Length, expanded, placed
+from graphopt.passes.fuse.lengths import Length, placed, shape_of
 
 if TYPE_CHECKING:
     from graphopt.analysis.dims import Dim
@@ -23,11 +23,11 @@ class Kind:
     Attributes:
         tensor: The tensor that all heads share.
         head_axis: The axis of size 1 that stands for the heads; None where it has none that must go.
-        batch: The batch that is wanted.
-        length: The length that is wanted.
+        batch: The batch that it is expanded to, 1 where it has it.
+        length: The length that it is expanded to, 1 where it has it.
         half: Half the size of a head.
         is_doubled: Whether it has both halves.
-        needs_expand: Whether batch or length are not proved to be the wanted ones.
+        has_batch: Whether it has an axis for the batch.
         rows: The axis of the rotated tensor that has the length.
     """
 
@@ -37,8 +37,13 @@ class Kind:
     length: Dim
     half: int
     is_doubled: bool
-    needs_expand: bool
+    has_batch: bool
     rows: int
+
+    @property
+    def needs_expand(self) -> bool:
+        """Whether batch or length are not proved to be the wanted ones."""
+        return not self.has_batch or self.batch != 1 or self.length != 1
 
 
 class Angles:
@@ -51,6 +56,7 @@ class Angles:
     def __init__(self, types: Types) -> None:
         self.types = types
         self._made: dict[tuple[Kind, Graph], Tensor] = {}
+        self._shapes: dict[tuple[Graph | Length, ...], Tensor] = {}
 
     def kind(
         self, tensor: Tensor, is_heads_first: bool, batch: Dim, length: Dim, size: int, is_doubled: bool
@@ -79,21 +85,22 @@ class Angles:
         else:
             head_axis, first = (place if place >= 0 else None), (shape[0] if len(shape) == 4 else 1)
         has_batch = len(shape) - (head_axis is not None) == 3
-        needs_expand = not has_batch or first != batch or rows != length
-        return Kind(tensor, head_axis, batch, length, size // 2, is_doubled, needs_expand, 2 if is_heads_first else 1)
+        wanted = 1 if first == batch else batch, 1 if rows == length else length
+        return Kind(tensor, head_axis, *wanted, size // 2, is_doubled, has_batch, 2 if is_heads_first else 1)
 
-    def nodes_for(self, kind: Kind, graph: Graph) -> int:
-        """Return how many nodes it takes at most to make it; none where it was made before.
+    def nodes_for(self, cos: Kind, sin: Kind, graph: Graph) -> int:
+        """Return how many nodes it takes at most to make them; none where they were made before.
 
         Args:
-            kind: How it is given.
-            graph: The graph that reads it.
+            cos: How the cosines are given.
+            sin: How the sines are given.
+            graph: The graph that reads them.
         """
-        if self._known(kind, graph) is not None:
-            return 0
-        sizes = sum(not isinstance(size, int) for size in (kind.batch, kind.length))
-        expand = (2 + sizes if sizes else 1) if kind.needs_expand else 0
-        return int(kind.is_doubled) + int(kind.head_axis is not None) + expand
+        missing = [kind for kind in (cos, sin) if self._known(kind, graph) is None]
+        shapes = {(kind.batch, kind.length) for kind in missing if kind.needs_expand}
+        unknown = [sum(not isinstance(size, int) for size in shape) for shape in shapes]
+        views = sum(kind.is_doubled + (kind.head_axis is not None) + kind.needs_expand for kind in missing)
+        return views + sum(count + 1 for count in unknown if count)
 
     def made(self, rw: Rewriter, kind: Kind, rotated: Tensor, near: Node) -> Tensor:
         """Return the angles as RotaryEmbedding reads them.
@@ -109,7 +116,7 @@ class Angles:
         known = self._known(kind, graph)
         if known is not None:
             return known
-        tensor = kind.tensor
+        tensor: Tensor = kind.tensor
         if kind.is_doubled:
             limits = [np.asarray([limit], np.int64) for limit in (0, kind.half, -1)]
             tensor = rw.op("Slice", [tensor, *(rw.constant(limit, near=near) for limit in limits)], near=near)
@@ -119,14 +126,25 @@ class Angles:
         if kind.needs_expand:
             rows = kind.rows if self.types.rank(rotated) == 4 else 1
             wanted = [Length(kind.batch, rotated, 0), Length(kind.length, rotated, rows)]
-            target = [
-                length if isinstance(length.size, int) else placed(graph, self.types, length) for length in wanted
-            ]
-            tensor = expanded(rw, tensor, [*target, 1], near)
-            if not all(isinstance(length.size, int) or length.is_input for length in target):
+            target = [each if isinstance(each.size, int) else placed(graph, self.types, each) for each in wanted]
+            is_shared = all(isinstance(each.size, int) or each.is_input for each in target)
+            tensor = rw.op("Expand", [tensor, self._shape(rw, target, graph, near, is_shared=is_shared)], near=near)
+            if not is_shared:
                 return tensor
         self._made[kind, graph] = tensor
         return tensor
+
+    def _shape(self, rw: Rewriter, target: list[Length], graph: Graph, near: Node, *, is_shared: bool) -> Tensor:
+        """Return the target of Expand, one for cosines and sines."""
+        key: tuple[Graph | Length, ...] = (graph, *target)
+        known = self._shapes.get(key)
+        maker = None if known is None else producer(known)
+        if known is not None and maker is not None and maker.graph is graph:
+            return known
+        made = shape_of(rw, [*target, 1], near)
+        if is_shared:
+            self._shapes[key] = made
+        return made
 
     def _known(self, kind: Kind, graph: Graph) -> Tensor | None:
         known = self._made.get((kind, graph))

@@ -196,16 +196,17 @@ def _fused(found: _Rotation | None, types: Types, angles: Angles) -> Patch | Non
         return None
     source, is_heads_first, views, nodes = read
     batch, length, heads = (shape[0], shape[2], shape[1]) if is_heads_first else (shape[0], shape[1], shape[2])
-    kinds = [angles.kind(each, is_heads_first, batch, length, size, found.are_doubled)
-             for each in (found.cos, found.sin)]  # fmt: skip
-    if any(kind is None for kind in kinds) or not isinstance(heads, int):
+    cos, sin = (
+        angles.kind(each, is_heads_first, batch, length, size, found.are_doubled) for each in (found.cos, found.sin)
+    )
+    if cos is None or sin is None or not isinstance(heads, int):
         return None
     gone = (*dict.fromkeys((*found.nodes, *nodes)),)
     shared = min(len(found.cos.outputs), len(found.sin.outputs)) // (1 if found.are_doubled else 2)
     made = 1 + views
     graph = found.root.graph
     assert graph is not None
-    cost = sum(angles.nodes_for(kind, graph) for kind in kinds if kind is not None)
+    cost = angles.nodes_for(cos, sin, graph)
     if len(gone) <= made or (len(gone) - made) * shared <= cost:
         return None
 
@@ -214,13 +215,13 @@ def _fused(found: _Rotation | None, types: Types, angles: Angles) -> Patch | Non
         tensor = source
         if not is_heads_first and types.rank(source) != 3:
             tensor = rw.op("Reshape", [source, _target(rw, [0, 0, heads * size], root)], near=root)
-        cos, sin = (angles.made(rw, kind, source, root) for kind in kinds if kind is not None)
+        caches = [angles.made(rw, kind, source, root) for kind in (cos, sin)]
         attrs: dict[str, Any] = {"interleaved": int(found.is_interleaved)}
         if is_heads_first:
-            new = rw.op("RotaryEmbedding", [tensor, cos, sin], attrs=attrs, like=output, near=root, origin=gone)
+            new = rw.op("RotaryEmbedding", [tensor, *caches], attrs=attrs, like=output, near=root, origin=gone)
         else:
             attrs["num_heads"] = heads
-            flat = rw.op("RotaryEmbedding", [tensor, cos, sin], attrs=attrs, near=root, origin=gone)
+            flat = rw.op("RotaryEmbedding", [tensor, *caches], attrs=attrs, near=root, origin=gone)
             target = _target(rw, [0, 0, heads, size], root)
             new = rw.op("Reshape", [flat, target], like=output, near=root, origin=[root])
         rw.replace_tensor(output, new)

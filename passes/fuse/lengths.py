@@ -50,26 +50,23 @@ def placed(graph: Graph, types: Types, length: Length) -> Length:
     return length
 
 
-def expanded(rw: Rewriter, tensor: Tensor, target: Sequence[Length | int], near: Node) -> Tensor:
-    """Return a tensor expanded to a shape.
+def shape_of(rw: Rewriter, target: Sequence[Length | int], near: Node) -> Tensor:
+    """Return a tensor that holds a shape.
 
     Args:
         rw: The rewriter.
-        tensor: The tensor.
-        target: The sizes of the target of Expand.
+        target: The sizes.
         near: The node that reads the result.
     """
     numbers = [entry if isinstance(entry, int) else entry.size for entry in target]
     if all(isinstance(size, int) for size in numbers):
-        whole = rw.constant(np.asarray(numbers, np.int64), near=near)
-        done: Tensor = rw.op("Expand", [tensor, whole], near=near)
-        return done
+        whole: Tensor = rw.constant(np.asarray(numbers, np.int64), near=near)
+        return whole
     parts: list[Tensor] = []
     for entry, size in zip(target, numbers, strict=True):
         if isinstance(size, int):
             parts.append(rw.constant(np.asarray([size], np.int64), near=near))
         elif isinstance(entry, Length):
             parts.append(rw.op("Shape", [entry.tensor], attrs={"start": entry.axis, "end": entry.axis + 1}, near=near))
-    shape = parts[0] if len(parts) == 1 else rw.op("Concat", parts, attrs={"axis": 0}, near=near)
-    made: Tensor = rw.op("Expand", [tensor, shape], near=near)
-    return made
+    joined: Tensor = parts[0] if len(parts) == 1 else rw.op("Concat", parts, attrs={"axis": 0}, near=near)
+    return joined

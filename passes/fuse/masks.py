@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.graph import producer
-from graphopt.passes.fuse.lengths import Length, expanded, placed
+from graphopt.passes.fuse.lengths import Length, placed, shape_of
 
 if TYPE_CHECKING:
     from graphopt.analysis.dims import Dim
@@ -59,7 +59,7 @@ class Masks:
             size if isinstance(size, int) else placed(graph, self.types, length)
             for size, length in zip(missing, (rows, columns), strict=True)
         ]
-        made = expanded(rw, mask, target, near)
+        made: Tensor = rw.op("Expand", [mask, shape_of(rw, target, near)], near=near)
         if all(isinstance(entry, int) or entry.is_input for entry in target):
             self._made[key] = made  # no layer computes it, so others may read it too
         return made
