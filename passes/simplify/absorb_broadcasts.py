@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import numpy as np
-
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.site import ShapeClashError, broadcast
 from graphopt.analysis.types import Types
 from graphopt.graph import is_graph_output
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
 from graphopt.passes.simplify.removal import erase_unread
+from graphopt.passes.simplify.uniform import COMPARING, PICKING, uniform_value
 from graphopt.rewrite.driver import Rule, RulePass, position
 from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract
@@ -27,7 +26,8 @@ if TYPE_CHECKING:
 Shape: TypeAlias = "tuple[Dim, ...]"
 
 _VIEWS = ("Unsqueeze", "Reshape")
-_ROOTS = ("Expand", "Tile", "ConstantOfShape", *_VIEWS)
+_UNIFORM = ("ConstantOfShape", *PICKING, *COMPARING)
+_ROOTS = ("Expand", "Tile", *_UNIFORM, *_VIEWS)
 _DEEPEST = 6
 _MOST_NODES = 16
 
@@ -47,12 +47,13 @@ _APPROXIMATE = frozenset({"Cos", "Erf", "Exp", "Log", "Reciprocal", "Sigmoid", "
 class AbsorbBroadcasts(RulePass):
     """Remove nodes that repeat a tensor, or add axes of size 1 in front, for operators that broadcast it anyway.
 
-    Matches:   Expand, Tile along axes of size 1, ConstantOfShape, and Unsqueeze or Reshape that only add axes of size 1
-               in front, whose readers all broadcast: Add, Mul, Where, comparisons and the like, also behind nodes that
-               work element by element and behind Gather that takes the tensor as its indices.
-    Produces:  The readers read the tensor as it was before; nodes on the way are made anew for the smaller tensor. One
-               node less, with what computed its shape; nothing is repeated in memory, and the nodes on the way compute
-               each element once.
+    Matches:   Expand, Tile along axes of size 1, ConstantOfShape, Gather and the like of a constant whose elements are
+               all the same whole number, comparisons of a Range that hold for all of it, and Unsqueeze or Reshape that
+               only add axes of size 1 in front, whose readers all broadcast: Add, Mul, Where, comparisons and the like,
+               also behind nodes that work element by element and behind Gather that takes the tensor as its indices.
+    Produces:  The readers read the tensor as it was before, or the number; nodes on the way are made anew for the
+               smaller tensor. One node less, with what computed its shape; nothing is repeated in memory, and the nodes
+               on the way compute each element once.
     Requires:  Every reader that broadcasts has another operand that is proved to have each repeated size, so that its
                output has the same shape as before. Pow is left alone: ONNX Runtime computes it in another way where the
                exponent is one number. No output of a graph lies on the way.
@@ -77,15 +78,15 @@ class AbsorbBroadcasts(RulePass):
             if smaller is None or smaller == shape:
                 return None
             way = _Way(types, same_count=node.op in _VIEWS)
-            return _patch(node, way) if way.exists(output, smaller) and way.ends else None
+            return _patch(node, way, values) if way.exists(output, smaller) and way.ends else None
 
         return [Rule(_ROOTS, absorbed, below=_DEEPEST)]
 
 
 def _smaller(node: Node, shape: Shape, types: Types, values: ShapeValues) -> Shape | None:
     """Return the shape of what the node repeats, None where it does something else."""
-    if node.op == "ConstantOfShape":
-        return ()
+    if node.op in _UNIFORM:
+        return None if uniform_value(node, values) is None else ()
     source = types.shape(node.inputs[0])
     if source is None or len(source) > len(shape):
         return None
@@ -179,11 +180,11 @@ class _Way:
         return (*data[:axis], *indices, *data[axis + 1 :])
 
 
-def _patch(node: Node, way: _Way) -> Patch:
+def _patch(node: Node, way: _Way, values: ShapeValues) -> Patch:
     output = node.outputs[0]
 
     def apply(rewriter: Rewriter) -> None:
-        made: dict[Tensor, Tensor] = {output: _source(rewriter, node)}
+        made: dict[Tensor, Tensor] = {output: _source(rewriter, node, values)}
         for passed in sorted(way.passed, key=position):
             inputs = [made.get(tensor, tensor) for tensor in passed.inputs]
             again = rewriter.op(passed.op, inputs, attrs=dict(passed.attrs), near=passed, origin=[passed])
@@ -198,13 +199,14 @@ def _patch(node: Node, way: _Way) -> Patch:
     return Patch(what, (node, *way.passed, *way.ends), apply)
 
 
-def _source(rewriter: Rewriter, node: Node) -> Tensor:
+def _source(rewriter: Rewriter, node: Node, values: ShapeValues) -> Tensor:
     """Return what a node repeats."""
-    if node.op != "ConstantOfShape":
-        source: Tensor = node.inputs[0]
+    source: Tensor = node.inputs[0]
+    if node.op not in _UNIFORM:
         return source
-    fill = node.attrs.get("value")
-    value = np.zeros((), np.float32) if fill is None else fill.array().reshape(())
+    value = uniform_value(node, values)
+    assert value is not None
+    fill = node.attrs.get("value") if node.op == "ConstantOfShape" else None
     constant: Tensor = rewriter.constant(
         value, name=node.outputs[0].name, near=node, onnx_dtype=None if fill is None else fill.onnx_dtype
     )

@@ -79,6 +79,54 @@ def test_repeating_is_left_to_the_readers(case: str) -> None:
     assert sorted(done.ops) == sorted(left)
 
 
+UNIFORM: dict[str, tuple[str, list[str]]] = {
+    "elements of a constant": (
+        "j = Abs(i) k = Mod(j, five) u = GatherElements<axis = 1>(sevens, k) y = Mul(u, i)",
+        ["Mul"],
+    ),
+    "rows of a constant": ("u = Gather<axis = 1>(sevens, v0) k = Slice(i, v0, v1, v1) y = Add(u, k)", ["Slice", "Add"]),
+    "a count that is never negative": (
+        (
+            "h = Shape(i) n = Gather(h, k1) q = Range(k0, n, k1) f = GreaterOrEqual(q, k0) c = Greater(i, k0) "
+            "a = And(f, c) y = Cast<to = 7>(a)"
+        ),
+        ["Greater", "And", "Cast"],
+    ),
+    "a number below every count": (
+        (
+            "h = Shape(i) n = ReduceMax<keepdims = 0>(h) q = Range(k1, n, k1) e = Unsqueeze(q, v0) f = Less(k0, e)"
+            "w = Abs(e) c = Equal(w, e) a = And(f, c) y = Cast<to = 7>(a)"
+        ),
+        ["Shape", "ReduceMax", "Range", "Unsqueeze", "Abs", "Equal", "And", "Cast"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNIFORM)
+def test_one_number_in_every_element(case: str) -> None:
+    nodes, left = UNIFORM[case]
+    source = text(nodes, "int64[n, m] y", "int64[1, l] i")
+    source = source.replace(
+        "<int64[1] v0", "<int64[1, 5] sevens = {7, 7, 7, 7, 7}, int64 k0 = {0}, int64 k1 = {1}, int64[1] v0"
+    )
+    done = check_pass(AbsorbBroadcasts(), source)
+    assert done.record.patches > 0
+    PassManager(["eliminate-dead"]).run(done.model)
+    assert sorted(done.ops) == sorted(left)
+
+
+@pytest.mark.parametrize(
+    "compared", ["Greater(q, k0)", "GreaterOrEqual(q, k1)", "Less(q, k0)", "LessOrEqual(k1, q)", "Greater(i, k0)"]
+)
+def test_comparisons_that_may_fail_stay(compared: str) -> None:
+    count = "h = Shape(i) n = Gather(h, k1) q = Range(k0, n, k1)"
+    nodes = f"{count} f = {compared} c = Greater(i, k0) a = And(f, c) y = Not(a)"
+    source = text(nodes, "bool[n, m] y", "int64[1, l] i").replace(
+        "<int64[1] v0", "<int64 k0 = {0}, int64 k1 = {1}, int64[1] v0"
+    )
+    assert PassManager([AbsorbBroadcasts()]).run(read_model(onnx.parser.parse_model(source))).patches == 0
+
+
 def test_tile_of_an_axis_of_size_one() -> None:
     done = check_pass(
         AbsorbBroadcasts(), text("e = Tile(o, r) y = Mul(e, z)", inputs="float[b, 1, 4] o, float[b, 3, 4] z")
