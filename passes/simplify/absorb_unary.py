@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.graph import is_graph_output
+from graphopt.graph import is_graph_output, producer
 from graphopt.passes.simplify.look import FLOATS, Look, read_once
 from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.passes.simplify.removal import restate
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_READERS = 64
 _FEW = 1 << 14
+_QUOTIENTS = ("Reciprocal", "Div")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +51,19 @@ class AbsorbUnary(RulePass):
         types, values = facts.get(Types), facts.get(ShapeValues)
 
         def product(node: Node) -> Patch | None:
-            return None if refers_to_function(node) else _product(Look(node, types, values))
+            if not any(map(_is_quotient, node.inputs)) or refers_to_function(node):
+                return None
+            return _product(Look(node, types, values))
 
         def where(node: Node) -> Patch | None:
             return _where(Look(node, types, values))
 
         return [Rule(("Mul", "Div"), product), Rule(("Where",), where, below=1)]
+
+
+def _is_quotient(tensor: Tensor) -> bool:
+    before = producer(tensor)
+    return before is not None and before.op in _QUOTIENTS
 
 
 def _product(look: Look) -> Patch | None:
@@ -81,7 +89,7 @@ def _is_cheaper(look: Look, divisor: Tensor) -> bool:
 
 def _inverted(look: Look, index: int) -> Tensor | None:
     """Return the tensor of which an operand is the reciprocal, for this node alone."""
-    before = look.above(index, "Reciprocal", "Div")
+    before = look.above(index, *_QUOTIENTS)
     if before is None or not read_once(before.output):
         return None
     if before.node.op == "Reciprocal":

@@ -47,6 +47,9 @@ _KEEPS_SIGN = frozenset(("GlobalAveragePool", "ReduceMean", "ReduceSum"))
 _JOINS = frozenset(("Add", "Mul", "Concat"))
 _MOST_JOINED = 8
 
+BOUNDED = frozenset((*_APPROXIMATED, *_EXACT, *CLAMPS, *_SELECTS, *_KEEPS_SIGN, *_JOINS))
+"""Operators whose results may have bounds."""
+
 
 def bounds_of(tensor: Tensor, look: Look, depth: int = DEEPEST) -> Bounds:
     """Return bounds that all numbers of a floating-point tensor keep; infinite where nothing is known.

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.graph import Model, Node, Tensor, producer
+from graphopt.graph import Constant, Model, Node, Tensor, producer
 from graphopt.passes.simplify.look import BOOL, INTEGERS, Look
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
 from graphopt.passes.simplify.removal import bypass
@@ -256,8 +256,13 @@ def _neutral(element: Callable[[Array], bool], *, both: bool) -> Callable[[Look]
 
     def rule(look: Look) -> Tensor | None:
         for index in (1, 0) if both else (1,):
+            if not _may_be_constant(look.node.inputs[index]):
+                continue
             value, source = look.constant(index), look.input(1 - index)
-            if value is None or source is None or value.size == 0 or not element(value):
+            # nearly every constant shows in its first element that it is not neutral
+            if value is None or source is None or value.size == 0 or not element(value.ravel()[:1]):
+                continue
+            if value.size > 1 and not element(value):
                 continue
             if look.opset < 7 and int(look.attr("broadcast", 0)) and index == 0:
                 continue
@@ -266,6 +271,13 @@ def _neutral(element: Callable[[Array], bool], *, both: bool) -> Callable[[Look]
         return None
 
     return rule
+
+
+def _may_be_constant(tensor: Tensor) -> bool:
+    if isinstance(tensor, Constant):
+        return True
+    before = producer(tensor)
+    return before is not None and before.op == "Constant"
 
 
 def _is_absorbed(shape: tuple[int, ...], source: Tensor, look: Look) -> bool:

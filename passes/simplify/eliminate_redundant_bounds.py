@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
-from graphopt.passes.simplify.bounds import DEEPEST, bounds_of
+from graphopt.passes.simplify.bounds import BOUNDED, DEEPEST, bounds_of
 from graphopt.passes.simplify.clamps import CLAMPS, Clamp
 from graphopt.passes.simplify.look import FLOATS, Look
 from graphopt.passes.simplify.purity import refers_to_function
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from graphopt.analysis.manager import Facts
-    from graphopt.graph import Model, Node
+    from graphopt.graph import Model, Node, Tensor
     from graphopt.rewrite.patch import Patch, Skip
 
 
@@ -47,11 +47,17 @@ class EliminateRedundantBounds(RulePass):
         types, values = facts.get(Types), facts.get(ShapeValues)
 
         def rewrite(node: Node) -> Patch | Skip | None:
-            if producer(node.inputs[0]) is None and (len(node.inputs) < 2 or producer(node.inputs[1]) is None):
+            if not any(map(_is_bounded, node.inputs[:2])):
                 return None
             return None if refers_to_function(node) else _remove(Look(node, types, values))
 
         return [Rule((*CLAMPS, "LeakyRelu"), rewrite, depth=DEEPEST)]
+
+
+def _is_bounded(tensor: Tensor) -> bool:
+    """Whether the producer of a tensor may bound it."""
+    before = producer(tensor)
+    return before is not None and before.op in BOUNDED
 
 
 def _remove(look: Look) -> Patch | Skip | None:
@@ -62,6 +68,8 @@ def _remove(look: Look) -> Patch | Skip | None:
         if source is None or bounds_of(source, look)[0] < 0:
             return None
         return bypass(look.node, source, f"'{source.name}' has nothing below 0")
+    if look.node.op == "Relu" and (source is None or bounds_of(source, look)[0] < 0):
+        return None
     clamp = Clamp.of(look)
     if clamp is None:
         return None

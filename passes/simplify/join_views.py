@@ -57,6 +57,9 @@ class JoinViews(RulePass):
             return None if _taken_apart(node) else _join(Look(node, types, values), _concat)
 
         def elementwise(node: Node) -> Patch | Skip | None:
+            first = producer(node.inputs[0])
+            if first is None or first.op not in CANDIDATES:
+                return None
             return _join(Look(node, types, values), _elementwise)
 
         return [Rule(("Concat",), concat, below=1), Rule(_ELEMENTWISE, elementwise)]

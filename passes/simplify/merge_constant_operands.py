@@ -59,9 +59,9 @@ class MergeConstantOperands(RulePass):
             for index in (0, 1):
                 tensor = node.inputs[index]
                 before = producer(tensor)
-                if before is None or not is_op(before, *family) or not is_constant(node.inputs[1 - index]):
+                if before is None or before.op not in family or not is_constant(node.inputs[1 - index]):
                     continue
-                if read_once(tensor) and any(map(is_constant, before.inputs)):
+                if is_op(before, *family) and read_once(tensor) and any(map(is_constant, before.inputs)):
                     return _merge(Look(node, types, values), Look(before, types, values), index)
             return None
 
