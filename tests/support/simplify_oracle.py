@@ -98,7 +98,6 @@ def judge(
     source: onnx.ModelProto | bytes,
     feeds: Sequence[Mapping[str, Any]] = (),
     *,
-    expected: Sequence[Mapping[str, Any]] = (),
     odd: Sequence[Mapping[str, Any]] = (),
     runtime: bool = True,
     interpreter: bool = True,
@@ -109,7 +108,6 @@ def judge(
     Args:
         source: The model.
         feeds: Complete feeds. Those on which the original fails are left out.
-        expected: Right outputs for each feed, where they are known from elsewhere than the original itself.
         odd: Feeds of NaN, infinities and extremes, compared where only exact passes changed the model: there nothing
             may differ, while rounding may decide whether a number overflows.
         runtime: Compare in ONNX Runtime, if it runs the original.
@@ -126,7 +124,6 @@ def judge(
     except Exception as error:
         raise SimplifyFaultError("crash", _chain(error)) from error
     after = onnx.load_from_string(first)
-    check_stable(data, first)
     check_interface(before, after)
     check_valid(before, after)
     check_growth(data, first)
@@ -135,8 +132,9 @@ def judge(
     verdict = Verdict(after, contract, tuple(record.name for record in log))
     bounds = _Bounds(data, contract)
     chosen = [*feeds, *(odd if contract is Contract.EXACT and not bounds.coarse else ())]
-    compared = _in_runtime(data, first, chosen, bounds, expected, random=random) if runtime else 0
+    compared = _in_runtime(data, first, chosen, bounds, random=random) if runtime else 0
     interpreted = _in_reference(data, first, feeds, bounds) if interpreter and not random else 0
+    check_stable(data, first)
     return Verdict(verdict.result, contract, verdict.passes, compared, interpreted)
 
 
@@ -203,6 +201,7 @@ class _Bounds:
     def __init__(self, data: bytes, contract: Contract) -> None:
         self.model = read_model(data)
         self.contract = contract
+        self.outputs: dict[int, dict[str, Any]] = {}  # of the original in ONNX Runtime, by the number of the feed
         self.coarse = any(str(t.dtype) in {"float16", "bfloat16"} for t in _tensors(self.model))
 
     def for_runtime(self, feeds: list[Any], outputs: list[Any]) -> tuple[Contract, list[dict[str, Tolerance]]]:
@@ -232,7 +231,6 @@ def _in_runtime(
     first: bytes,
     feeds: Sequence[Mapping[str, Any]],
     bounds: _Bounds,
-    expected: Sequence[Mapping[str, Any]],
     *,
     random: bool,
 ) -> int:
@@ -247,7 +245,8 @@ def _in_runtime(
         except GraphoptError:
             continue
         usable.append(feed)
-        right.append({**outputs, **(expected[number] if expected else {})})
+        right.append(outputs)
+        bounds.outputs[number] = outputs
     if not usable:
         return 0
     try:
@@ -270,6 +269,8 @@ def _in_runtime(
 
 def _in_reference(data: bytes, first: bytes, feeds: Sequence[Mapping[str, Any]], bounds: _Bounds) -> int:
     compared = 0
+    if _pads_unevenly(onnx.load_from_string(first)):
+        return 0
     for number, feed in enumerate(feeds):
         with np.errstate(all="ignore"):
             try:
@@ -284,6 +285,8 @@ def _in_reference(data: bytes, first: bytes, feeds: Sequence[Mapping[str, Any]],
                 raise SimplifyFaultError("refused", f"onnx.reference: {_chain(error)}") from error
         if not all(isinstance(each, np.ndarray) for each in right[0].values()):
             continue
+        if number in bounds.outputs and _kinds(bounds.outputs[number]) != _kinds(right[0]):
+            continue  # the two evaluators disagree about the original: onnx.reference is no witness here
         comparison = compare(right[0], found[0], Contract.EXACT)
         if not comparison.equal:  # folded values come from ONNX Runtime, which rounds otherwise than onnx.reference
             comparison = compare(right[0], found[0], Contract.ROUNDING, bounds.for_reference(feed, right[0]))
@@ -291,6 +294,15 @@ def _in_reference(data: bytes, first: bytes, feeds: Sequence[Mapping[str, Any]],
             raise SimplifyFaultError("wrong-reference", f"feed {number}: {comparison.reason}")
         compared += 1
     return compared
+
+
+def _pads_unevenly(model: onnx.ModelProto) -> bool:
+    """Tell whether a pooling has other pads in front than behind, which onnx.reference computes wrongly."""
+    for node in model.graph.node:
+        pads = next((list(each.ints) for each in node.attribute if each.name == "pads"), [])
+        if node.op_type in {"MaxPool", "AveragePool", "LpPool"} and len(set(pads)) > 1:
+            return True
+    return False
 
 
 def _tensors(model: Any) -> Any:
