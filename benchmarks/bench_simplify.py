@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.peers and absent:
         print(f"not installed, left out: {', '.join(absent)}")
     tools = chosen_tools(options.tools, peers)
-    record = Record(options.out, environment(peers))
+    record = Record(options.out, environment(), peers)
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         scratch = Path(folder)
         runner = Runner(options.peers, scratch, Limits(options.cpu_limit))
@@ -127,7 +127,6 @@ def run_nodes(
 ) -> dict[str, dict[str, Path]]:
     """Run all tools on all models; return the files of graphopt and of the best peer by model."""
     kept: dict[str, dict[str, Path]] = {}
-    shown: list[Row] = []
     for model in models(options):
         original = Original(model, options.assets / "data")
         rows, outputs = [], {}
@@ -143,21 +142,27 @@ def run_nodes(
                 row |= {"cpu": round(run.cpu, 4), "steps": run.steps, "peak_mb": run.peak_mb}
                 keep(options.keep, model, tool, run.output)
             rows.append(row)
-            record.put("nodes", row, write=report)
-        shown += rows
+            record.put("nodes", row)
         peer = best(rows, chains=False)
         kept[model.stem] = {name: outputs[name] for name in (OURS, peer["tool"] if peer else "") if name in outputs}
         if report:
             print(f"{model.stem}: {original.nodes} -> {summary(rows)}", flush=True)
     if report:
-        print("\n" + node_table(shown, tools) + "\n")
-        for row in shown:
-            if row.get("error"):
-                print(f"failed: {row['model']} {row['tool']}: {row['error']}")
-            elif not row["valid"]:
-                causes = (row["equality"], row["difference"], row["checker"], row["interface"], row["domains"])
-                print(f"not valid: {row['model']} {row['tool']}: {causes}")
+        report_nodes([row for row in record.rows("nodes") if row["model"] in kept])
     return kept
+
+
+def report_nodes(rows: Sequence[Row]) -> None:
+    """Print the table of models with the rows that are recorded of them, and what is not valid."""
+    order = [*TOOL_ENVIRONMENT, *CHAINS, OURS]
+    there = {row["tool"] for row in rows}
+    print("\n" + node_table(rows, [tool for tool in order if tool in there]) + "\n")
+    for row in rows:
+        if row.get("error"):
+            print(f"failed: {row['model']} {row['tool']}: {row['error']}")
+        elif not row["valid"]:
+            causes = (row["equality"], row["difference"], row["checker"], row["interface"], row["domains"])
+            print(f"not valid: {row['model']} {row['tool']}: {causes}")
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -224,32 +229,41 @@ def run_memory(options: argparse.Namespace, tools: Sequence[str], record: Record
 class Record:
     """The rows of the results file: those of an earlier run in the same environment stay until they are replaced."""
 
-    def __init__(self, out: Path, surroundings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, surroundings: dict[str, Any], peers: dict[str, str]) -> None:
         self._out = out
         self._environment = surroundings
+        self._peers = peers
         self._rows: dict[str, dict[tuple[Any, ...], Row]] = {part: {} for part in PARTS}
         if out.is_file():
             found = json.loads(out.read_text())
             if found["environment"] == surroundings:
                 for part in PARTS:
-                    for row in found[part]:
-                        self.put(part, row, write=False)
+                    self._rows[part] = {self._key(part, row): row for row in found[part]}
 
-    def put(self, part: str, row: Row, *, write: bool = True) -> None:
+    def put(self, part: str, row: Row) -> None:
         """Add or replace a row, and write the file."""
-        self._rows[part][tuple(row[key] for key in _KEYS[part])] = row
-        if write:
-            self._out.parent.mkdir(parents=True, exist_ok=True)
-            parts = {name: list(rows.values()) for name, rows in self._rows.items()}
-            self._out.write_text(json.dumps({"environment": self._environment, **parts}, indent=1) + "\n")
+        steps = row.get("tool", OURS).split(">")
+        versions = {name: self._peers[name] for name in map(TOOL_ENVIRONMENT.get, steps) if name is not None}
+        self._rows[part][self._key(part, row)] = row | {"versions": versions}
+        self._out.parent.mkdir(parents=True, exist_ok=True)
+        parts = {name: list(rows.values()) for name, rows in self._rows.items()}
+        self._out.write_text(json.dumps({"environment": self._environment, **parts}, indent=1) + "\n")
+
+    def rows(self, part: str) -> list[Row]:
+        """Return all rows of a part."""
+        return list(self._rows[part].values())
+
+    @staticmethod
+    def _key(part: str, row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in _KEYS[part])
 
 
-def environment(peers: dict[str, str]) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Return versions and the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "")
     packages = {name: version(name) for name in ("graphopt", "onnx", "onnxruntime", "numpy")}
-    return packages | {"peers": peers, "python": platform.python_version(), "cpu": cpu}
+    return packages | {"python": platform.python_version(), "cpu": cpu}
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def node_table(rows: Sequence[Row], tools: Sequence[str]) -> str:
     columns = ["model", "original", *singles, *(f"chain {i + 1}" for i in range(len(chains)))]
     columns += ["best peer", "best strict", "best chain", "ours", "behind"]
     lines = [columns]
-    sums = {"best peer": 0, "best chain": 0, "ours": 0}
+    sums = {"best peer": 0, "best strict": 0, "best chain": 0, "ours": 0}
+    worse: list[str] = []
     for model, found in by_model.items():
         named = {row["tool"]: row for row in found}
         peer, strict = best(found, chains=False), best(found, chains=False, strict=True)
@@ -65,14 +66,17 @@ def node_table(rows: Sequence[Row], tools: Sequence[str]) -> str:
         behind = own - peer["nodes"] if own is not None and peer is not None else None
         line.append("" if behind is None else f"{behind:+d}")
         lines.append(line)
-        if own is not None and peer is not None and chain is not None:
-            sums["best peer"] += peer["nodes"]
-            sums["best chain"] += chain["nodes"]
-            sums["ours"] += own
+        if own is None or peer is None or strict is None or chain is None:
+            continue
+        for name, count in zip(sums, (peer["nodes"], strict["nodes"], chain["nodes"], own), strict=True):
+            sums[name] += count
+        if own > peer["nodes"]:
+            worse.append(f"{model} ({own} to {peer['nodes']}, strict {strict['nodes']})")
     text = aligned(lines)
     numbered = "\n".join(f"chain {i + 1}: {tool.replace('>', ' > ')}" for i, tool in enumerate(chains))
     total = ", ".join(f"{name} {count}" for name, count in sums.items())
-    return f"{text}\n\nSums: {total}\n{numbered}\n{_LEGEND}"
+    behind_on = f"Behind the best peer on: {', '.join(worse) or 'none'}"
+    return f"{text}\n\nSums: {total}\n{behind_on}\n{numbered}\n{_LEGEND}"
 
 
 def aligned(lines: Sequence[Sequence[str]], pad: Callable[[str, int], str] = str.ljust) -> str:

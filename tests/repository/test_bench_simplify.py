@@ -163,7 +163,7 @@ def test_table_picks_the_best_of_the_valid() -> None:
     heads, line = text.splitlines()[:2]
     assert [cell for cell in ("4=o", "1X", "5=", "2=", "9=r", "-", "3=", "-1") if cell not in line.split()] == []
     assert len(heads.split("  ")) > 10
-    assert "Sums: best peer 4, best chain 3, ours 3" in text
+    assert "Sums: best peer 4, best strict 5, best chain 3, ours 3\nBehind the best peer on: none" in text
 
 
 def test_growth_is_an_exponent_of_nodes() -> None:
@@ -228,7 +228,7 @@ def test_benchmark_runs_and_rows_of_the_same_environment_stay(
         ("two", 2, True),
     ]
     assert found["latency"][0]["results"]["graphopt"]["ratio"] > 0
-    assert found["environment"]["peers"] == {}
+    assert "one:" not in capsys.readouterr().out  # not asked for
 
 
 def test_large_model_is_written_measured_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
