@@ -38,6 +38,7 @@ def simplify(
     skip: Iterable[str] = (),
     keep: Iterable[str] = (),
     opset: int | None = None,
+    precision: str | None = None,
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     extract: tuple[Sequence[str], Sequence[str]] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -53,6 +54,8 @@ def simplify(
         skip: Names of passes to leave out.
         keep: Names of tensors or nodes whose values stay in the model under their names.
         opset: Raise the model to this version of the ONNX operators first, so that more of it has an operator.
+        precision: Compute in ``float16`` or ``bfloat16``, float32 where that would overflow; see the pass
+            convert-precision.
         input_shapes: Other shapes of inputs, by name: numbers, or symbols that stay dynamic.
         extract: Names of the tensors that become the inputs and the outputs: the part between them is optimized.
         options: Changes to the recipe, ``{"pass-name.option": value}``.
@@ -76,7 +79,7 @@ def simplify(
             model = preparation.extract(model, *extract)
         if input_shapes:
             model = preparation.with_input_shapes(model, input_shapes)
-        plan = recipe(opset).without(skip)
+        plan = recipe(opset, precision).without(skip)
         for name, value in (options or {}).items():
             plan = plan.set(name, value)
         model.sort()
@@ -88,11 +91,18 @@ def simplify(
     return Simplified(model, outcome)
 
 
-def recipe(opset: int | None = None) -> Recipe:
+def recipe(opset: int | None = None, precision: str | None = None) -> Recipe:
     """Return the recipe of graph optimization.
 
     Args:
         opset: Version of the ONNX operators to raise the model to first; None leaves it.
+        precision: ``float16`` or ``bfloat16`` to compute in; None leaves float32.
     """
     plan = load_recipe("default")
-    return plan if opset is None else replace(plan, passes=(Step("raise-opset", {"to": opset}), *plan.passes))
+    first = () if opset is None else (Step("raise-opset", {"to": opset}),)
+    last = () if precision is None else (Step("convert-precision", {"to": precision}), *map(Step, _BEHIND_CASTS))
+    return replace(plan, passes=(*first, *plan.passes, *last))
+
+
+_BEHIND_CASTS = ("eliminate-dead", "eliminate-identity", "merge-casts", "eliminate-common")
+"""Passes that clean up where two conversions of precision meet."""

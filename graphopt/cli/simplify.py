@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from graphopt.cli.job import FEEDS_HELP, run_job
-from graphopt.cli.parser import assignment, whole
+from graphopt.cli.parser import assignment, one_of, whole
 from graphopt.cli.terminal import log, write, write_json
 from graphopt.errors import UsageError
 
@@ -43,6 +43,12 @@ def configure(parser: Parser) -> None:
         help="leave this tensor, or the outputs of this node, in the model under its name; may be repeated",
     )
     asked.add_argument("--opset", type=whole(1), metavar="N", help="raise the model to these ONNX operators first")
+    asked.add_argument(
+        "--precision",
+        type=one_of("float16", "bfloat16"),
+        metavar="P",
+        help="compute in float16 or bfloat16; --set convert-precision.keep=[NAME,...] leaves nodes in float32",
+    )
     asked.add_argument("--skip", action="append", default=[], metavar="PASS", help="leave a pass out; may be repeated")
     asked.add_argument(
         "--set",
@@ -77,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("missing -o/--output", where="graphopt simplify", do="Name the file to write, or --dry-run")
     return run_job(
         arguments,
-        recipe(arguments.opset),
+        recipe(arguments.opset, arguments.precision),
         kind="file",
         skip=arguments.skip,
         keep=arguments.keep,
@@ -108,6 +114,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         skip=arguments.skip,
         keep=arguments.keep,
         opset=arguments.opset,
+        precision=arguments.precision,
         options=dict(arguments.options),
         verify=arguments.verify,
         seed=arguments.seed,
