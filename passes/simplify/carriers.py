@@ -1,8 +1,8 @@
 """Nodes that do the same whatever the shape of their data is, as long as the axes they work along are there.
 
 A node that works on each element does not care for the shape at all; one that works along an axis (Slice, Gather, Pad)
-needs an axis with as many elements in front of it and behind it. `Carrier.past` finds out whether a node that reads a
-view can read what the view reads, and how it is stated then.
+needs an axis with as many elements in front of it and behind it, one that works on rows the same last axis.
+`Carrier.past` finds out whether a node that reads a view can read what the view reads, and how it is stated then.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ BINARY = frozenset({
 })
 # fmt: on
 """Operators that work on each element of two inputs, which broadcast."""
+
+LAST_AXIS = frozenset({"Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization"})
+"""Operators that work on each row along an axis; taken where that is the last one."""
 
 Shape: TypeAlias = "tuple[Dim, ...]"
 Again: TypeAlias = "Callable[[Rewriter, Tensor], Tensor]"
@@ -79,6 +82,8 @@ class Carrier:
             return self._binary(shape, seen) if made == seen else None
         if op == "MatMul":
             return self._matmul(shape, seen, made)
+        if op in LAST_AXIS:
+            return self._rows(shape, seen)
         if op == "Gather":
             return self._gather(shape, seen)
         if op == "Slice":
@@ -125,6 +130,17 @@ class Carrier:
         if weight is None or len(weight) != 2 or len(shape) < 2 or len(seen) < 2 or shape[-1] != seen[-1]:
             return None
         return (*shape[:-1], made[-1]), self._again({})
+
+    def _rows(self, shape: Shape, seen: Shape) -> tuple[Shape, Again] | None:
+        """A function of each row: the rows follow each other, however many axes count them."""
+        normalizes = self.look.node.op.endswith("Normalization")
+        default = -1 if normalizes or self.look.opset >= 13 else 1
+        axis = self.look.axis("axis", default, len(seen))
+        if axis != len(seen) - 1 or not shape or shape[-1] != seen[-1]:
+            return None
+        if any(self.look.types.rank(tensor) != 1 for tensor in self.look.node.inputs[1:] if tensor.name):
+            return None
+        return shape, self._again({}, {"axis": len(shape) - 1})
 
     def _gather(self, shape: Shape, seen: Shape) -> tuple[Shape, Again] | None:
         axis = self.look.axis("axis", 0, len(seen))
@@ -187,7 +203,7 @@ def carrier(look: Look) -> Carrier | None:
         return None
     if node.op == "MatMul":
         return Carrier(look, 0) if len(node.inputs) == 2 and is_constant(node.inputs[1]) else None
-    if node.op not in UNARY and node.op not in {"Gather", "Slice", "Pad"}:
+    if node.op not in UNARY and node.op not in LAST_AXIS and node.op not in {"Gather", "Slice", "Pad"}:
         return None
     return None if refers_to_function(node) else Carrier(look, 0)
 

@@ -30,8 +30,8 @@ class SinkViews(RulePass):
     """Move a view past the nodes below it into the view that follows them.
 
     Matches:   A view (Reshape, Flatten, Squeeze, Unsqueeze, Transpose that moves axes of size 1 only), then up to six
-               nodes that work on each element (also with a constant), along axes (Slice, Gather, Pad), or multiply
-               by a constant matrix, then a view; each is read by the next alone.
+               nodes that work on each element (also with a constant), along axes (Slice, Gather, Pad), on rows
+               (Softmax, normalizations) or multiply by a constant matrix, then a view; each is read by the next alone.
     Produces:  The nodes between on the tensor before the first view, with their axes counted there, and one view at
                the end; none where the shape is the same again, and then the first view may have other readers. Saves
                one view or both.

@@ -36,6 +36,8 @@ SUNK: dict[str, tuple[str, list[str]]] = {
     "Gather of an index": ("g (float[n, 1, 4] x, int64 i) => (float[n, 1] y) <int64 m = {4}, int64[2] s = {-1, 4}, int64[2] t = {-1, 1}> { j = Mod(i, m) a = Reshape(x, s) b = Gather<axis = 1>(a, j) y = Reshape(b, t) }", ["Mod", "Gather"]),
     "a chain": ("g (float[n, 1, 4] x) => (float[n, 1, 3] y) <int64[1] f = {1}, int64[1] e = {3}, int64[1] w = {-1}, int64[4] p = {0, 0, 0, 1}, int64[2] s = {-1, 4}, int64[3] t = {-1, 1, 3}> { a = Reshape(x, s) b = Slice(a, f, e, w) c = Neg(b) d = Pad(c, p) y = Reshape(d, t) }", ["Slice", "Neg", "Pad"]),
     "MatMul": ("g (float[n, 2, 3] x) => (float[n, 8] y) <float[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, int64[2] s = {-1, 3}, int64[2] t = {-1, 8}> { a = Reshape(x, s) b = MatMul(a, w) y = Reshape(b, t) }", ["MatMul", "Reshape"]),
+    "Softmax": ("g (float[n, 2, 6] x) => (float[n, 2, 6] y) <int64[2] s = {-1, 6}, int64[3] t = {-1, 2, 6}> { a = Reshape(x, s) b = Softmax(a) y = Reshape(b, t) }", ["Softmax"]),
+    "LayerNormalization": ("g (float[n, 2, 6] x) => (float[n, 2, 6] y) <float[6] c = {1, 2, 3, 4, 5, 6}, int64[2] s = {-1, 6}, int64[3] t = {-1, 2, 6}> { a = Reshape(x, s) b = LayerNormalization(a, c) y = Reshape(b, t) }", ["LayerNormalization"]),
     "Transpose of ones": ("g (float[n, 1, 4] x) => (float[n, 4, 1] y) { a = Transpose<perm = [1, 0, 2]>(x) b = Abs(a) y = Transpose<perm = [1, 2, 0]>(b) }", ["Abs", "Reshape"]),
 }  # fmt: skip
 
@@ -48,7 +50,8 @@ STAYS: dict[str, str] = {
     "MatMul of another last axis": "g (float[n, 6] x) => (float[n, 8] y) <float[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, int64[2] s = {-1, 3}, int64[2] t = {-1, 8}> { a = Reshape(x, s) b = MatMul(a, w) y = Reshape(b, t) }",
     "MatMul of a vector": "g (float[3] x) => (float[4] y) <float[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, int64[2] s = {1, 3}, int64[1] t = {4}> { a = Reshape(x, s) b = MatMul(a, w) y = Reshape(b, t) }",
     "no view below": "g (float[n, 2, 6] x) => (float[m, 6] y) <int64[2] s = {-1, 6}> { a = Reshape(x, s) y = Relu(a) }",
-    "Softmax": "g (float[2, 2, 6] x) => (float[2, 2, 6] y) <int64[2] s = {-1, 6}, int64[3] t = {2, 2, 6}> { a = Reshape(x, s) b = Softmax(a) y = Reshape(b, t) }",
+    "Softmax of columns": "g (float[2, 2, 6] x) => (float[2, 2, 6] y) <int64[2] s = {-1, 6}, int64[3] t = {2, 2, 6}> { a = Reshape(x, s) b = Softmax<axis = 0>(a) y = Reshape(b, t) }",
+    "normalization of two axes": "g (float[2, 2, 6] x) => (float[2, 2, 6] y) <float[4, 6] c = {1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6}, int64[2] s = {4, 6}, int64[3] t = {2, 2, 6}> { a = Reshape(x, s) b = LayerNormalization<axis = 0>(a, c) y = Reshape(b, t) }",
     "not a constant": "g (float[n, 2, 6] x, float[6] c) => (float[n, 12] y) <int64[2] s = {-1, 6}, int64[2] t = {-1, 12}> { a = Reshape(x, s) b = Mul(a, c) y = Reshape(b, t) }",
 }  # fmt: skip
 
