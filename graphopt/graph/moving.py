@@ -78,6 +78,36 @@ def move_initializer(rewriter: Rewriter, constant: Constant, near: Node) -> None
         rewriter.mark(user)
 
 
+def transfer_nodes(rewriter: Rewriter, nodes: Sequence[Node], body: Graph) -> None:
+    """Move nodes to the end of another body of the same depth, or deeper; see `move_nodes`.
+
+    Args:
+        rewriter: The rewriter of the patch.
+        nodes: Nodes of another body, producers first.
+        body: Where they are from now on.
+    """
+    for node in nodes:
+        source = node.graph
+        assert source is not None
+        source.nodes.discard(node)
+        body.nodes.insert_last(node)
+        for tensor in node.outputs:
+            _make_unique(rewriter, tensor)
+        for _, inner in node_subgraphs(node):
+            inner.parent = body
+        rewriter.mark(node)
+
+
+def transfer_initializer(rewriter: Rewriter, constant: Constant, body: Graph) -> None:
+    """Let another body own an initializer that nobody may feed."""
+    home = constant.home
+    assert home is not None
+    del home.initializers[constant]
+    body.initializers[constant] = None
+    constant.home = body
+    _make_unique(rewriter, constant)
+
+
 def copy_nodes(
     rewriter: Rewriter, nodes: Sequence[Node], twins: dict[Tensor, Tensor], near: Node, *, prefix: str = ""
 ) -> list[Node]:

@@ -38,7 +38,7 @@ class NameAllocator:
             for root in self._roots:
                 for graph in _scopes(root):
                     taken.update(t.name for t in (*graph.inputs, *graph.outputs, *graph.initializers))
-                    defined.extend({t.name for t in (*graph.inputs, *graph.initializers)})
+                    defined.extend(t.name for t in {*graph.inputs, *graph.initializers})
                     if graph.record is not None:
                         taken.update(graph.record.reserved_names())
                 for _, node in walk_graphs([root]):
