@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 _STREAMED_BYTES = 16 << 20
 _SPLIT_OPSET = 13  # sizes are an input since
 _LEVELS, _WIDEST_LEVEL = 5, 16
+_MOST_LAYERS = 8  # results that are needed late would stay in memory for long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +41,9 @@ class MergeParallelLayers(RulePass):
     Produces:  One layer whose weight is the weights side by side, one bias, and a Split of the result. n layers of
                which b have an Add are n + b nodes before and 2 nodes, or 3 with a bias, after; only where that is less.
                The input is read once in place of n times, the output is copied once more; the weights keep their size.
-    Requires:  Weights of one type that nothing else reads; biases with one number, or one per column; equal alpha, beta
-               and transpositions of Gemm. Runs when no rule applies any more, since folding comes first.
+    Requires:  At most 8 layers at once. Weights of one type that nothing else reads; biases with one number, or one per
+               column; equal alpha, beta and transpositions of Gemm. Runs when no rule applies any more, since folding
+               comes first.
     Preserves: Names, types and shapes of all outputs; values up to rounding.
     Source:    x [W1 W2] = [x W1, x W2].
     """
@@ -69,9 +71,10 @@ def _merge_all(nodes: Sequence[Node], types: Types) -> Steps:
             if layer is not None:
                 kinds.setdefault(_kind(layer), []).append(layer)
         for layers in kinds.values():
-            patch = _merge(layers, types)
-            if patch is not None:
-                yield patch
+            for start in range(0, len(layers), _MOST_LAYERS):
+                patch = _merge(layers[start : start + _MOST_LAYERS], types)
+                if patch is not None:
+                    yield patch
 
 
 def _mergeable(node: Node, tensor: Tensor, types: Types) -> Layer | None:

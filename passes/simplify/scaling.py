@@ -41,6 +41,18 @@ def product_of(constant: Tensor, factor: Array) -> Array | Weight | str:
     return made
 
 
+def fits(values: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether a type holds values: all are finite in it, and not all are subnormal.
+
+    Args:
+        values: The exact values, in float64.
+        dtype: The type they are rounded to.
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        largest = float(np.abs(values.astype(dtype).astype(np.float64)).max(initial=0.0))
+    return bool(np.isfinite(largest)) and (largest >= _smallest_normal(dtype) or not values.any())
+
+
 def _smallest_normal(dtype: np.dtype[Any]) -> float:
     """Return the smallest normal number of a type."""
     return 2.0**-126 if dtype.name == "bfloat16" else float(np.finfo(dtype).tiny)

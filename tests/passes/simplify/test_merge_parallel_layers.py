@@ -116,6 +116,13 @@ def test_large_weights_are_put_together_when_they_are_written() -> None:
     assert np.array_equal(written, np.concatenate([weights[2], weights[0], weights[1]], axis=1))  # what is read alike
 
 
+def test_at_most_eight_layers_are_merged_at_once() -> None:
+    lines = [f"m{i} = MatMul(x, w{i})" for i in range(12)]
+    names = ", ".join(f"m{i}" for i in range(12))
+    proto = model(f"{' '.join(lines)} y = Concat<axis = -1>({names})", **{f"w{i}": (4, 2) for i in range(12)})
+    assert check_pass(MergeParallelLayers(), proto).ops == ["MatMul", "Split", "MatMul", "Split", "Concat"]
+
+
 def test_bodies_merge_their_own_layers() -> None:
     body = """<ir_version: 8, opset_import: ["" : 17]> g (bool c, float[n, 2] x) => (float[n, 2] y)
     <float[2, 2] u = {1, 2, 3, 4}, float[2, 2] v = {2, 2, 3, 4}, float[2, 2] w = {3, 2, 3, 4}> { y = If (c) <
