@@ -20,7 +20,7 @@ from graphopt.passes.fuse.heads import (
 )
 from graphopt.passes.fuse.intervals import interval, is_open_or_closed
 from graphopt.passes.fuse.lengths import Length
-from graphopt.passes.fuse.masks import Masks
+from graphopt.passes.fuse.masks import Mask, Masks
 from graphopt.passes.fuse.matching import (
     FLOAT,
     above,
@@ -46,6 +46,7 @@ OPSETS = (23, 24)
 """The opsets with an Attention that ONNX Runtime has a kernel for; that of opset 25 it takes apart again."""
 
 _LOWEST_SUMMAND = -3e38
+_FAR_BELOW_SCORES = -1e4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,25 +54,27 @@ class FuseAttention(RulePass):
     """Make one Attention of two MatMuls with a Softmax between them.
 
     Matches:   softmax(q k^T * scale + mask) v over the last axis, with four axes (batch, heads, length, size): the
-               scale as Mul or Div behind the product, on q or on k; a summand as mask or none; keys and values whose
-               heads are repeated (Gather of heads, or Unsqueeze, Expand and Reshape), which Attention does itself.
+               scale as Mul or Div behind the product, on q or on k; as mask a summand, a Where with a constant, or
+               none; keys and values whose heads are repeated (Gather of heads, or Unsqueeze, Expand and Reshape), which
+               Attention does itself.
     Produces:  One Attention. Where q, k and v are three Reshapes with Transposes of tensors (batch, length, heads *
                size), perhaps with RotaryEmbedding behind them, and the result is turned and reshaped back, it reads
                and gives those: 11 to 13 nodes and all copies of q, k, v and the result go. Else the product, scale,
                mask and softmax go, 3 to 5 nodes. A mask of fewer rows is expanded once for all layers, as ONNX Runtime
                wants it (at most 4 nodes and the bytes of one mask). Measured with ONNX Runtime 1.31 on one thread at 16
                to 512 positions: 0.60 to 0.91 of the time with three axes, 0.62 to 0.99 with four.
-    Requires:  Opset 23 or 24; float32; batch, heads and sizes proved; option masked-rows or a mask that is proved to be
-               greater than the lowest float: Attention gives zeros for rows without any key, where the softmax of
-               the lowest float is uniform and that of minus infinity NaN. A mask of zeros and minus infinities is
-               right where NaN is replaced by 0 behind the Softmax, as long as no score is NaN itself. ONNX Runtime
-               refuses to run Attention of an empty batch or length, which the single nodes do run: so this pass is in
-               no preset.
+    Requires:  Opset 23 or 24; float32; batch, heads and sizes proved; a summand that is proved to be greater than the
+               lowest float: Attention gives zeros for rows without any key, where the softmax of the lowest float is
+               uniform and that of minus infinity NaN. A mask of zeros and minus infinities is right where NaN is
+               replaced by 0 behind the Softmax, as long as no score is NaN itself. The option ordinary-masks takes for
+               granted that every row has an open key and that scores are far smaller than what closes a key; only with
+               it Where with a constant of at most -1e4 counts as a mask. ONNX Runtime refuses to run Attention of an
+               empty batch or length, which the single nodes do run: so this pass is in no preset.
     Preserves: Names, types and shapes; values up to rounding.
     Source:    Vaswani et al. 2017, arXiv:1706.03762; ONNX Attention-23.
     """
 
-    masked_rows: bool = False
+    ordinary_masks: bool = False
 
     name: ClassVar[str] = "fuse-attention"
     contract: ClassVar[Contract] = Contract.ROUNDING
@@ -102,8 +105,8 @@ class FuseAttention(RulePass):
         found = _with_four_axes(scores, second, core, types)
         if found is None or not are_private(core, second):
             return None
-        if scores.mask is not None and not self.masked_rows and not _is_harmless(scores.mask, guard, types):
-            return Skip(second, f"the mask '{scores.mask.name}' may be the lowest float for all keys of a row")
+        if scores.mask is not None and not self.ordinary_masks and not _is_harmless(scores.mask, guard, types):
+            return Skip(second, f"the mask '{scores.mask.parts[-1].name}' may close all keys of a row")
         found = _with_three_axes(found, types) or found
         extra = 0 if scores.mask is None else masks.nodes_for(scores.mask, found.rows, found.columns)
         turns = sum(bool(operand.turn) for operand in found.operands)
@@ -117,11 +120,13 @@ def _improved(node: Node, types: Types, masks: Masks) -> Patch | None:
     return None if found is None else found.patch(masks)
 
 
-def _is_harmless(mask: Tensor, guard: tuple[Node, Node] | None, types: Types) -> bool:
+def _is_harmless(mask: Mask, guard: tuple[Node, Node] | None, types: Types) -> bool:
     """Whether rows without any key give the same with and without Attention."""
-    if interval(mask, types)[0] >= _LOWEST_SUMMAND:
+    if mask.closed is not None or mask.summand is None:
+        return False
+    if interval(mask.summand, types)[0] >= _LOWEST_SUMMAND:
         return True
-    return guard is not None and is_open_or_closed(mask, types)
+    return guard is not None and is_open_or_closed(mask.summand, types)
 
 
 def _guard(softmax: Node) -> tuple[Node, Node] | None:
@@ -142,27 +147,45 @@ def _guard(softmax: Node) -> tuple[Node, Node] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """The input of the softmax: product * factor + mask."""
+    """The input of the softmax: product * factor, then masked."""
 
     product: Node
     factor: float
-    mask: Tensor | None
+    mask: Mask | None
     nodes: tuple[Node, ...]
 
 
 def _scores(tensor: Tensor, types: Types) -> _Scores | None:
-    added = above(tensor, "Add")
-    if added is None:
+    """Read the scores upwards: a summand, a Where with a constant, in this order or the other, then the product."""
+    node = above(tensor, "Add", "Where")
+    if node is None:
         return _product(tensor)
-    for index in (0, 1):
-        found = _product(added.inputs[index])
+    for index in (0, 1) if node.op == "Add" else (2, 1):
+        rest = node.inputs[index]
+        found = _product(rest) or (_scores(rest, types) if above(rest, "Add", "Where") is not None else None)
         if found is None:
             continue
-        mask, shape = added.inputs[1 - index], types.shape(tensor)
-        if shape is None or shape != types.shape(added.inputs[index]) or types.rank(mask) not in range(5):
+        before = found.mask or Mask()
+        mask = _added(before, node.inputs[1 - index]) if node.op == "Add" else _closed(before, node, index)
+        shape = types.shape(tensor)
+        if mask is None or shape is None or shape != types.shape(rest):
             return None
-        return replace(found, mask=mask, nodes=(*found.nodes, added))
+        if any(types.rank(part) not in range(5) for part in mask.parts):
+            return None
+        return replace(found, mask=mask, nodes=(*found.nodes, node))
     return None
+
+
+def _added(mask: Mask, summand: Tensor) -> Mask | None:
+    return None if mask.summand is not None else replace(mask, summand=summand)
+
+
+def _closed(mask: Mask, node: Node, index: int) -> Mask | None:
+    """Return a mask with a Where that replaces scores by a constant that is far below them."""
+    constant = scalar(node.inputs[3 - index])
+    if mask.closed is not None or constant is None or not constant <= _FAR_BELOW_SCORES:
+        return None
+    return replace(mask, closed=node.inputs[0], value=node.inputs[3 - index], is_inverted=index == 1)
 
 
 def _product(tensor: Tensor) -> _Scores | None:
@@ -195,7 +218,7 @@ class _Found:
     options: tuple[list[View], list[View], list[View]]
     operands: tuple[Operand, ...]
     attrs: dict[str, Any]
-    mask: Tensor | None
+    mask: Mask | None
     rows: Dim
     columns: Dim
     value_size: int

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import onnx.parser
 import pytest
 
@@ -48,6 +49,8 @@ FUSED: dict[str, tuple[str, str, list[str]]] = {
     "full mask": (f"{FOUR}, float[B, 1, S, T] n", "t = Transpose<perm = [0, 1, 3, 2]>(k) s = MatMul(q, t) a = Add(n, s) p = Softmax(a) y = MatMul(p, v)", ["Attention"]),
     "mask of rows and columns": (f"{FOUR}, float[S, T] n", "t = Transpose<perm = [0, 1, 3, 2]>(k) s = MatMul(q, t) z = Mul(s, d) a = Add(z, n) p = Softmax(a) y = MatMul(p, v)", ["Attention"]),
     "mask of one row": (f"{FOUR}, float[B, 1, 1, T] n", "t = Transpose<perm = [0, 1, 3, 2]>(k) s = MatMul(q, t) z = Mul(s, d) a = Add(z, n) p = Softmax(a) y = MatMul(p, v)", ["Shape", "Concat", "Expand", "Attention"]),
+    "replaced scores": (f"{FOUR}, bool[S, T] n", "t = Transpose<perm = [0, 1, 3, 2]>(k) s = MatMul(q, t) z = Div(s, c) low = Constant<value_float = -1000000000.0>() a = Where(n, z, low) p = Softmax(a) y = MatMul(p, v)", ["Where", "Attention"]),
+    "replaced scores and a summand": (f"{FOUR}, bool[1, 1, S, T] n, float[B, 1, 1, T] n2", "t = Transpose<perm = [0, 1, 3, 2]>(k) s = MatMul(q, t) z = Div(s, c) low = Constant<value_float = -1000000000.0>() closed = Not(n) w = Where(closed, low, z) a = Add(n2, w) p = Softmax(a) y = MatMul(p, v)", ["Not", "Where", "Add", "Attention"]),
     "turned keys": ("float[B, 2, S, 4] q, float[B, 2, 4, T] k, float[B, 2, T, 4] v", "s = MatMul(q, k) z = Mul(s, d) p = Softmax(z) y = MatMul(p, v)", ["Transpose", "Attention"]),
     "three axes": (THREE, f"{SPLIT} {KEYS} s = MatMul(q2, k2) z = Div(s, c) p = Softmax(z) o = MatMul(p, v2) {MERGE}", ["Attention"]),
     "three axes, two turns of k": (THREE, f"{SPLIT} k3 = Transpose<perm = [0, 2, 1, 3]>(k1) k2 = Transpose<perm = [0, 1, 3, 2]>(k3) s = MatMul(q2, k2) p = Softmax(s) o = MatMul(p, v2) {MERGE}", ["Attention"]),
@@ -64,7 +67,7 @@ SHARED_HEADS = {
 def test_attention(name: str) -> None:
     inputs, body, expected = FUSED[name]
     y = "float[B, S, 8]" if "y = Reshape" in body else "float[B, 2, S, 4]"
-    done = check_pass(FuseAttention(masked_rows=True), model_of(inputs, body, y=y))
+    done = check_pass(FuseAttention(ordinary_masks=True), model_of(inputs, body, y=y))
     assert ops(done.ops) == expected
 
 
@@ -91,6 +94,8 @@ APART: dict[str, tuple[str, str]] = {
     "probabilities are read": (FOUR, f"{TURN} p = Softmax(s) o = MatMul(p, v) r = ReduceSum(p) y = Add(o, r)"),
     "vector scale": (FOUR, f"w = Constant<value_floats = [1.0]>() {TURN} r = ReduceMax(q) z = Mul(s, r) p = Softmax(z) y = MatMul(p, v)"),
     "mask that adds a batch": ("float[1, 2, S, 4] q, float[1, 2, T, 4] k, float[1, 2, T, 4] v, float[B, 1, S, T] n", f"{TURN} a = Add(s, n) p = Softmax(a) y = MatMul(p, v)"),
+    "replaced by a small number": (f"{FOUR}, bool[S, T] n", f"{TURN} w = Where(n, s, d) p = Softmax(w) y = MatMul(p, v)"),
+    "two summands": (f"{FOUR}, float[S, T] n", f"{TURN} a = Add(s, n) b = Add(a, n) p = Softmax(b) y = MatMul(p, v)"),
     "keys of one batch": ("float[B, 2, S, 4] q, float[1, 2, T, 4] k, float[B, 2, T, 4] v", f"{TURN} p = Softmax(s) y = MatMul(p, v)"),
     "empty": ("float[B, 2, S, 4] q, float[B, 2, 0, 4] k, float[B, 2, 0, 4] v", f"{TURN} p = Softmax(s) y = MatMul(p, v)"),
 }  # fmt: skip
@@ -99,7 +104,7 @@ APART: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("name", APART)
 def test_what_is_no_attention_stays(name: str) -> None:
     inputs, body = APART[name]
-    done = run_pass(FuseAttention(masked_rows=True), model_of(inputs, body), verify="fast")
+    done = run_pass(FuseAttention(ordinary_masks=True), model_of(inputs, body), verify="fast")
     assert done.record.patches == 0
 
 
@@ -111,7 +116,7 @@ def test_old_opset_stays() -> None:
 def test_fed_mask_may_close_a_row() -> None:
     inputs, body, _ = FUSED["full mask"]
     done = run_pass(FuseAttention(), model_of(inputs, body))
-    assert "may be the lowest float" in next(iter(done.skips.values()))
+    assert "may close all keys" in next(iter(done.skips.values()))
 
 
 def test_mask_of_integers_is_bounded() -> None:
@@ -138,14 +143,14 @@ def test_one_expanded_mask_for_all_layers() -> None:
         layer.format(n=n, x=x, y=y) for n, (x, y) in enumerate([("q", "u"), ("u", "w"), ("w", "y")])
     )
     text = f'<ir_version: 10, opset_import: ["" : 23]> g (float[B, 2, S, 4] q, float[B, 1, 1, S] n) => (float[B, 2, S, 4] y) <float low = {{-9.0}}> {{ {CONSTANTS} {body} }}'
-    done = check_pass(FuseAttention(masked_rows=True), text)
+    done = check_pass(FuseAttention(ordinary_masks=True), text)
     assert done.ops.count("Attention") == 3
     assert done.ops.count("Expand") == 1
 
 
 def test_golden(golden) -> None:  # type: ignore[no-untyped-def]
     inputs, body, _ = FUSED["three axes, mask"]
-    golden(check_pass(FuseAttention(masked_rows=True), model_of(inputs, body, y="float[B, S, 8]")).text)
+    golden(check_pass(FuseAttention(ordinary_masks=True), model_of(inputs, body, y="float[B, S, 8]")).text)
 
 
 @pytest.mark.slow
@@ -156,3 +161,25 @@ def test_exported_bert() -> None:
     PassManager([RaiseOpset(to=23)]).run(model)
     done = check_pass(FuseAttention(), model, interpreted=False)
     assert done.ops.count("Attention") == 12
+
+
+def test_replaced_scores_need_the_option() -> None:
+    inputs, body, _ = FUSED["replaced scores"]
+    done = run_pass(FuseAttention(), model_of(inputs, body))
+    assert "may close all keys" in next(iter(done.skips.values()))
+
+
+def test_guard_against_rows_without_keys() -> None:
+    body = (
+        "zero = Constant<value_float = 0.0>() low = Cast<to = 1>(inf) m = Where(n, zero, low) "
+        + TURN
+        + " a = Add(s, m) p = Softmax(a) bad = IsNaN(p) o = Where(bad, zero, p) y = MatMul(o, v)"
+    )
+    text = f'<ir_version: 10, opset_import: ["" : 23]> g (float[2, 2, 3, 4] q, float[2, 2, 5, 4] k, float[2, 2, 5, 4] v, bool[3, 5] n) => (float[2, 2, 3, 4] y) <float low0 = {{-inf}}> {{ {CONSTANTS} {body.replace("low = Cast<to = 1>(inf) ", "").replace("low)", "low0)")} }}'
+    closed = np.zeros((3, 5), np.bool_)
+    closed[0, :2] = closed[2, 4] = True  # the second row has no key
+    random = np.random.default_rng(0)
+    shapes = {"q": (2, 2, 3, 4), "k": (2, 2, 5, 4), "v": (2, 2, 5, 4)}
+    feed = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    done = check_pass(FuseAttention(), text, [{**feed, "n": closed}], interpreted=False)  # type: ignore[arg-type]
+    assert [op for op in done.ops if op != "Constant"] == ["Where", "Attention"]
