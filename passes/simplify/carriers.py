@@ -102,6 +102,8 @@ class Carrier:
                 given[index] = rewriter.constant(value, near=node)
             if count:
                 del given[count:]
+            while given[-1] is None:
+                given.pop()
             stated = {**node.attrs, **(attrs or {})}
             made: Tensor = rewriter.op(node.op, given, attrs=stated, near=node, origin=[node])
             return made
