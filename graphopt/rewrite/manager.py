@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -204,19 +203,39 @@ class _Unit:
             for analysis in step.requires:
                 facts.get(analysis)
         verifier.before_pass(self.claims, model, facts)
-        held = LIVE if self.together else ()
-        with facts.holding(held), collector_paused() if held else nullcontext():
+        if self.together:
+            self._rounds(outcome, stop_after)
+        else:
             for index in self._patches(outcome, stop_after):
                 self._tell(index)
-            if self.last:
-                self._finish()
-        if held:
+        if self.last:
+            self._finish()
+        if self.together:
             facts.invalidate(preserving=self.claims.preserves)
         for index, record in enumerate(self.records):
             record.nodes_before = nodes
             nodes += self.deltas[index]
             record.nodes_after = nodes
             self._tell(index)
+
+    def _rounds(self, outcome: Outcome, stop_after: int | None) -> None:
+        """Run until a look at the whole model, with facts found anew, changes nothing: so a second run changes nothing.
+
+        The first round does nearly all. Facts that are found anew can tell more than those held while nodes went, and
+        what they allow is rare.
+        """
+        patches = -1
+        while patches != outcome.patches and not outcome.stopped:
+            patches = outcome.patches
+            for record in self.records:
+                record.skips.clear()
+            with self.facts.holding(LIVE), collector_paused():
+                for index in self._patches(outcome, stop_after):
+                    self._tell(index)
+                self.verifier.check_held(self.claims, self.model, self.facts)
+            if patches != outcome.patches:
+                self.model.sort()
+                self.facts.invalidate()
 
     def _tell(self, index: int) -> None:
         if self.progress is not None:
