@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graphopt.graph import producer
 from graphopt.passes.simplify.layout.permutations import Perm, is_identity
-from graphopt.passes.simplify.layout.relayout import Draft, Relayout, Side, align, broadcast
-from graphopt.passes.simplify.purity import is_constant
+from graphopt.passes.simplify.layout.relayout import Draft, Relayout, Side, align, broadcast, may_relay, relaid
+from graphopt.passes.simplify.purity import is_constant, is_op
 
 if TYPE_CHECKING:
     from graphopt.passes.simplify.layout.relayout import Rule
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _SINCE_BROADCAST = 7  # the opset that brought the present broadcasting
 _SINCE_VARIADIC_BROADCAST = 8
+_WIDE = 32
 
 
 def unary(look: Look, _side: Side, perm: Perm, _hint: Perm) -> Relayout | None:
@@ -73,7 +75,8 @@ def quantized(look: Look, side: Side, perm: Perm, _hint: Perm) -> Relayout | Non
 def matrix_product(look: Look, side: Side, perm: Perm, _hint: Perm) -> Relayout | None:
     """MatMul: axes of the batch among each other, and the last two of all three by changing the operands' order.
 
-    A constant stays on its side, where the runtime packs it in advance.
+    A constant matrix changes its side only where both sizes of the result are large, since runtimes pack a constant on
+    the right in advance and are slow where a result is narrow. Quantized operands stay, as runtimes fuse them.
     """
     node = look.node
     ranks = [look.types.rank(tensor) for tensor in (*node.inputs, node.outputs[0])]
@@ -85,8 +88,9 @@ def matrix_product(look: Look, side: Side, perm: Perm, _hint: Perm) -> Relayout 
     if sorted(full[-2:]) != [rank - 2, rank - 1]:
         return None
     swaps = full[-1] == rank - 2
-    if swaps and any(is_constant(tensor) for tensor in node.inputs):
+    if swaps and not _may_swap(look):
         return None
+    draft = Draft(look)
     inputs: dict[int, Perm] = {}
     for place in (0, 1):
         own = ranks[place]
@@ -98,11 +102,25 @@ def matrix_product(look: Look, side: Side, perm: Perm, _hint: Perm) -> Relayout 
             return None
         last = (own - 1, own - 2) if swaps else (own - 2, own - 1)
         found = (*batch, *last)
-        if not is_identity(found):
-            if is_constant(node.inputs[place]):
-                return None
+        if is_identity(found):
+            continue
+        if not is_constant(node.inputs[place]):
             inputs[place] = found
-    return Draft(look).done(inputs, full, reverse=swaps)
+        elif may_relay(node.inputs[place], look.types):
+            draft.constants[place] = relaid(node.inputs[place], found, shorten=False)
+        else:
+            return None
+    return draft.done(inputs, full, reverse=swaps)
+
+
+def _may_swap(look: Look) -> bool:
+    operands_made = [producer(tensor) for tensor in look.node.inputs]
+    if any(is_op(made, "DequantizeLinear") for made in operands_made):
+        return False
+    if not any(is_constant(tensor) for tensor in look.node.inputs):
+        return True
+    shape = look.shape(look.output)
+    return shape is not None and all(isinstance(size, int) and size >= _WIDE for size in shape[-2:])
 
 
 def batch_norm(look: Look, _side: Side, perm: Perm, _hint: Perm) -> Relayout | None:

@@ -186,6 +186,32 @@ def test_large_constant_is_laid_out_anew_for_one_reader(readers: int, left: int)
     assert check_pass(SinkTransposes(), model).ops.count("Transpose") == left
 
 
+@pytest.mark.parametrize(("width", "left"), [(40, 0), (8, 2)])
+def test_mixing_of_tokens(width: int, left: int) -> None:
+    """A product between Transposes takes its constant from the left, unless the result is narrow."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["a"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+        helper.make_node("Add", ["b", "bias"], ["c"]),
+        helper.make_node("Erf", ["c"], ["d"]),
+        helper.make_node("MatMul", ["d", "v"], ["e"]),
+        helper.make_node("Transpose", ["e"], ["f"], perm=[0, 2, 1]),
+        helper.make_node("Add", ["f", "x"], ["y"]),
+    ]
+    random = np.random.default_rng(0)
+    shapes = {"w": (33, 48), "bias": (48,), "v": (48, 33)}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 33, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 33, width])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert check_pass(SinkTransposesLoosely(), model).ops.count("Transpose") == left
+
+
 def test_quantized_weight_is_laid_out_anew() -> None:
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["d"], axis=0),
