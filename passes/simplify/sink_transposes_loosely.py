@@ -31,7 +31,7 @@ class SinkTransposesLoosely(RulePass):
                BatchNormalization and InstanceNormalization that keep their channels, interpolating Resize.
     Produces:  As sink-transposes. A Softmax that would no longer work along the last axis counts as a Transpose in
                bytes, because runtimes lay it out anew.
-    Requires:  As sink-transposes. A constant operand of MatMul stays where it is.
+    Requires:  As sink-transposes. A constant operand of MatMul changes sides only for results at least 32 wide.
     Preserves: Every output up to the order of summation and to how the runtime computes elements at the end of a
                vector; public names, types and shapes.
     Source:    Boykov and Kolmogorov 2004, doi:10.1109/TPAMI.2004.60: labels that minimise a sum of pairwise costs.
