@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from graphopt.analysis.dims import Expr, at_least
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.graph import is_graph_output, producer
+from graphopt.graph import constant_value, is_graph_output, producer
 from graphopt.passes.simplify.extents import axes_operands
 from graphopt.passes.simplify.look import read_once
 from graphopt.passes.simplify.purity import is_op, refers_to_function
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from graphopt.graph import Model, Node, Rewriter, Tensor
 
 _NUMPY_TYPES: dict[int, Any] = {6: np.int32, 7: np.int64}
+_LONGEST = 1 << 17
 _CHECKING = ("Add", "Div", "Mul", "Sub")
 
 
@@ -35,10 +37,11 @@ class SliceTables(RulePass):
     """Replace Gather of the first rows of a table by Slice.
 
     Matches:   Gather whose indices are a Range from 0 in steps of 1 that nothing else reads, and whose output is only
-               added to, or multiplied with, tensors that have as many rows: learned position embeddings.
-    Produces:  Slice up to the end of the range. The indices are no longer computed, and whole blocks are copied. The
-               end becomes a vector by an Unsqueeze in place of the Range, which simplify-shape-computations then takes
-               from the shape itself.
+               added to, or multiplied with, tensors that have as many rows: learned position embeddings. Gather of rows
+               by a Slice of a constant list of all of them in order, which nothing else reads.
+    Produces:  Slice of the table itself. The indices are no longer computed, and whole blocks are copied. The end of a
+               Range becomes a vector by an Unsqueeze in its place, which simplify-shape-computations then takes from
+               the shape itself. A list with axes of size 1 in front leaves an Unsqueeze behind the Slice.
     Requires:  The end is proved to be a size, so it is not negative. The table has at least two rows: where it has
                fewer rows than asked for Gather fails, and so do the readers then, since their operands do not fit.
     Preserves: Every output bitwise; names, types and shapes.
@@ -52,6 +55,12 @@ class SliceTables(RulePass):
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule]:
         """Return the rule for Gather."""
         types, values = facts.get(Types), facts.get(ShapeValues)
+
+        def listed(node: Node) -> Patch | None:
+            cut = producer(node.inputs[1])
+            if cut is None or not is_op(cut, "Slice") or cut.graph is not node.graph or not read_once(node.inputs[1]):
+                return None
+            return _listed(node, cut, types)
 
         def sliced(node: Node) -> Patch | None:
             counted = producer(node.inputs[1])
@@ -71,7 +80,37 @@ class SliceTables(RulePass):
                 return None
             return _patch(node, limit, axis, _NUMPY_TYPES[types.dtype(limit)])
 
-        return [Rule(("Gather",), sliced, depth=2, below=1)]
+        return [Rule(("Gather",), sliced, depth=2, below=1), Rule(("Gather",), listed, depth=2)]
+
+
+def _listed(node: Node, cut: Node, types: Types) -> Patch | None:
+    """Return the patch for rows that are named by a part of a list of all rows."""
+    assert node.graph is not None
+    data, rows = types.shape(node.inputs[0]), types.static_shape(cut.inputs[0])
+    if not data or not rows or node.graph.opset < 10 or len(cut.inputs) < 4 or not cut.inputs[3].name:
+        return None
+    if int(node.attrs.get("axis", 0)) or data[0] != rows[-1] or prod(rows) != rows[-1] or rows[-1] > _LONGEST:
+        return None
+    axes, listed = constant_value(cut.inputs[3]), constant_value(cut.inputs[0])
+    if axes is None or axes.tolist() not in ([len(rows) - 1], [-1]) or listed is None:
+        return None
+    if not np.array_equal(listed.reshape(-1), np.arange(rows[-1])) or refers_to_function(node):
+        return None
+    opset = node.graph.opset
+
+    def apply(rewriter: Rewriter) -> None:
+        output = node.outputs[0]
+        where = rewriter.constant(np.zeros(1, axes.dtype), near=node)
+        bounds = [cut.inputs[1], cut.inputs[2], where, *cut.inputs[4:5]]
+        like = output if len(rows) == 1 else None
+        part = rewriter.op("Slice", [node.inputs[0], *bounds], like=like, near=node)
+        if len(rows) > 1:
+            operands, attrs = axes_operands(rewriter, node, range(len(rows) - 1), opset)
+            part = rewriter.op("Unsqueeze", [part, *operands], attrs=attrs, like=output, near=node)
+        rewriter.replace_tensor(output, part)
+        erase_unread(rewriter, [output])
+
+    return Patch("slice the table, not the list of its rows", (node, cut), apply)
 
 
 def _readers_need(tensor: Tensor, back: int, size: Dim, types: Types) -> bool:

@@ -52,6 +52,41 @@ def test_another_axis_and_type(golden: Callable[[str], None]) -> None:
     golden(check_pass(SliceTables(), source.replace("float[c, d, e] y", "float[c, d] y")).text)
 
 
+LIST = (
+    "int64[1, 6] rows = {0, 1, 2, 3, 4, 5}, int64[6] flat = {0, 1, 2, 3, 4, 5}, int64[1] v0 = {0}, int64[1] v1 = {1}, "
+)
+PART = "s = Shape(x) n = Gather(s, v1)"
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 6, 9])
+@pytest.mark.parametrize(
+    ("nodes", "left"),
+    [
+        ("c = Slice(rows, v0, n, v1) p = Gather(t, c) y = Neg(p)", ["Slice", "Unsqueeze", "Neg"]),
+        ("c = Slice(flat, v0, n, v0) p = Gather(t, c) y = Unsqueeze(p, v0)", ["Slice", "Unsqueeze"]),
+        ("c = Slice(flat, v1, n, v0, v1) p = Gather(t, c) y = Unsqueeze(p, v0)", ["Slice", "Unsqueeze"]),
+    ],
+)
+def test_part_of_a_list_of_all_rows(nodes: str, left: list[str], length: int) -> None:
+    source = text(f"{PART} {nodes}").replace("<int64 k0", f"<{LIST} int64 k0")
+    before = read_model(onnx.parser.parse_model(source))
+    after = before.copy()
+    assert PassManager([SliceTables()]).run(after).patches == 1
+    assert sorted(node.op for _, node in after.walk()) == sorted(["Shape", "Gather", *left])
+    found, expected = (run(session(each, optimize=False), feed(2, length))["y"] for each in (after, before))
+    assert found.shape == expected.shape
+    assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("rows", "table"), [("{0, 1, 2, 3, 5, 4}", "6, 4"), ("{0, 1, 2, 3, 4, 5}", "7, 4"), ("{0, 1, 2, 3, 4, 5}", "m, 4")]
+)
+def test_other_lists_stay(rows: str, table: str) -> None:
+    nodes = f"{PART} c = Slice(list, v0, n, v0) p = Gather(t, c) y = Unsqueeze(p, v0)"
+    source = text(nodes, table=table).replace("<int64 k0", f"<{LIST} int64[6] list = {rows}, int64 k0")
+    assert PassManager([SliceTables()]).run(read_model(onnx.parser.parse_model(source))).patches == 0
+
+
 def test_more_rows_than_there_are_still_fail() -> None:
     before = read_model(onnx.parser.parse_model(text(f"{END} r = Range(k0, n, k1) p = Gather(t, r) y = Add(x, p)")))
     after = before.copy()
