@@ -105,6 +105,23 @@ def with_input_shapes(model: Model, shapes: Mapping[str, Sequence[int | str]]) -
     return changed
 
 
+def frozen(model: Model) -> Model:
+    """Return the model without the inputs that only let a caller replace a weight; the weights become constant.
+
+    Exporters list every weight as an input as well when they are told to, or are old. Whoever runs such a model may
+    feed other weights, so nothing may be computed from them in advance.
+
+    Args:
+        model: The model; it is not changed. Before IR version 4 nothing can be overridden, and nothing is done.
+    """
+    changed = model.copy()
+    graph = changed.graph
+    for constant in [c for c in graph.initializer_inputs if graph.is_overridable(c)]:
+        del graph.initializer_inputs[constant]
+    changed.versions.structure += 1
+    return changed
+
+
 def keep(model: Model, names: Iterable[str]) -> list[str]:
     """Let tensors, or the outputs of nodes, count as outputs of a model, so that no pass removes or renames them.
 

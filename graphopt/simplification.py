@@ -39,6 +39,7 @@ def simplify(
     keep: Iterable[str] = (),
     opset: int | None = None,
     precision: str | None = None,
+    freeze_weights: bool = False,
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     extract: tuple[Sequence[str], Sequence[str]] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -56,6 +57,7 @@ def simplify(
         opset: Raise the model to this version of the ONNX operators first, so that more of it has an operator.
         precision: Compute in ``float16`` or ``bfloat16``, float32 where that would overflow; see the pass
             convert-precision.
+        freeze_weights: Take weights that are inputs as well for constants; those inputs go.
         input_shapes: Other shapes of inputs, by name: numbers, or symbols that stay dynamic.
         extract: Names of the tensors that become the inputs and the outputs: the part between them is optimized.
         options: Changes to the recipe, ``{"pass-name.option": value}``.
@@ -77,6 +79,8 @@ def simplify(
         model = source.copy() if isinstance(source, Model) else read_model(source)
         if extract is not None:
             model = preparation.extract(model, *extract)
+        if freeze_weights:
+            model = preparation.frozen(model)
         if input_shapes:
             model = preparation.with_input_shapes(model, input_shapes)
         plan = recipe(opset, precision).without(skip)

@@ -42,6 +42,11 @@ def configure(parser: Parser) -> None:
         metavar="NAME",
         help="leave this tensor, or the outputs of this node, in the model under its name; may be repeated",
     )
+    asked.add_argument(
+        "--freeze-weights",
+        action="store_true",
+        help="weights that are listed as inputs too, so that a caller may replace them, become constants",
+    )
     asked.add_argument("--opset", type=whole(1), metavar="N", help="raise the model to these ONNX operators first")
     asked.add_argument(
         "--precision",
@@ -101,6 +106,8 @@ def _asked(arguments: argparse.Namespace) -> Model:
     model = read_model(arguments.model)
     if arguments.extract is not None:
         model = preparation.extract(model, *preparation.ends(model, arguments.extract))
+    if arguments.freeze_weights:
+        model = preparation.frozen(model)
     if arguments.input_shape:
         model = preparation.with_input_shapes(model, dict(arguments.input_shape))
     return model

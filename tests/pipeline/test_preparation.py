@@ -90,6 +90,16 @@ def test_shapes_that_contradict_the_model_are_refused(shapes: dict[str, tuple[in
         preparation.with_input_shapes(parse(NET), shapes)
 
 
+def test_frozen_weights_are_constants_and_no_inputs() -> None:
+    text = HEAD + "g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { a = Neg(w) y = Add(x, a) }"
+    model = parse(text)
+    assert [node.op for node in graphopt.simplify(model).model.graph.nodes] == ["Neg", "Add"]
+    frozen = graphopt.simplify(model, freeze_weights=True).model
+    assert [node.op for node in frozen.graph.nodes] == ["Add"]
+    assert [value.name for value in frozen.to_proto().graph.input] == ["x"]
+    assert [value.name for value in model.to_proto().graph.input] == ["x", "w"]
+
+
 def test_kept_tensors_survive_under_their_names() -> None:
     text = HEAD + "g (float[4] x) => (float[4] y) { b = Exp(x) c = Exp(x) y = Sub(b, c) }"
     plain = graphopt.simplify(parse(text)).model
