@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from graphopt.graph import constant_value
+from graphopt.graph import Constant, LazyWeight, constant_value
 from graphopt.graph.dtypes import is_sub_byte, numpy_dtype
 from graphopt.passes.simplify.layout.permutations import Perm, same_on
 from graphopt.passes.simplify.purity import is_constant
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from graphopt.analysis.types import Types
-    from graphopt.graph import Tensor
+    from graphopt.graph import Tensor, Weight
     from graphopt.passes.simplify.look import Look
 
 Array = np.ndarray[Any, Any]
@@ -26,6 +26,8 @@ COPY_BYTES = 4096
 
 LARGEST_BYTES = 256 << 20
 """A constant above this size is not laid out anew: it would have to be loaded whole."""
+
+_LAZY_BYTES = 4 << 20  # a constant above this size is laid out anew each time it is read, so that it is not kept twice
 
 
 class Side(NamedTuple):
@@ -52,7 +54,7 @@ class Relayout:
     inputs: tuple[Perm | None, ...]
     outputs: tuple[Perm | None, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
-    constants: Mapping[int, Callable[[], Array]] = field(default_factory=dict)
+    constants: Mapping[int, Callable[[], Array | Weight]] = field(default_factory=dict)
     op: str = ""
     slow: bool = False
     reverse: bool = False
@@ -72,7 +74,7 @@ class Draft:
     def __init__(self, look: Look) -> None:
         self.look = look
         self.attrs: dict[str, Any] = {}
-        self.constants: dict[int, Callable[[], Array]] = {}
+        self.constants: dict[int, Callable[[], Array | Weight]] = {}
 
     def integers(self, place: int, name: str, values: list[int]) -> None:
         """Set integers that are an attribute in old opsets and an input in new ones."""
@@ -175,8 +177,8 @@ def align(perm: Perm, rank: int, own: int) -> Perm | None:
     return None if any(axis < 0 for axis in axes) else tuple(axes)
 
 
-def relaid(tensor: Tensor, perm: Perm, *, shorten: bool) -> Callable[[], Array]:
-    """Return what lays a constant out anew, against an output that is permuted so.
+def relaid(tensor: Tensor, perm: Perm, *, shorten: bool) -> Callable[[], Array | Weight]:
+    """Return what lays a constant out anew, against an output that is permuted so; a large one when it is written.
 
     Args:
         tensor: The constant, of at most as many axes as the permutation.
@@ -184,12 +186,22 @@ def relaid(tensor: Tensor, perm: Perm, *, shorten: bool) -> Callable[[], Array]:
         shorten: Whether leading axes of size 1 may go, since another operand has all axes.
     """
 
-    def make() -> Array:
+    def moved(value: Array) -> Array:
+        result = value.reshape((1,) * (len(perm) - value.ndim) + value.shape).transpose(perm)
+        while shorten and result.ndim > 0 and result.shape[0] == 1:
+            result = result[0]
+        return np.ascontiguousarray(result).reshape(result.shape)
+
+    def make() -> Array | Weight:
+        if isinstance(tensor, Constant) and tensor.weight.nbytes > _LAZY_BYTES:
+            weight = tensor.weight
+            shape = (*(1,) * (len(perm) - len(weight.shape)), *weight.shape)
+            sizes = [shape[axis] for axis in perm]
+            while shorten and sizes and sizes[0] == 1:
+                del sizes[0]
+            return LazyWeight(lambda: moved(weight.load()), weight.onnx_dtype, sizes)
         value = constant_value(tensor)
         assert value is not None
-        moved = value.reshape((1,) * (len(perm) - value.ndim) + value.shape).transpose(perm)
-        while shorten and moved.ndim > 0 and moved.shape[0] == 1:
-            moved = moved[0]
-        return np.ascontiguousarray(moved).reshape(moved.shape)
+        return moved(value)
 
     return make

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.graph import LazyWeight
 from graphopt.passes.simplify.layout import motion
 from graphopt.passes.simplify.layout.region import Region
 from graphopt.passes.simplify.sink_transposes import SinkTransposes
@@ -210,6 +211,25 @@ def test_mixing_of_tokens(width: int, left: int) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert check_pass(SinkTransposesLoosely(), model).ops.count("Transpose") == left
+
+
+def test_large_constant_is_not_kept_twice() -> None:
+    """It is laid out anew when it is read or written."""
+    weight = np.arange(1100 * 1000, dtype=np.float32).reshape(1, 1100, 1000)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["a"], perm=[0, 2, 1]),
+        helper.make_node("Add", ["a", "w"], ["b"]),
+        helper.make_node("Transpose", ["b"], ["y"], perm=[0, 2, 1]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1000, 1100])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1000, 1100])
+    graph = helper.make_graph(nodes, "g", [given], [result], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    done = check_pass(SinkTransposes(), model, samples=1)
+    assert done.ops == ["Add"]
+    (constant,) = done.model.graph.initializers
+    assert isinstance(constant.weight, LazyWeight)
+    assert (constant.weight.load() == weight[0].T).all()
 
 
 def test_quantized_weight_is_laid_out_anew() -> None:
