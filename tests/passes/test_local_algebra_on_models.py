@@ -11,7 +11,9 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from chain_models import chain_model
 from graph_strategies import small_models
+from graphopt.errors import GraphoptError
 from graphopt.graph import read_model
 from graphopt.rewrite.manager import PassManager
 from graphopt.verify.contract import Contract
@@ -35,6 +37,7 @@ EXACT = [
     "join-views",
     "sink-views",
 ]
+ROUNDING = ["absorb-unary", "merge-constant-operands"]
 HEAD = '<ir_version: 9, opset_import: ["" : 19]>\n'
 
 TOGETHER: dict[str, tuple[str, list[str]]] = {
@@ -78,3 +81,30 @@ def test_real_models_keep_every_bit() -> None:
         feeds = [dict(feed) for feed in sample_feeds(before, 1, seed=3)]
         assert_equal(before, Contract.EXACT, feeds, evaluate(before, feeds), evaluate(model, feeds))
         assert PassManager(EXACT).run(model.copy()).patches == 0, path
+
+
+def check_chain(seed: int) -> None:
+    source, feed = chain_model(seed)
+    before = read_model(source)
+    try:
+        expected = evaluate(before, [feed])
+    except GraphoptError:
+        return  # a chain that no runtime runs says nothing
+    for names, contract in ((EXACT, Contract.EXACT), ([*EXACT, *ROUNDING], Contract.ROUNDING)):
+        model = before.copy()
+        PassManager(names).run(model)
+        assert_equal(before, contract, [feed], expected, evaluate(model, [feed]))
+        again = PassManager(names).run(model.copy())
+        assert again.patches == 0, [patch.reason for record in again.records for patch in record.log]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_chains_keep_their_outputs(seed: int) -> None:
+    check_chain(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(10))
+def test_many_chains_keep_their_outputs(block: int) -> None:
+    for seed in range(1000 + 100 * block, 1100 + 100 * block):
+        check_chain(seed)
