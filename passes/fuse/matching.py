@@ -104,6 +104,19 @@ def vector(tensor: Tensor, most: int = _LARGEST_VECTOR) -> Array | None:
     return value
 
 
+def multiple_of(tensor: Tensor, source: Tensor) -> tuple[Node, float] | None:
+    """Return the Mul that made a tensor as a positive multiple of another, and the factor.
+
+    Args:
+        tensor: The multiple.
+        source: What it is a multiple of.
+    """
+    node = above(tensor, "Mul")
+    operand = None if node is None else other(node, source)
+    factor = None if operand is None else scalar(operand)
+    return None if node is None or factor is None or not 0 < factor < np.inf else (node, factor)
+
+
 def is_float(value: Array) -> bool:
     """Whether an array holds floating-point numbers of at least 16 bits."""
     return bool(value.dtype.kind == "f" or value.dtype.name == "bfloat16")
