@@ -45,9 +45,9 @@ class FuseActivation(RulePass):
                a relu(-x) and Where(x > 0, x, a x) with a > 0 as LeakyRelu.
     Produces:  One node for 3 to 5. Measured with ONNX Runtime 1.31 on one thread: 0.46 to 0.81 of the time for
                HardSigmoid, 0.59 to 0.86 for HardSwish, 0.51 to 0.78 for Sigmoid, 0.49 to 0.82 for Softsign, 0.24 to
-               0.70 for LeakyRelu, the same for Mish. Not made, because ONNX Runtime is slower with them: Swish (1.2 to 2.2 times the time), Softplus
-               (2 to 5), PRelu (9), GroupNormalization (2), and ReduceL1, ReduceL2, ReduceSumSquare, ReduceLogSumExp (1
-               to 11).
+               0.70 for LeakyRelu, the same for Mish. Not made, because ONNX Runtime is slower with them: Swish (1.2 to
+               2.2 times the time), Softplus (2 to 5), PRelu (9), GroupNormalization (2), and ReduceL1, ReduceL2,
+               ReduceSumSquare, ReduceLogSumExp (1 to 11).
     Requires:  Opset 14 for HardSwish, 18 for Mish; float32; constants of one number; the steps read by each other
                alone.
     Preserves: Names, types and shapes; values up to rounding.
