@@ -114,6 +114,9 @@ def _behind(node: Node, terms: Terms, types: Types) -> Patch | Skip | None:
     readers = output.outputs
     if not readers or not is_op(readers[0], *LAYERS, "BatchNormalization") or _ends_a_whole(terms.data):
         return None
+    shape = types.shape(output)
+    if shape is None or types.shape(terms.data) != shape:
+        return None  # the constant may make the tensor larger
     if is_op(readers[0], "BatchNormalization"):
         return _into_batch_norm_behind(node, terms, types)
 
