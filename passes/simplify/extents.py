@@ -99,10 +99,19 @@ class SizeForms:
         rank = self._types.rank(tensor)
         if rank not in {0, 1} or dtype not in _WHOLE_NUMBERS_AND_BOOL:
             return None
-        entries = self._values.value(tensor)
+        entries = self._asked(tensor) or self._values.value(tensor)
         if entries is None or len(entries) > LONGEST:
             return None
         return dtype, rank, entries
+
+    def _asked(self, tensor: Tensor) -> tuple[Dim, ...] | None:
+        """Return the shape that a Shape gives out: since its input was stated anew more may be known of it."""
+        node = producer(tensor)
+        shape = self._types.shape(node.inputs[0]) if node is not None and is_op(node, "Shape") else None
+        if node is None or shape is None or refers_to_function(node):
+            return None
+        end = node.attrs.get("end")
+        return shape[int(node.attrs.get("start", 0)) : None if end is None else int(end)]
 
     def known(self, key: Key) -> Tensor | None:
         """Return the tensor of the main graph that holds this and depends on shapes of inputs alone."""
