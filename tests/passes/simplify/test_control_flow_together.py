@@ -179,7 +179,7 @@ def programs(draw: st.DrawFn) -> onnx.ModelProto:
 def judge(proto: onnx.ModelProto, passes: tuple[str, ...], *, fed: bool, trips: int) -> None:
     before = read_model(proto)
     rng = np.random.default_rng(trips)
-    shapes = {"x": 2, "v": 2, "z": (3, 2), "single": (1, 2)}
+    shapes: dict[str, tuple[int, ...]] = {"x": (2,), "v": (2,), "z": (3, 2), "single": (1, 2)}
     feed: dict[str, Any] = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     feed |= {"fed": np.array(fed), "trips": np.array(trips)}
     right = evaluate(before, [feed])

@@ -122,7 +122,8 @@ def bodies(draw: st.DrawFn) -> onnx.ModelProto:
     counter = iter(range(1000))
 
     def nodes(sources: list[str], count: int) -> tuple[list[onnx.NodeProto], list[str]]:
-        made, names = [], []
+        made: list[onnx.NodeProto] = []
+        names: list[str] = []
         for _ in range(count):
             op = draw(st.sampled_from(["Neg", "Abs", "Identity", "Add", "Max"]))
             inputs = [draw(st.sampled_from([*sources, *names])) for _ in range(2 if op in ("Add", "Max") else 1)]

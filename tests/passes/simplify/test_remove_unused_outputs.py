@@ -155,7 +155,8 @@ def loops(draw: st.DrawFn) -> onnx.ModelProto:
     carried = [f"s{i}" for i in range(count)]
     scanned = [f"c{i}" for i in range(scans)]
     sources = [*carried, *scanned, "x"]
-    nodes, results = [], []
+    nodes: list[onnx.NodeProto] = []
+    results: list[str] = []
     for i in range(count + stacks):
         a, b = draw(st.sampled_from(sources)), draw(st.sampled_from([*sources, *results]))
         nodes.append(node(draw(st.sampled_from(["Add", "Max", "Sub"])), [a, b], [f"r{i}"]))

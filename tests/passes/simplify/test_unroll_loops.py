@@ -139,7 +139,8 @@ def counted_loops(draw: st.DrawFn) -> tuple[onnx.ModelProto, int]:
     carried = [f"s{i}" for i in range(count)]
     scanned = [f"c{i}" for i in range(scans)] if kind == "Scan" else []
     sources = [*carried, *scanned, "x"]
-    nodes, results = [], []
+    nodes: list[onnx.NodeProto] = []
+    results: list[str] = []
     for i in range(count + stacks):
         a, b = draw(st.sampled_from(sources)), draw(st.sampled_from([*sources, *results]))
         if draw(st.integers(0, 3)) == 0:
