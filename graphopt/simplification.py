@@ -108,5 +108,5 @@ def recipe(opset: int | None = None, precision: str | None = None) -> Recipe:
     return replace(plan, passes=(*first, *plan.passes, *last))
 
 
-_BEHIND_CASTS = ("eliminate-dead", "eliminate-identity", "merge-casts", "eliminate-common")
+_BEHIND_CASTS = ("eliminate-dead", "eliminate-identity", "merge-casts", "merge-equal-nodes")
 """Passes that clean up where two conversions of precision meet."""

@@ -23,7 +23,7 @@ PASSES = (
     "fold-constants",
     "eliminate-identity",
     "remove-unused-outputs",
-    "eliminate-common",
+    "merge-equal-nodes",
     "inline-if",
     "eliminate-failing-branches",
     "merge-conditionals",

@@ -17,7 +17,7 @@ from graphopt.rewrite.manager import PassManager
 from graphopt.runtime import run, session
 
 PASSES = (
-    *("eliminate-dead", "fold-constants", "eliminate-identity", "eliminate-common", "fix-reshape-targets"),
+    *("eliminate-dead", "fold-constants", "eliminate-identity", "merge-equal-nodes", "fix-reshape-targets"),
     *("fix-shape-operands", "replace-cast-like", "slice-tables", "simplify-shape-computations", "absorb-broadcasts"),
     *("fuse-repeats", "hoist-signs"),
 )

@@ -24,7 +24,7 @@ _SWAPPABLE = frozenset(("Add", "Mul", "Equal", "And", "Or", "Xor", "BitwiseAnd",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EliminateCommon(RulePass):
+class MergeEqualNodes(RulePass):
     """Merge nodes that compute the same from the same inputs.
 
     Matches:   Two nodes of the ONNX domain on the list of pure operators, with equal attributes and the same inputs, of
@@ -40,7 +40,7 @@ class EliminateCommon(RulePass):
                1997, section 12.4.
     """
 
-    name: ClassVar[str] = "eliminate-common"
+    name: ClassVar[str] = "merge-equal-nodes"
     contract: ClassVar[Contract] = Contract.EXACT
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule]:

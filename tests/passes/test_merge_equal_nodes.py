@@ -1,4 +1,4 @@
-"""eliminate-common: what is computed twice is computed once, in every scope; what only looks alike stays."""
+"""merge-equal-nodes: what is computed twice is computed once, in every scope; what only looks alike stays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from onnx import TensorProto, helper, numpy_helper
 
 from graph_strategies import small_models
-from graphopt.passes.simplify.eliminate_common import EliminateCommon
+from graphopt.passes.simplify.merge_equal_nodes import MergeEqualNodes
 from pass_oracle import check_pass, run_pass
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ HEAD = '<ir_version: 9, opset_import: ["" : 19]>\n'
 
 def test_equal_nodes_merge_down_the_graph(golden: Callable[[str], None]) -> None:
     done = check_pass(
-        EliminateCommon(),
+        MergeEqualNodes(),
         HEAD
         + """g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z)
         <float[4] a = {1, 2, 3, 4}, float[4] b = {1, 2, 3, 4}> {
@@ -36,7 +36,7 @@ def test_equal_nodes_merge_down_the_graph(golden: Callable[[str], None]) -> None
 
 def test_a_node_of_a_body_reads_the_equal_one_around_it() -> None:
     done = check_pass(
-        EliminateCommon(),
+        MergeEqualNodes(),
         HEAD
         + """g (bool c, float[2] x) => (float[2] y, float[2] n) { n = Neg(x)
             y = If (c) <then_branch = t () => (float[2] p) { u = Neg(x) p = Exp(u) },
@@ -47,7 +47,7 @@ def test_a_node_of_a_body_reads_the_equal_one_around_it() -> None:
 
 def test_a_node_behind_the_body_does_not_serve_it() -> None:
     done = check_pass(
-        EliminateCommon(),
+        MergeEqualNodes(),
         HEAD
         + """g (bool c, float[2] x) => (float[2] y, float[2] z) {
             y = If (c) <then_branch = t () => (float[2] p) { u = Neg(x) p = Exp(u) },
@@ -73,7 +73,7 @@ KEPT = {
 @pytest.mark.parametrize("body", KEPT.values(), ids=KEPT.keys())
 def test_what_only_looks_alike_stays(body: str) -> None:
     done = run_pass(
-        EliminateCommon(),
+        MergeEqualNodes(),
         '<ir_version: 9, opset_import: ["" : 19, "other" : 1]>\n'
         "g (float[3, 3] x, float[3, 3] x2, int8[3, 3] w) => (float[3, 3] y, float[3, 3] z) "
         f"<float plus = {{0.0}}, float minus = {{-0.0}}, float s = {{0.5}}> {{ {body} }}",
@@ -91,12 +91,12 @@ def test_constants_of_equal_bytes_but_different_types_differ() -> None:
     model = helper.make_model(
         helper.make_graph(nodes, "g", [], ends, zeros), opset_imports=[helper.make_opsetid("", 19)], ir_version=9
     )
-    assert run_pass(EliminateCommon(), model).record.patches == 0
+    assert run_pass(MergeEqualNodes(), model).record.patches == 0
 
 
 def test_an_overridable_initializer_equals_only_itself() -> None:
     done = run_pass(
-        EliminateCommon(),
+        MergeEqualNodes(),
         HEAD
         + """g (float[2] x, float[2] a) => (float[2] y, float[2] z) <float[2] a = {1, 2}, float[2] b = {1, 2}> {
             p = Add(x, a) q = Add(x, b) y = Neg(p) z = Abs(q) }""",
@@ -107,4 +107,4 @@ def test_an_overridable_initializer_equals_only_itself() -> None:
 @settings(max_examples=60, deadline=None)
 @given(small_models())
 def test_generated_models_keep_their_outputs(model: object) -> None:
-    check_pass(EliminateCommon(), model)
+    check_pass(MergeEqualNodes(), model)
