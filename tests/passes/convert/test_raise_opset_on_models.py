@@ -91,7 +91,7 @@ def _steps(
     if kind == "turn" and rank:
         return "Transpose", shape[::-1], [], {}
     ones = [place for place, size in enumerate(shape) if size == 1]
-    if ones and draw(st.integers(0, 1)):
+    if len(ones) > 0 and draw(st.booleans()):
         return "Squeeze", [size for place, size in enumerate(shape) if place != ones[0]], [], {"axes": [ones[0]]}
     if rank < 5:
         return "Unsqueeze", [*shape[:axis], 1, *shape[axis:]], [], {"axes": [axis]}
