@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphopt.passes.simplify.look import small_constant
-from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
+from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, is_constant, refers_to_function
 
 if TYPE_CHECKING:
     from graphopt.analysis.types import Types
@@ -68,7 +68,7 @@ def pairs_after(one: Node, other: Node, known: dict[Tensor, Pair], types: Types)
         pair = known.get(left)
         if pair is not None and pair.second is right:
             read.append(pair)
-        elif left is right or (one.op == "Reshape" and index == 1):
+        elif (one.op == "Reshape" and index == 1) or _is_same(left, right):
             read.append(None)
         else:
             return None
@@ -87,6 +87,18 @@ def pairs_after(one: Node, other: Node, known: dict[Tensor, Pair], types: Types)
             return None
         pairs.append(pair)
     return pairs
+
+
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are one, small constants of the same bits, or both omitted."""
+    if not left.name and not right.name:
+        return True
+    if left is right or not (is_constant(left) and is_constant(right)):
+        return left is right
+    first, second = small_constant(left), small_constant(right)
+    if first is None or second is None or first.dtype != second.dtype or first.dtype.kind == "O":
+        return False
+    return first.shape == second.shape and first.tobytes() == second.tobytes()
 
 
 def _pair(left: Tensor, right: Tensor, axis: int, types: Types) -> Pair | None:

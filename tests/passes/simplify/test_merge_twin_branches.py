@@ -53,6 +53,7 @@ S2, S3 = "a, b = Split<axis = 1>(x, s)", "a, b, c = Split<axis = 1>(x, s)"
 MERGED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "rotary embedding": ({**ROPE, "s": [2, 2, 2], "nodes": f"{S3} r = Relu(c) {rotated('a', 'p')} {rotated('b', 'q')}", "out": "p q r"}, ["Split", "Relu", "Split", "Neg", "Concat", "Mul", "Mul", "Add", "Split"]),
     "unequal parts": ({**ROPE, "s": [4, 2], "nodes": f"{S2} {rotated('a', 'p')} {rotated('b', 'q')}"}, ["Split", "Neg", "Concat", "Mul", "Mul", "Add", "Split"]),
+    "equal constants": ({"s": [4, 2], "i": [0], "j": [0], "k": [2], "l": [2], "z": [3], "nodes": f"{S2} d = Slice(a, i, k, z) p = Neg(d) e = Slice(b, j, l, z) q = Neg(e)"}, ["Slice", "Neg", "Split"]),
     "the last two": ({"s": [1, 3, 2], "nodes": f"{S3} r = Relu(a) d = Exp(b) p = Neg(d) e = Exp(c) q = Neg(e)", "out": "r p q"}, ["Split", "Relu", "Exp", "Neg", "Split"]),
     "three alike": ({"s": [1, 3, 2], "nodes": f"{S3} d = Exp(a) p = Neg(d) e = Exp(b) q = Neg(e) f = Exp(c) r = Neg(f)", "out": "p q r"}, ["Exp", "Neg", "Split", "Split"]),
     "a part read elsewhere": ({"s": [4, 2], "nodes": f"{S2} d = Exp(a) e = Neg(d) f = Sin(e) g = Exp(b) h = Neg(g) q = Sin(h) p = Mul(a, f)"}, ["Split", "Exp", "Neg", "Sin", "Split", "Mul"]),
@@ -85,6 +86,7 @@ KEPT: dict[str, dict[str, Any]] = {
     "other attributes": {"s": [4, 2], "nodes": f"{S2} p = Elu(a) q = Elu<alpha = 2.0>(b)"},
     "other operands": {"s": [4, 2], "k": (), "l": (), "nodes": f"{S2} p = Mul(a, k) q = Mul(b, l)"},
     "operand that varies along the axis": {"s": [2, 2], "x": "n, 4, 4, 4", "k": (2, 1, 1), "nodes": f"{S2} p = Mul(a, k) q = Mul(b, k)"},
+    "slices of other lengths": {"s": [4, 2], "i": [0], "k": [2], "l": [3], "z": [3], "nodes": f"{S2} d = Slice(a, i, k, z) p = Neg(d) e = Slice(b, i, l, z) q = Neg(e)"},
     "softmax along the axis": {"s": [4, 2], "nodes": f"{S2} p = Softmax<axis = 1>(a) q = Softmax<axis = 1>(b)"},
     "softmax before opset 13": {"opset": 12, "nodes": "a, b = Split<axis = 1>(x) p = Softmax(a) q = Softmax(b)"},
     "slices along the axis": {"s": [4, 2], "i": [0], "one": [1], "nodes": f"{S2} p = Slice(a, i, one, one) q = Slice(b, i, one, one)"},
