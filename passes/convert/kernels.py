@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MISSING: dict[str, int] = {
     **dict.fromkeys(("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"), 22),
+    "Bernoulli": 22,  # composed of RandomUniformLike
     **dict.fromkeys(("GlobalLpPool", "MaxRoiPool", "RoiAlign"), 22),
     "Swish": 25,
 }

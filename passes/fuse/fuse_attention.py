@@ -109,8 +109,9 @@ class FuseAttention(RulePass):
             return Skip(second, f"the mask '{scores.mask.parts[-1].name}' may close all keys of a row")
         found = _with_three_axes(found, types) or found
         extra = 0 if scores.mask is None else masks.nodes_for(scores.mask, found.rows, found.columns)
-        turns = sum(bool(operand.turn) for operand in found.operands)
-        return found.patch(masks) if len(found.core) > 1 + extra + turns else None
+        saved = len(found.core) - 1 - sum(bool(operand.turn) for operand in found.operands)
+        layers = 1 if scores.mask is None else min(len(part.outputs) for part in scores.mask.parts)
+        return found.patch(masks) if saved * layers > extra else None
 
 
 def _improved(node: Node, types: Types, masks: Masks) -> Patch | None:
