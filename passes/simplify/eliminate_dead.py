@@ -23,20 +23,15 @@ if TYPE_CHECKING:
     from graphopt.graph import Rewriter, Tensor
     from graphopt.rewrite.pass_ import Steps
 
-_KEPT_OUTPUTS = ("BatchNormalization",)  # before opset 14 the number of outputs chooses the mode
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EliminateDead(RulePass):
-    """Remove nodes, initializers, functions and optional outputs that contribute to no output of the model.
+    """Remove nodes, initializers and functions that contribute to no output of the model.
 
     Matches:   Nodes of every scope none of whose outputs reaches an output of the model or of a body that runs;
-               initializers nobody reads; functions nobody calls; optional outputs of nodes that nobody reads, such as
-               the mask of Dropout or the indices of MaxPool.
+               initializers nobody reads; functions nobody calls.
     Produces:  The model without them.
     Requires:  Inputs and outputs of the model stay, read or not. With ``keep_unknown`` nodes of domains that onnx does
-               not define stay too, since they may have side effects. The outputs of BatchNormalization stay, because
-               their number chooses its mode in old opsets.
+               not define stay too, since they may have side effects.
     Preserves: Every output bitwise; all names, types and shapes that remain.
     Source:    Dead-code elimination; Muchnick, Advanced Compiler Design and Implementation, 1997, section 18.10.
 
@@ -51,7 +46,7 @@ class EliminateDead(RulePass):
     keep_unknown: bool = False
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule | Batch]:
-        """Return a rule for nodes, one for outputs, and what sweeps the initializers and functions nobody uses."""
+        """Return a rule for nodes, and what sweeps the initializers and functions nobody uses."""
 
         def is_kept(node: Node) -> bool:
             return self.keep_unknown and _is_unknown(node, model)
@@ -59,7 +54,6 @@ class EliminateDead(RulePass):
         leftovers = _Leftovers(model)
         return [
             Rule((EVERY,), lambda node: _dead_node(node, is_kept), depth=0, domain=EVERY, below=1),
-            Rule((EVERY,), _unread_outputs, depth=0, below=1),
             Batch((EVERY,), leftovers.wants, leftovers.sweep, domain=EVERY),
         ]
 
@@ -111,34 +105,6 @@ def _is_unknown(node: Node, model: Model) -> bool:
     if node.domain in DEFAULT_DOMAINS or any(f.domain == node.domain and f.name == node.op for f in model.functions):
         return False
     return not onnx.defs.has(node.op, node.domain)
-
-
-def _unread_outputs(node: Node) -> Patch | None:
-    """Return what drops the optional outputs of a node that nobody reads."""
-    if len(node.outputs) < 2 or node.op in _KEPT_OUTPUTS:
-        return None
-    unread = [index for index, tensor in enumerate(node.outputs) if tensor.name and not _is_read(tensor)]
-    optional = [index for index in unread if node.graph is not None and _is_optional(node, index, node.graph)]
-    if not optional or len(unread) == len(node.outputs):
-        return None
-
-    def apply(rewriter: Rewriter) -> None:
-        for index in optional:
-            rewriter.drop_output(node, index)
-
-    return Patch(f"drop {len(optional)} optional outputs of {node.op} that nobody reads", (node,), apply)
-
-
-def _is_optional(node: Node, index: int, graph: Graph) -> bool:
-    if node.domain not in DEFAULT_DOMAINS or not onnx.defs.has(node.op):
-        return False
-    try:
-        formal = onnx.defs.get_schema(
-            node.op, max_inclusive_version=max(0, min(graph.opset, onnx.defs.onnx_opset_version()))
-        ).outputs
-    except onnx.defs.SchemaError:
-        return False
-    return index < len(formal) and formal[index].option == onnx.defs.OpSchema.FormalParameterOption.Optional
 
 
 def _is_read(tensor: Tensor) -> bool:

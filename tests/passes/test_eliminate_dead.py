@@ -1,6 +1,6 @@
 """eliminate-dead: nodes, initializers, functions and outputs that nothing depends on, in every scope."""
 
-# ruff: noqa: E501, ISC004 - the tables hold one model per line
+# ruff: noqa: E501 - the tables hold one model per line
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import onnx
 import onnx.parser
-import pytest
 from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto, helper
 
@@ -59,49 +58,6 @@ def test_node_whose_bodies_are_alive_only_for_themselves_goes_with_them() -> Non
     y = Abs(x) }""",
     )
     assert done.ops == ["Abs"]
-
-
-OUTPUTS: dict[str, tuple[str, list[str]]] = {
-    "Dropout mask": ("g (float[4] x) => (float[4] y) { y, m = Dropout(x) }", ["y"]),
-    "MaxPool indices": ("g (float[1, 1, 4] x) => (float[1, 1, 3] y) { y, i = MaxPool<kernel_shape = [2]>(x) }", ["y"]),
-    "a middle one": (
-        "g (float[2, 1, 3] x, float[1, 8, 3] w, float[1, 8, 2] r) => (float[1, 1, 2] c) "
-        "{ a, b, c = LSTM<hidden_size = 2>(x, w, r) }",
-        ["", "", "c"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", OUTPUTS)
-def test_optional_outputs_nobody_reads_are_dropped(case: str) -> None:
-    text, names = OUTPUTS[case]
-    model = onnx.parser.parse_model(HEAD + text)
-    done = check_pass(EliminateDead(), model)
-    (node,) = done.model.graph.nodes
-    assert [tensor.name for tensor in node.outputs] == names
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "g (float[4] x) => (float[2] y, int64[2] i) <int64[1] k = {2}> { y, i = TopK(x, k) }",
-        "g (float[4] x) => (int64[2] i) <int64[1] k = {2}> { y, i = TopK(x, k) }",
-        "g (float[4] x) => (float[2] a) { a, b = Split<num_outputs = 2>(x) }",
-    ],
-)
-def test_outputs_that_are_not_optional_stay(text: str) -> None:
-    before = onnx.parser.parse_model(HEAD + text)
-    done = check_pass(EliminateDead(), before)
-    assert done.record.patches == 0
-    assert list(done.model.to_proto().graph.node[0].output) == list(before.graph.node[0].output)
-
-
-def test_statistics_of_batch_normalization_stay_because_their_number_chooses_the_mode() -> None:
-    text = """<ir_version: 7, opset_import: ["" : 9]> g (float[n, 1] x) => (float[n, 1] y)
-    <float[1] s = {1}, float[1] b = {0}, float[1] m = {0}, float[1] v = {1}>
-    { y, m1, v1, m2, v2 = BatchNormalization(x, s, b, m, v) }"""
-    done = run_pass(EliminateDead(), text, verify="fast")
-    assert len(done.model.graph.nodes[0].outputs) == 5
 
 
 def test_functions_nobody_calls_go_and_those_called_through_others_stay() -> None:
