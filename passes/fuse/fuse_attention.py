@@ -234,8 +234,8 @@ class _Found:
             attrs |= {"q_num_heads": self.operands[0].heads, "kv_num_heads": self.operands[1].heads}
 
         def apply(rw: Rewriter) -> None:
-            splits: dict[Node, tuple[Tensor, ...]] = {}
-            inputs = [*(operand.made(rw, root, splits) for operand in self.operands), *self.further]
+            steps: dict[Node, tuple[Tensor, ...]] = {}
+            inputs = [*(operand.made(rw, root, steps) for operand in self.operands), *self.further]
             if self.mask is not None:
                 axis = 1 if self.is_flat else 2
                 rows, columns = Length(self.rows, inputs[0], axis), Length(self.columns, inputs[1], axis)
@@ -280,8 +280,8 @@ def _with_four_axes(scores: _Scores, second: Node, core: tuple[Node, ...], types
         counts = (heads, shared, shared)
         operands = [with_four_axes(each, count) for each, count in zip(options, counts, strict=True)]
     else:
-        turn = Operand(turned_key.tensor, (), heads, tuple(LAST_TWO))
-        operands = [Operand(query.tensor, (), heads), turn, Operand(value, (), heads)]
+        turn = Operand(heads, (), turned_key.tensor, tuple(LAST_TWO))
+        operands = [Operand(heads, (), query.tensor), turn, Operand(heads, (), value)]
     factor = scores.factor * query.factor * turned_key.factor * key_scale.factor
     nodes = (*dict.fromkeys((*query.nodes, *turned_key.nodes, *key_scale.nodes, *core)),)
     return _Found(nodes, options, (*operands,), {"scale": factor}, scores.mask, rows, columns, value_size)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _ELEMENTWISE = ("Cos", "Sin", "Cast", "Neg", "Identity")
 _VIEWS = ("Unsqueeze", "Squeeze", "Reshape", "Expand")
+_BINARY = ("Mul", "Add", "Sub", "Div")
 _DEEPEST = 12
 
 
@@ -128,7 +129,7 @@ def has_equal_halves(tensor: Tensor, types: Types, values: ShapeValues, depth: i
     if value is not None:
         first, second = np.split(value, 2, axis=-1)
         return bool((first == second).all())
-    node = above(tensor, *_ELEMENTWISE, *_VIEWS, "Mul", "Concat", "Slice", "Gather") if depth else None
+    node = above(tensor, *_ELEMENTWISE, *_VIEWS, *_BINARY, "Concat", "Slice", "Gather") if depth else None
     if node is None:
         return False
     source = node.inputs[0]
@@ -136,9 +137,8 @@ def has_equal_halves(tensor: Tensor, types: Types, values: ShapeValues, depth: i
     if node.op == "Concat":
         same = len(node.inputs) == 2 and node.inputs[1] is source
         return same and int(node.attrs["axis"]) % len(shape) == len(shape) - 1
-    if node.op == "Mul":
-        rest = [each for each in node.inputs if number(each) is None]
-        return len(rest) == 1 and has_equal_halves(rest[0], types, values, depth - 1)
+    if node.op in _BINARY:
+        return all(_is_even(each, types, values, depth - 1) for each in node.inputs)
     if not before or before[-1] != shape[-1]:
         return False
     if node.op == "Gather" and int(node.attrs.get("axis", 0)) % len(before) == len(before) - 1:
@@ -148,3 +148,9 @@ def has_equal_halves(tensor: Tensor, types: Types, values: ShapeValues, depth: i
         if axes is None or any(axis % len(before) == len(before) - 1 for axis in axes):
             return False
     return has_equal_halves(source, types, values, depth - 1)
+
+
+def _is_even(tensor: Tensor, types: Types, values: ShapeValues, depth: int) -> bool:
+    """Whether a tensor broadcasts along the last axis or has equal halves there."""
+    shape = types.shape(tensor)
+    return shape is not None and (shape[-1:] in ((), (1,)) or has_equal_halves(tensor, types, values, depth))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphopt.graph import producer
 from graphopt.passes.fuse.heads import HEADS_FIRST, View, flat, split_heads
-from graphopt.passes.fuse.matching import DEFAULT_DOMAINS, above, refers_to_function
+from graphopt.passes.fuse.matching import DEFAULT_DOMAINS, refers_to_function
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,20 +17,51 @@ if TYPE_CHECKING:
     from graphopt.analysis.types import Types
     from graphopt.graph import Node, Rewriter, Tensor
 
+_DEEPEST = 6
+
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One output of a Split along the heads, which becomes a Split of the tensor of three axes.
+class Flat:
+    """A tensor (batch, length, heads * size), and how it is made where it is not there yet.
 
     Attributes:
-        split: The Split of four axes.
-        index: Which of its outputs.
-        sizes: The sizes of all outputs of the new Split.
+        nodes: Nodes with four axes that it makes needless; they go if nothing else reads them.
+        tensor: The tensor, where it is there.
+        source: What `step` is applied to, where it is not.
+        step: A Split along the heads, or a RotaryEmbedding, of four axes.
+        index: Which output of the Split it is.
+        sizes: The sizes of all outputs of the Split, or the number of heads of the RotaryEmbedding.
     """
 
-    split: Node
-    index: int
-    sizes: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    tensor: Tensor | None = None
+    source: Flat | None = None
+    step: Node | None = None
+    index: int = 0
+    sizes: tuple[int, ...] = ()
+
+    def made(self, rw: Rewriter, near: Node, steps: dict[Node, tuple[Tensor, ...]]) -> Tensor:
+        """Return the tensor.
+
+        Args:
+            rw: The rewriter.
+            near: The node in whose place Attention comes.
+            steps: The outputs of steps made so far, by those of four axes.
+        """
+        if self.source is None or self.step is None:
+            assert self.tensor is not None
+            return self.tensor
+        if self.step not in steps:
+            tensor = self.source.made(rw, near, steps)
+            if self.step.op == "Split":
+                inputs, count = [tensor, rw.constant(np.asarray(self.sizes, np.int64), near=near)], len(self.sizes)
+                outputs = rw.op("Split", inputs, attrs={"axis": 2}, outputs=count, near=near, origin=[self.step])
+                steps[self.step] = outputs if count > 1 else (outputs,)
+            else:
+                attrs = {**self.step.attrs, "num_heads": self.sizes[0]}
+                inputs = [tensor, *self.step.inputs[1:]]
+                steps[self.step] = (rw.op("RotaryEmbedding", inputs, attrs=attrs, near=near, origin=[self.step]),)
+        return steps[self.step][self.index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,54 +69,34 @@ class Operand:
     """What Attention reads.
 
     Attributes:
-        tensor: The tensor, before `part`, `turn` and `rotary`.
-        nodes: Nodes that only prepare it; they go if nothing else reads them.
         heads: Its number of heads.
+        nodes: Nodes that only prepare it; they go if nothing else reads them.
+        tensor: The tensor of four axes, before `turn`.
         turn: The permutation it needs, if any.
-        part: Which part of the tensor it is, if not all of it.
-        rotary: A RotaryEmbedding of four axes that is applied to it, then with three.
+        flat: The tensor of three axes, if it is that.
     """
 
-    tensor: Tensor
-    nodes: tuple[Node, ...]
     heads: int
+    nodes: tuple[Node, ...] = ()
+    tensor: Tensor | None = None
     turn: tuple[int, ...] = ()
-    part: Part | None = None
-    rotary: Node | None = None
+    flat: Flat | None = None
 
-    def made(self, rw: Rewriter, near: Node, splits: dict[Node, tuple[Tensor, ...]]) -> Tensor:
+    def made(self, rw: Rewriter, near: Node, steps: dict[Node, tuple[Tensor, ...]]) -> Tensor:
         """Return the tensor as Attention reads it.
 
         Args:
             rw: The rewriter.
             near: The node in whose place Attention comes.
-            splits: The Splits made so far, by those that they replace.
+            steps: The steps made so far for other operands.
         """
-        tensor = self.tensor
-        if self.part is not None:
-            tensor = self._split(rw, near, self.part, splits)[self.part.index]
+        if self.flat is not None:
+            return self.flat.made(rw, near, steps)
+        assert self.tensor is not None
         if self.turn:
-            tensor = rw.op("Transpose", [tensor], attrs={"perm": list(self.turn)}, near=near)
-        if self.rotary is not None:
-            inputs = [tensor, *self.rotary.inputs[1:]]
-            attrs = {**self.rotary.attrs, "num_heads": self.heads}
-            tensor = rw.op("RotaryEmbedding", inputs, attrs=attrs, near=near, origin=[self.rotary])
-        return tensor
-
-    def _split(
-        self, rw: Rewriter, near: Node, part: Part, splits: dict[Node, tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        if part.split not in splits:
-            sizes = rw.constant(np.asarray(part.sizes, np.int64), near=near)
-            splits[part.split] = rw.op(
-                "Split",
-                [self.tensor, sizes],
-                attrs={"axis": 2},
-                outputs=len(part.sizes),
-                near=near,
-                origin=[part.split],
-            )
-        return splits[part.split]
+            moved: Tensor = rw.op("Transpose", [self.tensor], attrs={"perm": list(self.turn)}, near=near)
+            return moved
+        return self.tensor
 
 
 def shared_heads(keys: Sequence[View], values: Sequence[View]) -> int:
@@ -108,8 +119,8 @@ def with_four_axes(options: Sequence[View], heads: int) -> Operand:
     fitting = [view for view in options if view.heads == heads]
     for view in fitting:
         if not view.is_turned:
-            return Operand(view.tensor, view.nodes, heads)
-    return Operand(fitting[0].tensor, fitting[0].nodes, heads, tuple(HEADS_FIRST))
+            return Operand(heads, view.nodes, view.tensor)
+    return Operand(heads, fitting[0].nodes, fitting[0].tensor, tuple(HEADS_FIRST))
 
 
 def with_three_axes(options: Sequence[View], heads: int, types: Types) -> Operand | None:
@@ -121,39 +132,38 @@ def with_three_axes(options: Sequence[View], heads: int, types: Types) -> Operan
         types: Shapes.
     """
     for view in options:
-        if view.heads != heads:
-            continue
-        found = _flattened(view, types)
+        found = flattened(view.tensor, types, is_turned=view.is_turned) if view.heads == heads else None
         if found is not None:
-            return found
-        rotary = None if view.is_turned else above(view.tensor, "RotaryEmbedding")
-        if rotary is not None:
-            inner = _flattened(View(rotary.inputs[0], heads, False, (*view.nodes, rotary)), types)
-            if inner is not None:
-                return replace(inner, rotary=rotary)
+            return Operand(heads, (*view.nodes, *found.nodes), flat=found)
     return None
 
 
-def _flattened(view: View, types: Types) -> Operand | None:
-    """Return a tensor of four axes as one of three: what a Reshape splits into heads, all of it or a part."""
-    whole = _merged(view.tensor, view.is_turned, types)
+def flattened(tensor: Tensor, types: Types, *, is_turned: bool, depth: int = _DEEPEST) -> Flat | None:
+    """Return a tensor of four axes as one of three: what a Reshape splits into heads, through Split and rotation.
+
+    Args:
+        tensor: The tensor.
+        types: Shapes.
+        is_turned: Whether it is (batch, length, heads, size), not (batch, heads, length, size).
+        depth: How many steps are looked through.
+    """
+    whole = split_heads(tensor, types) if is_turned else flat(tensor, types)
     if whole is not None:
-        return Operand(whole[0], (*view.nodes, *whole[1]), view.heads)
-    split = producer(view.tensor)
-    if split is None or split.op != "Split" or split.domain not in DEFAULT_DOMAINS or refers_to_function(split):
+        return Flat(tuple(whole[1]), whole[0])
+    step = producer(tensor) if depth else None
+    if step is None or step.domain not in DEFAULT_DOMAINS or refers_to_function(step):
         return None
-    axis = 2 if view.is_turned else 1
-    shapes = [types.shape(tensor) for tensor in split.outputs]
-    if int(split.attrs.get("axis", 0)) % 4 != axis or any(shape is None or len(shape) != 4 for shape in shapes):
+    shapes = [types.shape(output) for output in step.outputs]
+    axis = 2 if is_turned else 1
+    if step.op == "Split" and int(step.attrs.get("axis", 0)) % 4 == axis:
+        sizes = [shape[axis] * shape[3] if shape is not None and len(shape) == 4 else -1 for shape in shapes]
+    elif step.op == "RotaryEmbedding" and not is_turned:
+        sizes = [shape[1] if shape is not None and len(shape) == 4 else -1 for shape in shapes]
+    else:
         return None
-    whole = _merged(split.inputs[0], view.is_turned, types)
-    sizes = [shape[axis] * shape[3] for shape in shapes if shape is not None]
-    numbers = tuple(size for size in sizes if isinstance(size, int))
-    if whole is None or len(numbers) < len(split.outputs):
+    numbers = tuple(size for size in sizes if isinstance(size, int) and size > 0)
+    source = flattened(step.inputs[0], types, is_turned=is_turned, depth=depth - 1)
+    if source is None or len(numbers) < len(sizes):
         return None
-    index = next(place for place, tensor in enumerate(split.outputs) if tensor is view.tensor)
-    return Operand(whole[0], (*view.nodes, split, *whole[1]), view.heads, part=Part(split, index, numbers))
-
-
-def _merged(tensor: Tensor, is_turned: bool, types: Types) -> tuple[Tensor, list[Node]] | None:
-    return split_heads(tensor, types) if is_turned else flat(tensor, types)
+    index = next(place for place, output in enumerate(step.outputs) if output is tensor)
+    return Flat((step, *source.nodes), None, source, step, index, numbers)

@@ -65,6 +65,23 @@ def test_one_rotation_stays_where_it_costs_nodes() -> None:
     assert done.record.patches == 0
 
 
+def test_sign_in_the_sines() -> None:
+    signs = "signs = Constant<value_floats = [-1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0]>() sg = Mul(s, signs)"
+    steps = "{x}1, {x}2 = Split<axis = -1, num_outputs = 2>({x}) {x}r = Concat<axis = -1>({x}2, {x}1) {x}c = Mul({x}, c) {x}s = Mul({x}r, sg) {y} = Add({x}c, {x}s)"
+    body = f"{ANGLES} {signs} {steps.format(x='q', y='y')} {steps.format(x='k', y='w')} {steps.format(x='v', y='u')}"
+    inputs = "float[B, 4, S, 8] q, float[B, 2, S, 8] k, float[B, 2, S, 8] v, float[S, 4] f"
+    done = check_pass(
+        FuseRotary(), model_of(inputs, "float[B, 4, S, 8] y, float[B, 2, S, 8] w, float[B, 2, S, 8] u", body)
+    )
+    assert done.ops.count("RotaryEmbedding") == 3
+
+
+def test_other_signs_stay() -> None:
+    signs = "signs = Constant<value_floats = [1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0]>() cc = Concat<axis = -1>(c, c) ss = Concat<axis = -1>(s, s) sg = Mul(ss, signs)"
+    body = f"{signs} q1, q2 = Split<axis = -1, num_outputs = 2>(q) r = Concat<axis = -1>(q2, q1) a = Mul(q, cc) b = Mul(r, sg) y = Add(a, b)"
+    assert run_pass(FuseRotary(), model_of(HALF, "float[2, 4, 5, 8] y", body)).record.patches == 0
+
+
 COMPLEX = "{x}3 = Mul({x}1, c) {x}4 = Mul({x}2, s) {x}5 = Sub({x}3, {x}4) {x}6 = Mul({x}1, s) {x}7 = Mul({x}2, c) {x}8 = Add({x}6, {x}7)"
 PAIRS = (
     "{x}p = Reshape({x}, pairs) {x}1 = Gather<axis = 4>({x}p, i0) {x}2 = Gather<axis = 4>({x}p, i1) " + COMPLEX +
@@ -146,6 +163,19 @@ def test_attention_reads_three_axes_through_the_rotation() -> None:
     done = check_pass(FuseAttention(), rotated)
     assert "Transpose" not in done.ops
     assert done.ops.count("RotaryEmbedding") == 2
+
+
+def test_attention_reads_parts_of_one_rotation() -> None:
+    prepare = "t = Constant<value_ints = [0, 0, 4, 8]>() q0 = Reshape(qkv, t) qk4 = Transpose<perm = [0, 2, 1, 3]>(q0) three = Constant<value_ints = [3, 1]>() q, v = Split<axis = 1>(qk4, three)"
+    attention = "heads = Constant<value_ints = [2, 1]>() qr, kr = Split<axis = 1>(qz, heads) r = Constant<value_ints = [0, 0]>() k2 = Gather<axis = 1>(kr, r) v2 = Gather<axis = 1>(v, r) kt = Transpose<perm = [0, 1, 3, 2]>(k2) sc = MatMul(qr, kt) p = Softmax(sc) o = MatMul(p, v2) o1 = Transpose<perm = [0, 2, 1, 3]>(o) m = Constant<value_ints = [0, 0, 16]>() y = Reshape(o1, m)"
+    rotation = "qz = RotaryEmbedding(q, ca, sa)"
+    model = model_of(
+        "float[B, S, 32] qkv, float[B, S, 4] ca, float[B, S, 4] sa",
+        "float[B, S, 16] y",
+        f"{prepare} {rotation} {attention}",
+    )
+    done = check_pass(FuseAttention(), model)
+    assert [op for op in done.ops if op != "Constant"] == ["Split", "RotaryEmbedding", "Split", "Attention"]
 
 
 def test_golden(golden) -> None:  # type: ignore[no-untyped-def]
