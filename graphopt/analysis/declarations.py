@@ -13,6 +13,8 @@ from graphopt.analysis.site import Known, as_value
 from graphopt.graph.objects import Constant, Tensor
 
 if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.site import PartialShape, Value
     from graphopt.graph.objects import Graph
@@ -47,7 +49,11 @@ class Declarations:
 
     def __init__(self, graph: Graph) -> None:
         self.conflicts: dict[Tensor, Conflict] = {}
-        names = (size for tensor in graph.inputs for size in tensor.shape or () if isinstance(size, str))
+        shapes = [
+            *[tensor.shape for tensor in graph.inputs],
+            *[stated_shape(i) for i in graph.initializer_inputs.values()],
+        ]
+        names = (size for shape in shapes for size in shape or () if isinstance(size, str))
         self._params = {name: symbol(_param_name(name)) for name in names}
 
     def settle(self, tensor: Tensor, known: Known, prefix: str) -> Known:
@@ -80,6 +86,21 @@ class Declarations:
             shape = tuple(symbol(f"{stem}{axis}") if size is None else size for axis, size in enumerate(shape))
         return Known(dtype, shape, _named(tensor, known.value, dtype, shape, prefix), known.proto)
 
+    def fed(self, constant: Constant, dtype: int, info: ValueInfoProto | None) -> Known:
+        """Return the facts of an initializer in whose place another tensor may be fed: only what the input declares.
+
+        Args:
+            constant: The initializer.
+            dtype: Its element type.
+            info: The declaration.
+        """
+        stated = stated_shape(info)
+        if stated is None:
+            return Known(dtype)
+        sizes = [self._declared_size(size) for size in stated]
+        shape = tuple(symbol(f"?{constant.name}.{i}") if size is None else size for i, size in enumerate(sizes))
+        return Known(dtype, shape, _named(constant, None, dtype, shape, ""))
+
     def _refined(self, tensor: Tensor, shape: PartialShape | None, declared: Any) -> PartialShape:
         stated = tuple(self._declared_size(size) for size in declared)
         if shape is None:
@@ -96,6 +117,15 @@ class Declarations:
         if isinstance(size, str):
             return self._params.get(size)
         return size if isinstance(size, int) and size >= 0 else None
+
+
+def stated_shape(info: ValueInfoProto | None) -> list[int | str | None] | None:
+    """Return the shape of a declaration, None where it states no rank."""
+    if info is None or not info.type.tensor_type.HasField("shape"):
+        return None
+    return [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in info.type.tensor_type.shape.dim
+    ]
 
 
 def _named(tensor: Tensor, value: Value | None, dtype: int, shape: PartialShape | None, prefix: str) -> Value | None:

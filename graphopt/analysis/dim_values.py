@@ -20,6 +20,11 @@ def symbols(dim: Dim) -> frozenset[str]:
     return frozenset(atom.text for atom in _leaves(dim))
 
 
+def made_of_sizes(dim: Dim) -> bool:
+    """Return whether the expression holds dimensions and numbers alone, no element of a tensor of unknown value."""
+    return isinstance(dim, int) or all(atom.low is not None for atom in _leaves(dim))
+
+
 def evaluate(dim: Dim, values: Mapping[str, int], default: int | None = None) -> int | None:
     """Return the value of the expression, or None where a symbol has no value or a divisor is 0.
 

@@ -329,10 +329,17 @@ class Sweep:
             if isinstance(tensor, Constant):
                 weight = tensor.weight
                 self.weights[tensor] = weight
-                known = self.known[tensor] = Known(weight.onnx_dtype, tuple(weight.shape))
+                known = self.known[tensor] = self._stored(tensor, weight)
             else:
                 known = NOTHING
         return known
+
+    def _stored(self, constant: Constant, weight: Weight) -> Known:
+        """Return the facts of an initializer: its own shape, unless whoever runs the model may give another."""
+        home = constant.home
+        if home is None or not home.is_overridable(constant):
+            return Known(weight.onnx_dtype, tuple(weight.shape))
+        return self._declared.fed(constant, weight.onnx_dtype, home.initializer_inputs.get(constant))
 
     def _read(self, tensor: Tensor) -> Value | None:
         known = self.known.get(tensor)

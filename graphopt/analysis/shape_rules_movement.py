@@ -109,6 +109,8 @@ def _solve_for_one(shape: PartialShape, target: PartialShape, result: list[Dim |
         return
     if len(unknown) > 1 or (isinstance(given, int) and given == 0):
         return
+    if target[unknown[0]] != -1 and not at_least(given, 1):
+        return  # beside a size of 0, one that is stated may be any; -1 is an error there
     quotient = exact_div(total, given)
     if quotient is None and isinstance(total, int) and isinstance(given, int):
         msg = f"{total} elements do not divide into the shape {target}"

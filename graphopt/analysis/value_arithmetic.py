@@ -1,4 +1,9 @@
-"""Value rules element by element: arithmetic, conversions, comparisons, choices, reductions of a vector."""
+"""Value rules element by element: arithmetic, conversions, comparisons, choices, reductions of a vector.
+
+Integers wrap around at run time, and expressions do not. Sums and products of what wrapped are still equal where their
+expressions are, as long as the type stays; whatever asks for the size of a number, such as a comparison, a quotient or
+a conversion, takes only elements that are `settled`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,22 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
-from graphopt.analysis.dims import Expr, at_least, compare, exact_div, floordiv, maximum, minimum, mod
+from graphopt.analysis.dim_values import made_of_sizes
+from graphopt.analysis.dims import (
+    Expr,
+    at_least,
+    atom_of,
+    compare,
+    exact_div,
+    floordiv,
+    lower,
+    maximum,
+    minimum,
+    mod,
+    upper,
+)
 from graphopt.analysis.site import INTEGERS, VALUE_LIMIT, as_value
-from graphopt.analysis.value_rules import FLOATS, fits, static_shape, value_rule
+from graphopt.analysis.value_rules import FLOATS, RANGES, fits, static_shape, value_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +49,22 @@ def _elementwise(site: Site, outputs: list[Known], function: Callable[..., Eleme
         return (None,)
     entries = [function(*row) for row in zip(*[array.ravel().tolist() for array in arrays], strict=True)]
     return (fits(outputs[0].dtype, as_value(entries, arrays[0].shape)),)
+
+
+def settled(entry: Element) -> bool:
+    """Return whether the tensor holds the very number that the element states, because nothing wrapped around.
+
+    An element of unknown value is what it is; arithmetic on it may leave its type. Arithmetic on dimensions does not:
+    no tensor is that large.
+    """
+    if not isinstance(entry, Expr):
+        return type(entry) is int
+    return atom_of(entry) is not None or made_of_sizes(entry)
+
+
+def _are_sizes(*entries: Element) -> bool:
+    """Return whether every element is an integer, or a symbolic one, that its tensor holds."""
+    return all(map(settled, entries))
 
 
 def _is_size(entry: object) -> bool:
@@ -90,7 +124,7 @@ def division_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
 
 
 def _truncated(a: Element, b: Element) -> Element:
-    if not isinstance(a, int | Expr) or not isinstance(b, int | Expr) or b == 0:
+    if not isinstance(a, int | Expr) or not isinstance(b, int | Expr) or b == 0 or not _are_sizes(a, b):
         return None
     if isinstance(a, int) and isinstance(b, int):
         return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
@@ -101,7 +135,9 @@ def _truncated(a: Element, b: Element) -> Element:
 
 
 def _exact_quotient(a: Element, b: Element) -> Element:
-    return exact_div(a, b) if isinstance(a, int | Expr) and isinstance(b, int | Expr) and b != 0 else None
+    if not isinstance(a, int | Expr) or not isinstance(b, int | Expr) or b == 0 or not _are_sizes(a, b):
+        return None
+    return exact_div(a, b)
 
 
 @value_rule("Mod")
@@ -113,7 +149,9 @@ def mod_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
 
 
 def _remainder(a: Element, b: Element) -> Element:
-    return mod(a, b) if isinstance(a, int | Expr) and isinstance(b, int | Expr) and b != 0 else None
+    if not isinstance(a, int | Expr) or not isinstance(b, int | Expr) or b == 0 or not _are_sizes(a, b):
+        return None
+    return mod(a, b)
 
 
 @value_rule("Max", "Min")
@@ -127,6 +165,8 @@ def extreme_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
         result = entries[0]
         for entry in entries[1:]:
             if not isinstance(result, int | Expr) or not isinstance(entry, int | Expr):
+                return None
+            if not _are_sizes(result, entry):
                 return None
             result = choose(result, entry)
         return result
@@ -147,6 +187,8 @@ def clipped_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
         for limit, choose in limits:
             if not isinstance(entry, int | Expr) or not isinstance(limit, int | Expr):
                 return None
+            if not _are_sizes(entry, limit):
+                return None
             entry = choose(entry, limit)
         return entry
 
@@ -162,7 +204,7 @@ def negative_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
 @value_rule("Abs")
 def absolute_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
     """The number without its sign."""
-    return _elementwise(site, outputs, lambda a: maximum(a, -a) if _is_size(a) else None)
+    return _elementwise(site, outputs, lambda a: maximum(a, -a) if settled(a) else None)
 
 
 @value_rule("Ceil", "Floor")
@@ -183,7 +225,7 @@ def cast_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
     """The element in another type, where the type holds it."""
     source, target = site.dtype(0), outputs[0].dtype
     if target in INTEGERS:
-        return _elementwise(site, outputs, _to_integer)
+        return _elementwise(site, outputs, lambda entry: _to_integer(entry, target))
     if target in FLOATS:
         return _elementwise(site, outputs, _to_float)
     if target == TensorProto.BOOL and source in INTEGERS | {TensorProto.BOOL}:
@@ -191,20 +233,35 @@ def cast_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
     return (None,)
 
 
-def _to_integer(entry: Element) -> Element:
+def _to_integer(entry: Element, target: int) -> Element:
+    if isinstance(entry, Expr):
+        return entry if settled(entry) and _may_hold(target, entry) else None
     if isinstance(entry, float):
         return int(Fraction(entry)) if isfinite(entry) else None
     return int(entry) if isinstance(entry, bool) else entry
 
 
+def _may_hold(target: int, entry: Expr) -> bool:
+    """Return whether an integer type holds a symbolic number: 32 bits and more hold what is made of dimensions."""
+    least, most = RANGES[target]
+    low, high = lower(entry), upper(entry)
+    if least == 0 and (low is None or low < 0):
+        return False
+    if high is not None and low is not None and least <= low and high <= most:
+        return True
+    return (most >= RANGES[TensorProto.INT32][1] and made_of_sizes(entry)) or target == TensorProto.INT64
+
+
 def _to_float(entry: Element) -> Element:
-    if isinstance(entry, Expr | None):
-        return entry
+    if isinstance(entry, Expr):
+        return entry if _may_hold(TensorProto.INT32, entry) and settled(entry) else None
+    if entry is None:
+        return None
     return float(entry) if abs(entry) < 2**24 or isinstance(entry, float) else None
 
 
 def _to_bool(entry: Element) -> Element:
-    order = compare(entry, 0) if isinstance(entry, int | Expr) else None
+    order = compare(entry, 0) if isinstance(entry, int | Expr) and settled(entry) else None
     return None if order is None else order != 0
 
 
@@ -229,6 +286,8 @@ def comparison_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]
 
     def apply(a: Element, b: Element) -> Element:
         if not isinstance(a, int | Expr) or not isinstance(b, int | Expr):
+            return None
+        if a is not b and not _are_sizes(a, b):
             return None
         order = compare(a, b)
         if order is not None:
@@ -290,6 +349,8 @@ def reduced_value(site: Site, outputs: list[Known]) -> Sequence[Value | None]:
                 result = result + entry
             case "ReduceProd":
                 result = result * entry
+            case _ if not _are_sizes(result, entry):
+                return (None,)
             case "ReduceMax":
                 result = maximum(result, entry)
             case _:

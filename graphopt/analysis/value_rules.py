@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
-from graphopt.analysis.dims import Expr, product
+from graphopt.analysis.dims import Expr, lower, product, upper
 from graphopt.analysis.shape_rules_movement import SLICE_END
 from graphopt.analysis.site import INTEGERS, VALUE_LIMIT, as_value, normalized, permuted
 
@@ -29,7 +29,7 @@ VALUE_RULES: dict[str, ValueRule] = {}
 
 FLOATS: frozenset[int] = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
 
-_RANGES = {
+RANGES: dict[int, tuple[int, int]] = {
     TensorProto.INT64: (-(2**63), 2**63 - 1),
     TensorProto.INT32: (-(2**31), 2**31 - 1),
     TensorProto.INT16: (-(2**15), 2**15 - 1),
@@ -55,9 +55,10 @@ def value_rule(*ops: str) -> Callable[[ValueRule], ValueRule]:
 def fits(dtype: int, value: Value) -> Value | None:
     """Return the value if every known element is one its type can hold exactly, else None.
 
-    An integer outside the range of its type would wrap around at run time, so it counts as unknown.
+    An integer outside the range of its type would wrap around at run time, so it counts as unknown. So does a symbolic
+    one that may be: in types of less than 32 bits, and below 0 in those without a sign.
     """
-    bounds = _RANGES.get(dtype)
+    bounds = RANGES.get(dtype)
     if value.size > VALUE_LIMIT:
         return None
     for entry in value.ravel().tolist():
@@ -65,7 +66,16 @@ def fits(dtype: int, value: Value) -> Value | None:
             return None
         if bounds is not None and isinstance(entry, float):
             return None
+        if bounds is not None and isinstance(entry, Expr) and not _is_within(entry, *bounds):
+            return None
     return value
+
+
+def _is_within(entry: Expr, least: int, most: int) -> bool:
+    low, high = lower(entry), upper(entry)
+    if least == 0 and (low is None or low < 0):
+        return False
+    return most >= 2**31 - 1 or (low is not None and low >= least and high is not None and high <= most)
 
 
 def static_shape(known: Known) -> tuple[int, ...] | None:

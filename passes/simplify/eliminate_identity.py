@@ -27,6 +27,7 @@ Array = np.ndarray[Any, Any]
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _LONGEST_VIEW_CHAIN = 4
 _INTEGERS_AND_BOOL = (*INTEGERS, BOOL)
+_WIDE_INTEGERS = (7, 13)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +307,11 @@ def _is_one(value: Array) -> bool:
     return value.dtype.kind not in "bOc" and bool((value.astype(np.float64) == 1).all())
 
 
+def _power(look: Look) -> Tensor | None:
+    """A power with the exponent 1; not of 64 bits, which runtimes compute in double precision."""
+    return None if look.dtype(look.output) in _WIDE_INTEGERS else _neutral(_is_one, both=False)(look)
+
+
 def _where(look: Look) -> Tensor | None:
     """A choice that is always the same; not of floats, which ONNX Runtime chooses by adding 0, so that -0 becomes 0."""
     if len(look.node.inputs) != 3 or look.dtype(look.output) not in _INTEGERS_AND_BOOL:
@@ -345,7 +351,7 @@ _RULES: dict[str, Callable[[Look], Tensor | None]] = {
     "Sub": _neutral(_is_exact_zero(negative=False), both=False),
     "Mul": _neutral(_is_one, both=True),
     "Div": _neutral(_is_one, both=False),
-    "Pow": _neutral(_is_one, both=False),
+    "Pow": _power,
     "And": _neutral(lambda value: bool(value.all()), both=True),
     "Or": _neutral(lambda value: not value.any(), both=True),
     "Xor": _neutral(lambda value: not value.any(), both=True),
