@@ -104,13 +104,16 @@ class Facts:
 
         A result whose counters stand still stays; one that may survive the change is looked at when it is wanted
         again. A result of a class in ``preserving`` is taken as valid for the present model on the word of the caller;
-        :meth:`false_claims` checks that word. Recorded results stay.
+        :meth:`false_claims` checks that word. Recorded results stay. A result that is held stays too and keeps its age:
+        after the block, a claim for the last edit must not pass for one for all that happened inside.
         """
         claimed = frozenset(preserving)
         for kind, entry in list(self._entries.items()):
+            if kind in self._held:
+                continue
             if kind in claimed:
                 entry.stamp = self._stamp()
-            elif kind not in self._held and not kind.sticky and not self._changed(entry) <= kind.may_survive:
+            elif not kind.sticky and not self._changed(entry) <= kind.may_survive:
                 del self._entries[kind]
 
     def false_claims(self, preserving: Iterable[type[Analysis]]) -> list[type[Analysis]]:

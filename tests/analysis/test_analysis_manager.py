@@ -143,6 +143,18 @@ def test_invalidate_keeps_what_stands_still_and_what_is_claimed(model: Model) ->
     assert facts.get(Uses) == uses
 
 
+def test_a_claim_for_one_edit_does_not_speak_for_all_that_happened_while_it_was_held(model: Model) -> None:
+    facts = Facts(model)
+    first = facts.get(Counted)
+    with facts.holding((Counted,)):
+        model.versions.types += 1
+        facts.invalidate()
+        model.versions.types += 1
+        facts.invalidate(preserving=(Counted,))
+        assert facts.get(Counted) is first
+    assert facts.get(Counted) is not first
+
+
 def test_a_false_claim_is_found_and_a_true_one_is_not(model: Model) -> None:
     facts = Facts(model)
     for kind in ALL:

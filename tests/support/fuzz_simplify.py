@@ -30,6 +30,7 @@ from graphopt.runtime import Feeds, run
 from graphopt.verify.reference import open_unoptimized
 from model_feeds import feeds_of
 from random_models import Made, random_model
+from random_models.values import FRAGILE
 from reduce_model import reduce_model
 from simplify_oracle import SimplifyFaultError, Verdict, judge, operators
 
@@ -52,15 +53,6 @@ class Tally:
         )
 
 
-_FRAGILE = frozenset((
-    *("LRN", "Scan", "Loop", "LSTM", "GRU", "RNN", "MaxPool", "AveragePool", "LpPool", "Resize", "Upsample", "Einsum"),
-    *("DynamicQuantizeLinear", "LpNormalization", "MeanVarianceNormalization", "InstanceNormalization"),
-    *("ReduceMin", "ReduceMax", "ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
-    *("ReduceLogSumExp", "ArgMin", "ArgMax", "GlobalAveragePool", "GlobalMaxPool"),
-))  # fmt: skip
-"""Operators whose kernels in ONNX Runtime end the process on empty tensors, or give them another shape than ONNX."""
-
-
 def judge_made(made: Made) -> Verdict:
     """Judge a generated model on its feeds, on an empty batch, and where it may be on odd numbers."""
     odd = feeds_of(made.proto, ({"batch": 2, "length": 1, "n": 3},), odd=True)
@@ -71,7 +63,7 @@ def judge_made(made: Made) -> Verdict:
 
 def with_empty_batch(made: Made) -> Made:
     """Return a model with one more feed: a batch of nothing, where ONNX Runtime survives it."""
-    if _FRAGILE & set(operators(made.proto)):
+    if FRAGILE & set(operators(made.proto)):
         return made
     return Made(made.proto, [*made.feeds, *feeds_of(made.proto, ({"batch": 0, "length": 2, "n": 2},))])
 

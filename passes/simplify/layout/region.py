@@ -216,8 +216,7 @@ class Region:
     def _look_around(self, tensor: Tensor) -> None:
         value = self._value_of[tensor]
         layout = value.tensors[tensor]
-        away, shape = value.away(layout), self.types.shape(tensor)
-        assert shape is not None
+        away = value.away(layout)
         made = producer(tensor)
         if made is not None and made.graph is self.graph and not self._turns_here(made, made.inputs[:1], tensor, away):
             place = next(place for place, output in enumerate(made.outputs) if output is tensor)
@@ -244,18 +243,16 @@ class Region:
         value = self._value_of[tensor]
         if node in value.turns:
             return True
-        perm, shape = self._turns.perm(node), self.types.shape(tensor)
-        if perm is None or shape is None or not others or others[0] is tensor:
+        perm, shape = self._turns.perm(node), self._shape(tensor)
+        if perm is None or not others or others[0] is tensor:
             return False
-        if not same_on(shape, perm if node.inputs[0] is tensor else inverse(perm), away):
+        if len(perm) != len(shape) or not same_on(shape, perm if node.inputs[0] is tensor else inverse(perm), away):
             return False
         other, layout = others[0], 1 - value.tensors[tensor]
         known = self._value_of.get(other)
         if known is None:
             self._hold(other, value, layout)
-        elif known.tensors[other] != layout or not same_on(
-            self.types.shape(other) or (), known.away(layout), inverse(away)
-        ):
+        elif known.tensors[other] != layout or not same_on(self._shape(other), known.away(layout), inverse(away)):
             return False
         elif known is not value:
             self._join(value, known)
@@ -264,6 +261,13 @@ class Region:
         if len(self.movers) < MOST_MOVERS // 2:
             self.near[node] = None
         return True
+
+    def _shape(self, tensor: Tensor) -> tuple[Dim, ...]:
+        """Return the shape of a tensor of the region; where nothing tells its rank, the value that it holds does."""
+        value, shape = self._value_of[tensor], self.types.shape(tensor)
+        if shape is not None:
+            return tuple(shape)
+        return permuted(value.shape, value.perm) if value.tensors[tensor] else value.shape
 
     def _join(self, value: Value, known: Value) -> None:
         """Make one value of two that turned out to be the same."""

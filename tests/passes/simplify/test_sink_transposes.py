@@ -138,6 +138,11 @@ def test_regions_between_nodes_that_cannot_move_are_searched_once(monkeypatch: p
     assert done.ops.count("Transpose") == len(searched) == 50
 
 
+def test_rank_that_only_the_transpose_tells() -> None:
+    model = f"{HEAD} g (float[n, m, k] x, int64[r] s) => (float[h, i, j] y) {{ v = Reshape(x, s) a = Transpose<perm = [2, 1, 0]>(v) b = Relu(a) y = Transpose<perm = [2, 1, 0]>(b) }}"
+    assert run_pass(SinkTransposes(), model).ops == ["Reshape", "Relu"]
+
+
 KEPT = {
     "one at an end": "a = Transpose<NHWC>(x) y = Relu(a)",
     "axes that are no constant": "a = Transpose<NHWC>(x) k = Shape(a) s = Slice(k, one, three) b = ReduceMax<keepdims = 1>(a, s) y = Transpose<NCHW>(b)",
