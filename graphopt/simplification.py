@@ -39,6 +39,7 @@ def simplify(
     keep: Iterable[str] = (),
     opset: int | None = None,
     precision: str | None = None,
+    attention: bool = False,
     freeze_weights: bool = False,
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     extract: tuple[Sequence[str], Sequence[str]] | None = None,
@@ -57,6 +58,7 @@ def simplify(
         opset: Raise the model to this version of the ONNX operators first, so that more of it has an operator.
         precision: Compute in ``float16`` or ``bfloat16``, float32 where that would overflow; see the pass
             convert-precision.
+        attention: Make Attention operators (opset 23), which no longer take an empty batch; see fuse-attention.
         freeze_weights: Take weights that are inputs as well for constants; those inputs go.
         input_shapes: Other shapes of inputs, by name: numbers, or symbols that stay dynamic.
         extract: Names of the tensors that become the inputs and the outputs: the part between them is optimized.
@@ -83,7 +85,7 @@ def simplify(
             model = preparation.frozen(model)
         if input_shapes:
             model = preparation.with_input_shapes(model, input_shapes)
-        plan = recipe(opset, precision).without(skip)
+        plan = recipe(opset, precision, attention=attention).without(skip)
         for name, value in (options or {}).items():
             plan = plan.set(name, value)
         model.sort()
@@ -95,18 +97,24 @@ def simplify(
     return Simplified(model, outcome)
 
 
-def recipe(opset: int | None = None, precision: str | None = None) -> Recipe:
+def recipe(opset: int | None = None, precision: str | None = None, *, attention: bool = False) -> Recipe:
     """Return the recipe of graph optimization.
 
     Args:
         opset: Version of the ONNX operators to raise the model to first; None leaves it.
         precision: ``float16`` or ``bfloat16`` to compute in; None leaves float32.
+        attention: Whether Attention operators are made, which need opset 23: it is raised to that where it is lower.
     """
     plan = load_recipe("default")
+    if attention:
+        opset = max(opset or 0, _ATTENTION_OPSET)
+        plan = replace(plan, passes=(*plan.passes, Step("fuse-attention"), *plan.passes))
     first = () if opset is None else (Step("raise-opset", {"to": opset}),)
     last = () if precision is None else (Step("convert-precision", {"to": precision}), *map(Step, _BEHIND_CASTS))
     return replace(plan, passes=(*first, *plan.passes, *last))
 
+
+_ATTENTION_OPSET = 23
 
 _BEHIND_CASTS = ("eliminate-dead", "eliminate-identity", "merge-casts", "merge-equal-nodes")
 """Passes that clean up where two conversions of precision meet."""

@@ -49,6 +49,11 @@ def configure(parser: Parser) -> None:
     )
     asked.add_argument("--opset", type=whole(1), metavar="N", help="raise the model to these ONNX operators first")
     asked.add_argument(
+        "--attention",
+        action="store_true",
+        help="make Attention operators, raising the opset to 23: ONNX Runtime refuses an empty batch there",
+    )
+    asked.add_argument(
         "--precision",
         type=one_of("float16", "bfloat16"),
         metavar="P",
@@ -88,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("missing -o/--output", where="graphopt simplify", do="Name the file to write, or --dry-run")
     return run_job(
         arguments,
-        recipe(arguments.opset, arguments.precision),
+        recipe(arguments.opset, arguments.precision, attention=arguments.attention),
         kind="file",
         skip=arguments.skip,
         keep=arguments.keep,
@@ -122,6 +127,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         keep=arguments.keep,
         opset=arguments.opset,
         precision=arguments.precision,
+        attention=arguments.attention,
         options=dict(arguments.options),
         verify=arguments.verify,
         seed=arguments.seed,

@@ -76,3 +76,9 @@ def test_a_newer_opset_is_reached_first() -> None:
     found = graphopt.simplify(parse(TEXT), opset=20)
     assert found.model.opset == 20
     assert found.outcome.records[0].name == "raise-opset"
+
+
+def test_attention_raises_the_opset_it_needs() -> None:
+    found = graphopt.simplify(parse(TEXT), attention=True)
+    assert found.model.opset == 23
+    assert "fuse-attention" in [record.name for record in found.outcome.records]
