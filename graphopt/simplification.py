@@ -40,6 +40,7 @@ def simplify(
     opset: int | None = None,
     precision: str | None = None,
     attention: bool = False,
+    inline: bool = False,
     freeze_weights: bool = False,
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     extract: tuple[Sequence[str], Sequence[str]] | None = None,
@@ -59,6 +60,7 @@ def simplify(
         precision: Compute in ``float16`` or ``bfloat16``, float32 where that would overflow; see the pass
             convert-precision.
         attention: Make Attention operators (opset 23), which no longer take an empty batch; see fuse-attention.
+        inline: Put the nodes of the model's own functions where they are called.
         freeze_weights: Take weights that are inputs as well for constants; those inputs go.
         input_shapes: Other shapes of inputs, by name: numbers, or symbols that stay dynamic.
         extract: Names of the tensors that become the inputs and the outputs: the part between them is optimized.
@@ -85,7 +87,7 @@ def simplify(
             model = preparation.frozen(model)
         if input_shapes:
             model = preparation.with_input_shapes(model, input_shapes)
-        plan = recipe(opset, precision, attention=attention).without(skip)
+        plan = recipe(opset, precision, attention=attention, inline=inline).without(skip)
         for name, value in (options or {}).items():
             plan = plan.set(name, value)
         model.sort()
@@ -97,19 +99,24 @@ def simplify(
     return Simplified(model, outcome)
 
 
-def recipe(opset: int | None = None, precision: str | None = None, *, attention: bool = False) -> Recipe:
+def recipe(
+    opset: int | None = None, precision: str | None = None, *, attention: bool = False, inline: bool = False
+) -> Recipe:
     """Return the recipe of graph optimization.
 
     Args:
         opset: Version of the ONNX operators to raise the model to first; None leaves it.
         precision: ``float16`` or ``bfloat16`` to compute in; None leaves float32.
         attention: Whether Attention operators are made, which need opset 23: it is raised to that where it is lower.
+        inline: Whether calls of the model's own functions become their nodes first.
     """
     plan = load_recipe("default")
     if attention:
         opset = max(opset or 0, _ATTENTION_OPSET)
         plan = replace(plan, passes=(*plan.passes, Step("fuse-attention"), *plan.passes))
     first = () if opset is None else (Step("raise-opset", {"to": opset}),)
+    if inline:
+        first = (Step("inline-functions"), *first)
     last = () if precision is None else (Step("convert-precision", {"to": precision}), *map(Step, _BEHIND_CASTS))
     return replace(plan, passes=(*first, *plan.passes, *last))
 

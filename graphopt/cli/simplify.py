@@ -49,6 +49,9 @@ def configure(parser: Parser) -> None:
     )
     asked.add_argument("--opset", type=whole(1), metavar="N", help="raise the model to these ONNX operators first")
     asked.add_argument(
+        "--inline", action="store_true", help="put the nodes of the model's own functions where they are called"
+    )
+    asked.add_argument(
         "--attention",
         action="store_true",
         help="make Attention operators, raising the opset to 23: ONNX Runtime refuses an empty batch there",
@@ -93,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("missing -o/--output", where="graphopt simplify", do="Name the file to write, or --dry-run")
     return run_job(
         arguments,
-        recipe(arguments.opset, arguments.precision, attention=arguments.attention),
+        recipe(arguments.opset, arguments.precision, attention=arguments.attention, inline=arguments.inline),
         kind="file",
         skip=arguments.skip,
         keep=arguments.keep,
@@ -128,6 +131,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         opset=arguments.opset,
         precision=arguments.precision,
         attention=arguments.attention,
+        inline=arguments.inline,
         options=dict(arguments.options),
         verify=arguments.verify,
         seed=arguments.seed,

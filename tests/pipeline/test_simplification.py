@@ -82,3 +82,13 @@ def test_attention_raises_the_opset_it_needs() -> None:
     found = graphopt.simplify(parse(TEXT), attention=True)
     assert found.model.opset == 23
     assert "fuse-attention" in [record.name for record in found.outcome.records]
+
+
+def test_functions_are_inlined_on_request() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+    g (float[n] x) => (float[n] y) { a = own.twice(x) y = Neg(a) }
+    <domain: "own", opset_import: ["" : 17]> twice (p) => (q) { q = Add(p, p) }"""
+    assert [node.op for node in graphopt.simplify(parse(text)).model.graph.nodes] == ["twice", "Neg"]
+    inlined = graphopt.simplify(parse(text), inline=True).model
+    assert [node.op for node in inlined.graph.nodes] == ["Add", "Neg"]
+    assert not inlined.functions
