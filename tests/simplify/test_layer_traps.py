@@ -121,6 +121,8 @@ TRAPS = [
     trap("einsum-transposes", "the result's axes are not in the order of matmul", "g (float[2, 3, 4] x, float[2, 4, 5] z) => (float[5, 2, 3] y) { y = Einsum<equation = \"bij, bjk -> kbi\">(x, z) }"),
     trap("einsum-diagonal", "a repeated letter is the diagonal", "g (float[3, 3] x) => (float y) { y = Einsum<equation = \"ii\">(x) }"),
     trap("attention-scale-on-scores", "the scale goes into the weights, the mask must not", "g (float[n, m, 4] x, float[n, 1, m] mask) => (float[n, m, 4] y) <float s = {0.5}> { q = MatMul(x, u) k = MatMul(x, v) w0 = MatMul(x, w) kt = Transpose<perm = [0, 2, 1]>(k) sc = MatMul(q, kt) a = Mul(sc, s) b = Add(a, mask) p = Softmax<axis = -1>(b) y = MatMul(p, w0) }", weights={"u": (4, 4), "v": (4, 4), "w": (4, 4)}),
+    trap("affine-that-widens-before-matmul", "the bias makes four columns of one, so the next weight has four rows", "g (float[n, m, 8] x) => (float[n, m, 4] y) { a = MatMul(x, w) c = Add(a, b) d = MatMul(c, u) y = Add(d, b) }", weights={"w": (8, 1), "b": (4,), "u": (4, 4)}),
+    trap("affine-that-adds-rows-before-matmul", "the bias has more rows than the product", "g (float[1, 8] x) => (float[5, 4] y) { a = MatMul(x, w) c = Mul(a, b) y = MatMul(c, u) }", weights={"w": (8, 4), "b": (5, 4), "u": (4, 4)}),
 ]  # fmt: skip
 
 

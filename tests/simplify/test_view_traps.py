@@ -108,6 +108,8 @@ TRAPS = [
     trap("product-of-sizes", "n * m of integer arithmetic on sizes", "g (float[n, m, 2] x) => (float[k, 2] y) <int64 i = {0}, int64 j = {1}, int64[1] a = {0}, int64[1] two = {2}> { s = Shape(x) d = Gather(s, i) e = Gather(s, j) p = Mul(d, e) pu = Unsqueeze(p, a) t = Concat<axis = 0>(pu, two) y = Reshape(x, t) }"),
     trap("half-of-a-size", "n / 2 * 2 is not n", "g (float[n, 6] x) => (int64 y, int64 z) <int64 i = {0}, int64 two = {2}> { s = Shape(x) d = Gather(s, i) h = Div(d, two) y = Mul(h, two) z = Sub(d, y) }", sizes=((3,), (4,))),
     trap("declared-size-is-a-lie-of-name", "two inputs share the name n and the sizes agree only by promise", "g (float[n, 2] x, float[n, 2] w) => (float[n, 2] y) { s = Shape(w) y = Expand(x, s) }"),
+    trap("transpose-of-ones-behind-unsqueeze", "it becomes a Reshape, which then meets the Unsqueeze", "g (float[n, m] x) => (float[n, 3] y, float[1, n, 1, m] z, float[p, q, n, 3] u) <int64[2] a = {-4, -2}> { z = Unsqueeze(x, a) y = MatMul(x, w) t = Transpose<perm = [3, 0, 1, 2]>(z) u = MatMul(t, w) }", weights={"w": (1, 3)}, sizes=((2, 1), (4, 1))),
+    trap("reduction-of-nothing", "the minimum over an empty batch has no value, its permutation no matter", "g (float[n, 5, 4] x) => (float[1, 4, 1] y) <int64[2] a = {-3, 1}> { r = ReduceMin(x, a) y = Transpose<perm = [0, 2, 1]>(r) }", sizes=((2,), (1,))),
 ]  # fmt: skip
 
 
