@@ -172,7 +172,7 @@ def layer_normalization(b: Builder) -> Value:
 
 
 def convolution(b: Builder) -> Value:
-    x = b.pick((F32,), (3, 4), lambda value: isinstance(value.shape[1], int))
+    x = b.pick((F32,), (3, 4), lambda value: isinstance(value.shape[1], int) and value.shape[1] > 0)
     channels = x.shape[1]
     assert channels is not None
     dims = x.rank - 2
