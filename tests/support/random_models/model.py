@@ -16,6 +16,7 @@ from graphopt.runtime import run
 from graphopt.verify.reference import open_unoptimized
 from random_models.builder import BOOL, F16, F32, F64, I32, I64, U8, Builder, Refused
 from random_models.choices import Decider, Drawn, Seeded
+from random_models.idioms import IDIOMS
 from random_models.movement import MOVEMENT
 from random_models.neighbourhoods import NEIGHBOURHOODS
 from random_models.operators import OPERATORS
@@ -32,7 +33,7 @@ SIZES = ((2, 1, 3), (3, 5, 4), (2, 6, 1))
 
 FEEDS = 3
 _IR = {9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
-_KINDS = ((OPERATORS, 40), (MOVEMENT, 28), (NEIGHBOURHOODS, 26), (SCOPES, 6))
+_KINDS = ((OPERATORS, 40), (MOVEMENT, 28), (NEIGHBOURHOODS, 26), (IDIOMS, 14), (SCOPES, 7))
 
 
 @dataclass(frozen=True)

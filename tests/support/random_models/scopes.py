@@ -21,7 +21,7 @@ MOST_DEPTH = 2
 
 def conditional(b: Builder) -> Value:
     """An If: constant, computed or given condition; branches that share a rank, or not."""
-    _may_nest(b)
+    may_nest(b)
     condition = b.constant(b.ask.chance(50), BOOL) if b.ask.chance(35) else b.pick((BOOL,), (0,))
     bodies, results = [], []
     dtype, rank = F32, -1
@@ -31,11 +31,11 @@ def conditional(b: Builder) -> Value:
         if b.ask.chance(15):
             result = inner.pick((dtype,), () if rank < 0 else (rank,))
         rank = result.rank if index == 0 and b.ask.chance(85) else rank
-        bodies.append(_body(inner, [], [_local(inner, result)]))
+        bodies.append(body_of(inner, [], [local(inner, result)]))
         results.append(result)
     exact = all(value.exact for value in results)
     names = ("then_branch", "else_branch")
-    return _whole(b, "If", [condition], dict(zip(names, bodies, strict=True)), exact=exact)[0]
+    return whole(b, "If", [condition], dict(zip(names, bodies, strict=True)), exact=exact)[0]
 
 
 def _is_float_of(rank: int, value: Value) -> bool:
@@ -44,7 +44,7 @@ def _is_float_of(rank: int, value: Value) -> bool:
 
 def loop(b: Builder) -> Value:
     """A Loop with a state and a scan output; count and condition constant or given, exits early at times."""
-    _may_nest(b)
+    may_nest(b)
     state = b.pick((F32,), where=lambda value: value.rank < 4)
     trips = b.constant(b.ask.integer(0, 4), I64) if b.ask.chance(70) else b.pick((I64,), (0,))
     if any(array > 6 for array in trips.arrays):
@@ -69,10 +69,10 @@ def loop(b: Builder) -> Value:
         helper.make_tensor_value_info(running, TensorProto.BOOL, []),
         _typed(Value(held, state.arrays), ranked=b.ask.chance(80)),
     ]
-    outputs = [goes_on, _local(inner, shaped).name]
+    outputs = [goes_on, local(inner, shaped).name]
     scanned = b.ask.chance(60)
     if scanned:
-        outputs.append(_local(inner, bounded, taken=outputs).name)
+        outputs.append(local(inner, bounded, taken=outputs).name)
     body = helper.make_graph(
         inner.nodes,
         "body",
@@ -83,7 +83,7 @@ def loop(b: Builder) -> Value:
     body.output[0].CopyFrom(helper.make_tensor_value_info(goes_on, TensorProto.BOOL, []))
     for value in list(body.output)[1:]:
         value.type.tensor_type.elem_type = TensorProto.FLOAT
-    found = _whole(b, "Loop", [trips, condition, state], {"body": body}, 2 if scanned else 1, exact=False)
+    found = whole(b, "Loop", [trips, condition, state], {"body": body}, 2 if scanned else 1, exact=False)
     if scanned and any(array.shape[0] == 0 for array in found[1].arrays):
         b.known.remove(found[1])  # of no iteration at all only the rank is certain
         found.pop()
@@ -92,7 +92,7 @@ def loop(b: Builder) -> Value:
 
 def scan(b: Builder) -> Value:
     """A Scan over one input, with one state."""
-    _may_nest(b)
+    may_nest(b)
     over = b.pick((F32,), (2, 3), lambda value: all(array.shape[0] > 0 for array in value.arrays))
     slices = tuple(array[0] for array in over.arrays)
     state = b.pick((F32,), where=lambda value: value.rank <= 2)
@@ -102,12 +102,12 @@ def scan(b: Builder) -> Value:
     inner.add([Value(held, state.arrays, exact=False), Value(row, slices, exact=False)])
     last = inner.node("Tanh", [_filled(inner, b.ask.integer(1, 3), lambda value: value.dtype == F32)])
     following = last if _same_sizes(last, state) else inner.node("Cos", [inner.known[len(b.known)]])
-    first = _local(inner, following)
-    second = _local(inner, last, taken=[first.name])
+    first = local(inner, following)
+    second = local(inner, last, taken=[first.name])
     inputs = [_typed(Value(held, state.arrays)), _typed(Value(row, slices))]
     body = helper.make_graph(inner.nodes, "body", inputs, [_typed(first), _typed(second)], inner.weights)
     more: dict[str, Any] = {"scan_input_directions": [1]} if b.ask.chance(25) else {}
-    return b.ask.pick(_whole(b, "Scan", [state, over], {"body": body, "num_scan_inputs": 1, **more}, 2, exact=False))
+    return b.ask.pick(whole(b, "Scan", [state, over], {"body": body, "num_scan_inputs": 1, **more}, 2, exact=False))
 
 
 def function(b: Builder) -> Value:
@@ -171,7 +171,8 @@ SCOPES: tuple[tuple[Callable[[Builder], Value], int], ...] = (
 """What there is, with weights."""
 
 
-def _may_nest(b: Builder) -> None:
+def may_nest(b: Builder) -> None:
+    """Raise Refused where no further graph may be nested."""
     if b.depth >= MOST_DEPTH or b.alone:
         raise Refused
 
@@ -189,7 +190,7 @@ def _filled(inner: Builder, actions: int, wanted: Callable[[Value], bool]) -> Va
     return found[-1]
 
 
-def _local(inner: Builder, value: Value, taken: Sequence[str] = ()) -> Value:
+def local(inner: Builder, value: Value, taken: Sequence[str] = ()) -> Value:
     """Return a value that a node of this very body gives, as outputs of bodies have to be, and no output twice."""
     if value.name not in taken and any(value.name in node.output for node in inner.nodes):
         return value
@@ -209,14 +210,15 @@ def _typed(value: Value, *, ranked: bool = True) -> ValueInfoProto:
     return helper.make_tensor_value_info(value.name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
 
 
-def _body(inner: Builder, inputs: Sequence[ValueInfoProto], outputs: Sequence[Value]) -> GraphProto:
+def body_of(inner: Builder, inputs: Sequence[ValueInfoProto], outputs: Sequence[Value]) -> GraphProto:
+    """Return the graph that a builder of a body has made."""
     infos = [ValueInfoProto(name=value.name) for value in outputs]
     for info, value in zip(infos, outputs, strict=True):
         info.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(value.dtype)
     return helper.make_graph(inner.nodes, inner.fresh("body"), list(inputs), infos, inner.weights)
 
 
-def _whole(
+def whole(
     b: Builder, op: str, inputs: Sequence[Value | None], attributes: dict[str, Any], outputs: int = 1, *, exact: bool
 ) -> list[Value]:
     """Add a node with bodies, once ONNX Runtime has run it with all that the bodies read."""
