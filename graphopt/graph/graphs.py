@@ -314,16 +314,25 @@ class Function(Graph, gs.Function):  # type: ignore[misc]
 
 def node_subgraphs(node: Any) -> Iterator[tuple[str, Graph]]:
     """Return attribute name and graph for every body of a node."""
-    held = node.__dict__.get("_attrs") if isinstance(node, Node) else node.attrs
-    if not held:
+    if isinstance(node, Node) and not holds_graph(node):
         return _NO_BODIES
-    found = [(key, value) for key, value in held.items() if isinstance(value, gs.Graph)]
+    found = [(key, value) for key, value in node.attrs.items() if isinstance(value, gs.Graph)]
     for _, body in found:
         if not isinstance(body, Graph):
             from graphopt.graph.adopt import adopt_graphs
 
             adopt_graphs([body])
-    return iter(found) if found else _NO_BODIES
+    return iter(found)
+
+
+def holds_graph(node: Node) -> bool:
+    """Tell whether an attribute of a node holds a graph; attributes that were not decoded yet hold none."""
+    held = node.__dict__.get("_attrs")
+    if held:
+        for value in held.values():  # a loop: this is asked for every node time and again
+            if isinstance(value, gs.Graph):
+                return True
+    return False
 
 
 _NO_BODIES: Iterator[tuple[str, Graph]] = iter(())  # exhausted for good, so that it can be shared

@@ -6,21 +6,21 @@ import heapq
 from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphError
-from graphopt.graph.graphs import Graph, node_subgraphs
+from graphopt.graph.graphs import Graph, holds_graph, node_subgraphs
 from graphopt.graph.scopes import bodies_in, captures, nested_graphs, walk_graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from graphopt.graph.nodes import Node
     from graphopt.graph.tensors import Constant, Tensor
 
 
-def tensors_read(node: Node) -> Iterator[Tensor]:
-    """Yield what a node reads: its inputs and what its bodies capture."""
-    yield from node.inputs
-    for _, body in node_subgraphs(node):
-        yield from captures(body)
+def tensors_read(node: Node) -> Iterable[Tensor]:
+    """Return what a node reads: its inputs and what its bodies capture."""
+    if not holds_graph(node):
+        return node.inputs
+    return [*node.inputs, *[tensor for _, body in node_subgraphs(node) for tensor in captures(body)]]
 
 
 def is_sorted(graph: Graph, nested: bool = False) -> bool:

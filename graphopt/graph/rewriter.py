@@ -9,9 +9,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import GraphError
-from graphopt.graph.graphs import Function, Graph, node_subgraphs
+from graphopt.graph.graphs import Function, Graph, holds_graph, node_subgraphs
 from graphopt.graph.nodes import Node
-from graphopt.graph.order import disconnect, is_used, sort_graph
+from graphopt.graph.order import disconnect, is_used, sort_graph, tensors_read
 from graphopt.graph.outputs import replace_output
 from graphopt.graph.scopes import Use, graph_outputs, nested_graphs, producer, uses
 from graphopt.graph.tensors import Constant, Tensor, Variable, as_weight
@@ -177,7 +177,7 @@ class Rewriter:
     def _place(self, node: Node, near: Node, graph: Graph) -> None:
         nodes = graph.nodes
         latest = None
-        for tensor in self._read_by(node):
+        for tensor in tensors_read(node):
             made = producer(tensor)
             if made is not None and made.graph is graph and (latest is None or nodes.label(made) > nodes.label(latest)):
                 latest = made
@@ -185,12 +185,6 @@ class Rewriter:
             nodes.insert_after(latest, node)
         else:
             nodes.insert_before(near, node)
-
-    @staticmethod
-    def _read_by(node: Node) -> Iterable[Tensor]:
-        from graphopt.graph.order import tensors_read
-
-        return tensors_read(node)
 
     def _adopt_bodies(self, node: Node, graph: Graph) -> None:
         for _, body in node_subgraphs(node):
@@ -257,7 +251,7 @@ class Rewriter:
             node = stack.pop()
             if node is not None and node in self._created and node not in makers:
                 makers.add(node)
-                stack.extend(producer(t) for t in self._read_by(node))
+                stack.extend(producer(t) for t in tensors_read(node))
         return makers
 
     def insert_on_edge(self, use: Use, new: Tensor) -> None:
@@ -386,7 +380,7 @@ class Rewriter:
             self._graph_of(node)
             self._erased[node] = tuple(node.outputs)
             self._grown -= 1 + _nodes_in_bodies(node)
-            read = dict.fromkeys(self._read_by(node))
+            read = dict.fromkeys(tensors_read(node))
             disconnect([node])
             for tensor in read:
                 self._released(tensor)
@@ -464,7 +458,7 @@ class Rewriter:
         for node in self._touched:
             if node.graph is None:
                 continue
-            for tensor in self._read_by(node):
+            for tensor in tensors_read(node):
                 made = producer(tensor)
                 if made is not None and made.graph is not None:
                     holder = _holder_in(made.graph, node)
@@ -481,6 +475,8 @@ class Rewriter:
 
 
 def _nodes_in_bodies(node: Node) -> int:
+    if not holds_graph(node):
+        return 0
     return sum(len(scope.nodes) for _, body in node_subgraphs(node) for scope in nested_graphs(body))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import AttributeProto
 
 from graphopt.graph.attributes import RawAttribute
-from graphopt.graph.graphs import Graph, node_subgraphs
+from graphopt.graph.graphs import Graph, holds_graph, node_subgraphs
 from graphopt.graph.tensors import Constant, Tensor
 from graphopt.graph.weights import SparseWeight
 
@@ -59,7 +59,7 @@ def walk_graphs(roots: Iterable[Graph], order: Order = "pre") -> Iterator[tuple[
                 continue  # erased since the walk of this graph began
             if order == "pre":
                 yield graph, node
-            bodies = [body for _, body in node_subgraphs(node)] if node.__dict__.get("_attrs") else ()
+            bodies = [body for _, body in node_subgraphs(node)] if holds_graph(node) else ()
             for body in bodies:
                 if body.parent_node is not node or body.parent is not graph:
                     body.__dict__.update(parent=graph, parent_node=node)  # an attribute was set by hand
@@ -73,7 +73,7 @@ def bodies_in(graph: Graph) -> list[Graph]:
     """Return the bodies directly in the nodes of a graph, and let each know what is around it."""
     found = []
     for node in graph.nodes:
-        if node.__dict__.get("_attrs"):
+        if holds_graph(node):
             for _, body in node_subgraphs(node):
                 if body.parent_node is not node or body.parent is not graph:
                     body.__dict__.update(parent=graph, parent_node=node)  # an attribute was set by hand

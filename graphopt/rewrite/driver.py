@@ -14,7 +14,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from graphopt.errors import GraphoptError, PassError
 from graphopt.graph import Function, Node, producer, subgraphs
@@ -159,7 +159,13 @@ class Joint:
         self.names = [name for name, _ in passes]
         self.model = model
         self.seconds = [0.0] * len(passes)
-        self._work = _WorkList([(index, rule) for index, (_, rules) in enumerate(passes) for rule in rules])
+        self._work = _WorkList(
+            [
+                (index, rule, rule if isinstance(rule, Batch) else None)
+                for index, (_, rules) in enumerate(passes)
+                for rule in rules
+            ]
+        )
         self._skips: dict[tuple[int, Node], Skip] = {}
         self._skipped: dict[Node, list[int]] = {}
         self._recent: deque[str] = deque(maxlen=4)
@@ -177,8 +183,9 @@ class Joint:
             self._nodes += 1
             work.push(node)
             work.asked.add(node)
-            for rule in work.first_batches(node):
-                work.gather(rule, node, wanted=rule.wants(node))
+            for batch in work.first_batches(node):
+                if batch.wants(node):
+                    work.batches[batch][node] = None
         while (gathered := work.gathered()) is not None:
             yield from self._batch(*gathered)
         while True:
@@ -203,11 +210,11 @@ class Joint:
         clock = time.perf_counter
         start = clock()
         unchanged = self._work.was_asked(node)
-        for index, rule in self._work.rules_at(node):
+        for index, rule, batch in self._work.rules_at(node):
             try:
-                if isinstance(rule, Batch):
-                    if not (rule.first and unchanged):
-                        self._work.gather(rule, node, wanted=rule.wants(node))
+                if batch is not None:
+                    if not (unchanged and batch.first):
+                        self._work.gather(batch, node, wanted=batch.wants(node))
                     continue
                 proposal = rule.rewrite(node)
             except (GraphoptError, MemoryError):
@@ -281,7 +288,8 @@ class _Reach:
     below: int = 0
 
 
-_Rules: TypeAlias = "list[tuple[int, Rule | Batch]]"
+_Rules: TypeAlias = "list[tuple[int, Any, Batch | None]]"
+"""Index of the pass, the rule, and the same again where it is a batch."""
 
 
 @dataclass(slots=True)
@@ -297,15 +305,14 @@ class _WorkList:
     batches: dict[Batch, dict[Node, None]] = field(default_factory=dict)
     _by_key: dict[tuple[object, object], _Rules] = field(default_factory=dict)
     _reach: dict[tuple[object, object], _Reach] = field(default_factory=dict)
+    _first: dict[tuple[object, object], list[Batch]] = field(default_factory=dict)
     depth: int = 0
     below: int = 0
-    early: bool = False
 
     def __post_init__(self) -> None:
-        self.depth = max((rule.depth for _, rule in self.rules), default=0)
-        self.below = max((rule.below for _, rule in self.rules), default=0)
-        self.early = any(isinstance(rule, Batch) and rule.first for _, rule in self.rules)
-        self.batches = {rule: {} for _, rule in self.rules if isinstance(rule, Batch)}
+        self.depth = max((rule.depth for _, rule, _ in self.rules), default=0)
+        self.below = max((rule.below for _, rule, _ in self.rules), default=0)
+        self.batches = {batch: {} for _, _, batch in self.rules if batch is not None}
 
     def rules_at(self, node: Node) -> _Rules:
         """Return the rules that have the type of a node as a root, in order."""
@@ -314,13 +321,15 @@ class _WorkList:
         if found is None:
             domain = "" if node.domain in {None, "ai.onnx"} else str(node.domain)
             found = self._by_key[key] = [
-                (index, rule)
-                for index, rule in self.rules
-                if rule.domain in {domain, EVERY} and (node.op in rule.roots or EVERY in rule.roots)
+                entry
+                for entry in self.rules
+                if entry[1].domain in {domain, EVERY} and (node.op in entry[1].roots or EVERY in entry[1].roots)
             ]
             self._reach[key] = _Reach(
-                max((rule.depth for _, rule in found), default=0), max((rule.below for _, rule in found), default=0)
+                max((rule.depth for _, rule, _ in found), default=0),
+                max((rule.below for _, rule, _ in found), default=0),
             )
+            self._first[key] = [batch for _, _, batch in found if batch is not None and batch.first]
         return found
 
     def was_asked(self, node: Node) -> bool:
@@ -356,8 +365,8 @@ class _WorkList:
                 return None
 
     def first_batches(self, node: Node) -> list[Batch]:
-        """Return the batches that are asked before any rule and may want a node."""
-        return [rule for _, rule in self.rules_at(node) if isinstance(rule, Batch) and rule.first] if self.early else []
+        """Return the batches that are asked before any rule and may want a node; it was pushed before."""
+        return self._first[node.domain, node.op]
 
     def gather(self, batch: Batch, node: Node, *, wanted: bool) -> None:
         """Keep a node for a batch, or no longer."""
@@ -372,7 +381,7 @@ class _WorkList:
             nodes = [node for node in waiting if in_model(node)]
             waiting.clear()
             if nodes:
-                index = next(index for index, rule in self.rules if rule is batch)
+                index = next(index for index, _, other in self.rules if other is batch)
                 return index, batch, sorted(nodes, key=position)
         return None
 

@@ -255,17 +255,19 @@ class _Unit:
         else:
             steps = _alone(self.steps[0].run(self.model, self.facts))
         touched: frozenset[Node] | None = None
+        applied = outcome.patches
         while (found := self._ask(steps, touched, timed=joint is None)) is not None:
             index, proposal = found
             touched = frozenset()
             if isinstance(proposal, Skip):
                 self.records[index].skips.append((node_label(proposal.node), proposal.reason))
-            elif stop_after is not None and outcome.patches >= stop_after:
+            elif stop_after is not None and applied >= stop_after:
                 outcome.stopped = True
                 steps.close()
                 break
             else:
-                touched = self._apply(index, proposal, outcome.patches + 1)
+                applied += 1
+                touched = self._apply(index, proposal, applied)
                 yield index
         if joint is not None:
             for index, seconds in enumerate(joint.seconds):
@@ -303,8 +305,7 @@ class _Unit:
         step, record = self.steps[index], self.records[index]
         if not isinstance(patch, Patch):
             raise PassError(f"it yielded {patch!r}", where=step.name, must="A pass yields Patch or Skip")
-        names = tuple(node_label(node) for node in patch.nodes)
-        where = f"{step.name}, patch {number} ({patch.reason}), {_at(names)}"
+        names = tuple(map(node_label, patch.nodes))
         checked = self.verifier.checks_patches(together=self.together)
         around = self.verifier.before_patch(patch) if checked else []
         try:
@@ -315,15 +316,18 @@ class _Unit:
         except Exception as error:
             what = error.what if isinstance(error, GraphoptError) else f"{type(error).__name__}: {error}"
             raise PassError(
-                f"applying it failed: {what}", where=where, must="A patch applies where it matched"
+                f"applying it failed: {what}",
+                where=_place(step, patch, number, names),
+                must="A patch applies where it matched",
             ) from error
         touched = frozenset(rewriter.touched)
-        self.facts.invalidate(preserving=step.preserves)
-        try:
-            if checked:
+        if checked or not self.together:  # what shared work lists need is held, the rest is not asked for
+            self.facts.invalidate(preserving=step.preserves)
+        if checked:
+            try:
                 self.verifier.after_patch(self.model, touched, around)
-        except GraphError as error:
-            raise self._broken(error, where, number) from error
+            except GraphError as error:
+                raise self._broken(error, _place(step, patch, number, names), number) from error
         self.last = number
         record.log.append(PatchRecord(number, patch.reason, names))
         record.layers.extend(patch.layers)
@@ -358,6 +362,10 @@ class _Unit:
             f"`graphopt bisect {path} --recipe RECIPE` finds the first wrong patch; "
             f"--stop-after {number - 1} gives the model before patch {number}"
         )
+
+
+def _place(step: Pass, patch: Patch, number: int, names: tuple[str, ...]) -> str:
+    return f"{step.name}, patch {number} ({patch.reason}), {_at(names)}"
 
 
 def _alone(steps: Steps) -> JointSteps:
