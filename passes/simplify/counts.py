@@ -36,7 +36,9 @@ def strides_of(tensor: Tensor, types: Types, values: ShapeValues, depth: int = _
         return None
     if is_op(node, "Range"):
         start, delta = values.constant(node.inputs[0]), values.constant(node.inputs[2])
-        return (delta[0],) if start == (0,) and delta is not None else None
+        if start != (0,) or delta is None:
+            return None
+        return (0,) if shape == (1,) else (delta[0],)
     if is_op(node, *_VIEWS):
         source = strides_of(node.inputs[0], types, values, depth - 1)
         before = types.shape(node.inputs[0])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.graph import Constant, Node, dtypes, is_graph_output, producer
+from graphopt.graph import Constant, Node, constant_value, dtypes, is_graph_output, producer
+from graphopt.passes.simplify.look import INTEGERS
 from graphopt.passes.simplify.purity import is_constant, is_constant_node, why_impure
 from graphopt.passes.simplify.sizes import output_sizes
 from graphopt.rewrite.driver import position
@@ -24,6 +25,7 @@ Array = np.ndarray[Any, Any]
 
 _STEP_FACTOR = 16
 _COMPARED_BYTES = 1024
+_DIVISIONS = ("Div", "Mod")
 _SHAPE_ELEMENT_TYPES = (6, 7)  # int32, int64
 
 
@@ -128,7 +130,25 @@ class Plan:
         if any(self.types.dtype(tensor) == dtypes.STRING for tensor in outputs):
             self.skips[node] = "strings are not evaluated"
             return
+        if node.op in _DIVISIONS and self.types.dtype(outputs[0]) in INTEGERS:
+            self._consider_division(node, outputs[0], sizes[0])
+            return
         self._accept(node, list(zip(outputs, sizes, strict=True)), None)
+
+    def _consider_division(self, node: Node, output: Tensor, size: int) -> None:
+        """Accept a division of integers that is defined: processors stop the program at any other."""
+        value = value_from_shapes(output, self.types, self.values)
+        if value is not None:
+            self._accept(node, [(output, value.nbytes)], value)
+            return
+        dividend, divisor = (constant_value(tensor) for tensor in node.inputs[:2])
+        if dividend is None or divisor is None:
+            return  # once the operands are constants themselves it is asked for again
+        overflows = bool(np.any(divisor == -1)) and bool(np.any(dividend == np.iinfo(dividend.dtype).min))
+        if overflows or bool(np.any(divisor == 0)):
+            self.skips[node] = "it divides by 0, or the smallest number by -1, which ends the program"
+        else:
+            self._accept(node, [(output, size)], None)
 
     def _accept(self, node: Node, sizes: Sequence[tuple[Tensor, int]], value: Array | None) -> None:
         self.folded[node] = Candidate(node, len(self.folded), sum(size for _, size in sizes), value)

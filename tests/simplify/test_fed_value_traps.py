@@ -70,6 +70,8 @@ TRAPS = [
     FedTrap("fed-shape-of-operand", "g (float[n] x, float[k] w) => (float[m] y, int64[1] z) <float[1] w = {1}> { a = Add(x, w) s = Shape(a) y = Expand(x, s) z = Shape(w) }", [{"x": ONES[:1]}, {"x": ONES[:1], "w": np.ones(2, np.float32)}]),
     FedTrap("any-size-beside-an-empty-axis", "g (float[n, m] x, int64[1] k) => (float[a, b] y) <int64[1] i = {1}> { s = Shape(x) d = Gather(s, i) t = Concat<axis = 0>(k, d) r = Reshape(x, t) y = Relu(r) }", [{"x": np.ones((3, 0), np.float32), "k": np.array([7])}, {"x": np.ones((3, 2), np.float32), "k": np.array([3])}]),
     FedTrap("power-one-of-large-integers", "g (int64[n] x) => (int64[n] y) <float e = {1}> { a = Neg(x) b = Pow(a, e) y = Neg(b) }", [{"x": np.array([MOST, 2**60 + 1, 3])}]),
+    FedTrap("division-that-ends-the-program", "g (int32[1] x, bool c) => (int32[1] y) <int32[1] a = {-2147483648}, int32[1] b = {-1}> { y = If(c) <then_branch = t () => (int32[1] o) { d = Div(a, b) o = Add(d, x) }, else_branch = e () => (int32[1] p) { m = Mod(a, x) p = Neg(m) }> }", [{"x": np.array([7], np.int32), "c": np.array(False)}]),
+    FedTrap("division-by-what-is-folded-first", "g (int32[2] x) => (int32[2] y) <int8[2] a = {7, -8}, int8[2] b = {2, 3}> { r = Neg(b) d = Div(a, r) m = Mod(a, d) c = Cast<to = 6>(m) y = Add(c, x) }", [{"x": np.array([7, 8], np.int32)}]),
 ]  # fmt: skip
 
 
