@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -167,7 +168,8 @@ class PassManager:
             if self.stop_after is not None and outcome.patches >= self.stop_after:
                 outcome.stopped = True
                 break
-            unit.run(model, facts, verifier, outcome, self.stop_after)
+            with collector_paused() if unit.together else nullcontext():
+                unit.run(model, facts, verifier, outcome, self.stop_after)
         return outcome
 
     def _units(self) -> Iterator[_Unit]:
@@ -229,7 +231,7 @@ class _Unit:
             patches = outcome.patches
             for record in self.records:
                 record.skips.clear()
-            with self.facts.holding(LIVE), collector_paused():
+            with self.facts.holding(LIVE):
                 for index in self._patches(outcome, stop_after):
                     self._tell(index)
                 self.verifier.check_held(self.claims, self.model, self.facts)
