@@ -304,10 +304,15 @@ def _in_reference(data: bytes, first: bytes, feeds: Sequence[Mapping[str, Any]],
 
 
 def _is_misread(model: onnx.ModelProto) -> bool:
-    """Tell whether onnx.reference computes a pooling of the model wrongly: padded ones, and maxima over all."""
+    """Tell whether onnx.reference computes a node of the model wrongly: it was compared with the definition by hand.
+
+    Padded poolings, maxima over all; groups of ConvTranspose, which all get the bias of the first.
+    """
     for node in model.graph.node:
-        pads = next((list(each.ints) for each in node.attribute if each.name == "pads"), [])
-        if node.op_type == "GlobalMaxPool" or (node.op_type in {"MaxPool", "AveragePool", "LpPool"} and any(pads)):
+        ints = {each.name: list(each.ints) or each.i for each in node.attribute}
+        if node.op_type == "GlobalMaxPool" or (node.op_type == "ConvTranspose" and ints.get("group", 1) != 1):
+            return True
+        if node.op_type in {"MaxPool", "AveragePool", "LpPool"} and any(ints.get("pads") or ()):
             return True
     return False
 
