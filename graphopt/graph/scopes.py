@@ -112,7 +112,8 @@ def graph_outputs(tensor: Tensor) -> list[Graph]:
 
 def is_graph_output(tensor: Tensor) -> bool:
     """Tell whether a tensor is an output of any graph."""
-    return any(role == "output" for role, _ in tensor.roles)
+    roles = tensor.roles
+    return bool(roles) and any(role == "output" for role, _ in roles)
 
 
 def is_graph_input(tensor: Tensor) -> bool:

@@ -63,7 +63,10 @@ class _Pool:
 
     def wants(self, node: Node) -> bool:
         """Whether a node reads an initializer that was not looked at yet."""
-        return any(isinstance(tensor, Constant) and tensor not in self._seen for tensor in node.inputs)
+        for tensor in node.inputs:  # noqa: SIM110 - asked at every visit, and a generator costs more than its work
+            if isinstance(tensor, Constant) and tensor not in self._seen:
+                return True
+        return False
 
     def merge(self, nodes: Sequence[Node]) -> Steps:
         """Yield a patch for the new initializers that are there already, or take the place of those that are."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graphopt.graph import Rewriter, Tensor
     from graphopt.rewrite.pass_ import Steps
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EliminateDead(RulePass):
     """Remove nodes, initializers and functions that contribute to no output of the model.
@@ -60,7 +61,10 @@ class EliminateDead(RulePass):
 
 def _dead_node(node: Node, is_kept: Callable[[Node], bool]) -> Patch | None:
     """Return the removal of a node nobody reads, with all that was computed for it alone."""
-    if any(_is_read(tensor) for tensor in node.outputs if tensor.name) or _is_held(node, is_kept):
+    for tensor in node.outputs:  # a loop: this is asked at every visit
+        if tensor.outputs or tensor.roles:
+            return None
+    if _is_held(node, is_kept):
         return None
     dead = {node: None}
     stack = [node]
@@ -105,10 +109,6 @@ def _is_unknown(node: Node, model: Model) -> bool:
     if node.domain in DEFAULT_DOMAINS or any(f.domain == node.domain and f.name == node.op for f in model.functions):
         return False
     return not onnx.defs.has(node.op, node.domain)
-
-
-def _is_read(tensor: Tensor) -> bool:
-    return bool(tensor.outputs) or is_graph_output(tensor)
 
 
 class _Leftovers:

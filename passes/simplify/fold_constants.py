@@ -85,7 +85,12 @@ class _Folding:
             return self._is_liftable(node)
         if is_sink(node):
             return False
-        if all(isinstance(t, Constant) or (t.inputs and is_constant_node(t.inputs[0])) for t in node.inputs if t.name):
+        for tensor in node.inputs:
+            if tensor.name and not isinstance(tensor, Constant):
+                made = tensor.inputs.first()
+                if made is None or not is_constant_node(made):
+                    break
+        else:
             return True
         if len(node.outputs) != 1:
             return False

@@ -52,7 +52,7 @@ class _Numbering:
     """The nodes seen so far, by graph and by what they compute; an entry is checked again when it is used."""
 
     def __init__(self) -> None:
-        self._seen: dict[Graph, dict[object, list[Node]]] = {}
+        self._seen: dict[Graph, dict[object, dict[object, Node]]] = {}
         self._constants: dict[Constant, tuple[object, object]] = {}
 
     def at(self, node: Node) -> Patch | None:
@@ -62,16 +62,31 @@ class _Numbering:
         key = self._key(node)
         graph = node.graph
         assert graph is not None
-        seen = self._seen.setdefault(graph, {}).setdefault(key, [])
-        for found in [other for other in seen if other is not node]:
-            if not in_model(found) or found.graph is not graph or self._key(found) != key:
-                seen.remove(found)
-            elif attributes_key(found) == attributes_key(node):
-                first = found if graph.nodes.label(found) < graph.nodes.label(node) else node
-                return _merger(first, found if first is node else node)
-        if all(other is not node for other in seen):
-            seen.append(node)
+        found = self._found(node, key, graph)
+        if found is not None and found is not node:
+            first = found if graph.nodes.label(found) < graph.nodes.label(node) else node
+            return _merger(first, found if first is node else node)
         return self._around(node, key, graph)
+
+    def _found(self, node: Node, key: object, graph: Graph) -> Node | None:
+        """Return the node seen before that computes the same in this graph; else remember this one."""
+        table = self._seen.setdefault(graph, {})
+        alike = table.get(key)
+        if alike is None:
+            table[key] = {None: node}  # nothing is like it yet, so its attributes need not be read
+            return None
+        if None in alike:
+            first = alike.pop(None)
+            alike[attributes_key(first)] = first
+        attributes = attributes_key(node)
+        found = alike.get(attributes)
+        if found is not None and self._stands(found, key, graph):
+            return found
+        alike[attributes] = node
+        return None
+
+    def _stands(self, node: Node, key: object, graph: Graph) -> bool:
+        return node.graph is graph and in_model(node) and self._key(node) == key
 
     def _around(self, node: Node, key: object, graph: Graph) -> Patch | None:
         """Return the merger with a node of a graph around this one."""
@@ -79,12 +94,10 @@ class _Numbering:
             holder = graph.parent_node
             assert holder.graph is not None
             graph = holder.graph
-            for found in self._seen.get(graph, {}).get(key, ()):
-                if not in_model(found) or found.graph is not graph or self._key(found) != key:
+            for found in self._seen.get(graph, {}).get(key, {}).values():
+                if not self._stands(found, key, graph) or graph.nodes.label(found) > graph.nodes.label(holder):
                     continue
-                if graph.nodes.label(found) < graph.nodes.label(holder) and attributes_key(found) == attributes_key(
-                    node
-                ):
+                if attributes_key(found) == attributes_key(node):
                     return _merger(found, node)
         return None
 
@@ -93,7 +106,8 @@ class _Numbering:
         inputs: object = tuple([self._input_key(tensor) for tensor in node.inputs])
         if node.op in _SWAPPABLE and len(node.inputs) == 2:
             inputs = frozenset(inputs)  # type: ignore[call-overload]
-        return node.op, inputs, tuple([bool(tensor.name) for tensor in node.outputs])
+        outputs = node.outputs
+        return node.op, inputs, len(outputs) if len(outputs) == 1 else tuple([bool(tensor.name) for tensor in outputs])
 
     def _input_key(self, tensor: Tensor) -> object:
         if not tensor.name:
