@@ -252,8 +252,8 @@ def einsum(b: Builder) -> Value:
 
 
 def recurrent(b: Builder) -> Value:
-    x = b.pick((F32,), (3,), lambda value: isinstance(value.shape[2], int))
-    width = x.shape[2]
+    x = b.pick((F32,), (3,), lambda value: isinstance(value.shape[2], int) and all(a.size for a in value.arrays))
+    width = x.shape[2]  # of nothing at all, ONNX Runtime ends the process
     assert width is not None
     op, gates = b.ask.pick((("LSTM", 4), ("GRU", 3), ("RNN", 1)))
     both = b.ask.chance(30)
