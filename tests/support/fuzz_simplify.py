@@ -68,7 +68,9 @@ def with_empty_batch(made: Made) -> Made:
     return Made(made.proto, [*made.feeds, *feeds_of(made.proto, ({"batch": 0, "length": 2, "n": 2},))])
 
 
-def fuzz(seeds: range, *, most: int = 14, seconds: float | None = None, report: Any = None) -> Tally:
+def fuzz(
+    seeds: range, *, most: int = 14, seconds: float | None = None, report: Any = None, at: Path | None = None
+) -> Tally:
     """Judge the models of some seeds.
 
     Args:
@@ -76,12 +78,15 @@ def fuzz(seeds: range, *, most: int = 14, seconds: float | None = None, report: 
         most: Most actions of a model.
         seconds: Stop after this time.
         report: Called with the tally, the model and the fault after each failure.
+        at: A file that holds the present seed, for the case that a kernel ends the process.
     """
     tally = Tally()
     start = time.monotonic()
     for seed in seeds:
         if seconds is not None and time.monotonic() - start > seconds:
             break
+        if at is not None:
+            at.write_text(f"{seed}\n")
         made = random_model(seed, most=most)
         tally.models += 1
         try:
@@ -160,6 +165,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="run this seed alone")
     parser.add_argument("--most", type=int, default=14, help="most actions of a model")
     parser.add_argument("--seconds", type=float, help="stop after this time")
+    parser.add_argument("--at", type=Path, help="keep the present seed in this file: a kernel may end the process")
     parser.add_argument("--out", type=Path, help="folder for failing models")
     parser.add_argument("--show", action="store_true", help="print failing models before and after")
     parser.add_argument("--no-reduce", action="store_true", help="report failures as they are")
@@ -182,7 +188,7 @@ def main() -> int:
     if given.only is not None:
         seeds = range(given.only, given.only + 1)
     start = time.process_time()
-    tally = fuzz(seeds, most=given.most, seconds=given.seconds, report=report)
+    tally = fuzz(seeds, most=given.most, seconds=given.seconds, report=report, at=given.at)
     print(tally, f"in {time.process_time() - start:.0f} CPU seconds")
     print(Counter(fault.kind for _, fault in tally.faults), [seed for seed, _ in tally.faults][:100])
     print(tally.passes)
