@@ -70,7 +70,7 @@ def runs(
     op: str, inputs: Sequence[Value | None], outputs: int, opset: int, attributes: dict[str, Any], domain: str = ""
 ) -> list[Arrays] | None:
     """Run a node for every feed; None where ONNX Runtime does not."""
-    if not domain and not is_defined(op, opset):
+    if not domain and (not is_defined(op, opset) or _is_misread_empty(op, inputs)):
         return None
     kinds = tuple(None if value is None else (value.dtype.str, value.rank) for value in inputs)
     node = helper.make_node(
@@ -184,8 +184,6 @@ def is_tame(op: str, inputs: Sequence[Value], attributes: dict[str, Any], result
                 return False
             if array.dtype in FLOATS and not np.all(np.abs(array) < LARGEST):
                 return False
-    if _is_misread_empty(op, inputs):
-        return False
     if op == "Concat" and not _fit_together(inputs, attributes["axis"]):
         return False
     floats = [value for value in inputs if value.is_float]
@@ -198,13 +196,14 @@ def is_tame(op: str, inputs: Sequence[Value], attributes: dict[str, Any], result
     )
 
 
-def _is_misread_empty(op: str, inputs: Sequence[Value]) -> bool:
+def _is_misread_empty(op: str, inputs: Sequence[Value | None]) -> bool:
     """Tell whether ONNX Runtime is no witness because a tensor is empty.
 
     Its product of a matrix and a vector of no elements is whatever was in memory.
     """
-    empty = any(array.size == 0 for value in inputs for array in value.arrays)
-    return empty and (op in FRAGILE or (op == "MatMul" and any(value.rank == 1 for value in inputs)))
+    given = [value for value in inputs if value is not None]
+    empty = any(array.size == 0 for value in given for array in value.arrays)
+    return empty and (op in FRAGILE or (op == "MatMul" and any(value.rank == 1 for value in given)))
 
 
 def _fit_together(inputs: Sequence[Value], axis: int) -> bool:
