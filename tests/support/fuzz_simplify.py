@@ -56,6 +56,8 @@ class Tally:
 def judge_made(made: Made) -> Verdict:
     """Judge a generated model on its feeds, on an empty batch, and where it may be on odd numbers."""
     odd = feeds_of(made.proto, ({"batch": 2, "length": 1, "n": 3},), odd=True)
+    if "Loop" in operators(made.proto):
+        odd = []  # as many iterations as the largest integer, or none, of which only the rank is certain
     if any(node.op_type == "MaxPool" and len(node.output) > 1 for node in made.proto.graph.node):
         odd = []  # ONNX Runtime's MaxPool ranks NaN otherwise when it is asked for indices
     return judge(made.proto, with_empty_batch(made).feeds, odd=odd)
