@@ -72,6 +72,8 @@ def runs(
     """Run a node for every feed; None where ONNX Runtime does not."""
     if not domain and (not is_defined(op, opset) or _is_misread_empty(op, inputs)):
         return None
+    if op == "Slice" and opset == 10:
+        return None  # ONNX infers the symbol of the input for every result, and ONNX Runtime trusts it in its buffers
     kinds = tuple(None if value is None else (value.dtype.str, value.rank) for value in inputs)
     node = helper.make_node(
         op,
