@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.types import Types
 from graphopt.graph import is_graph_output
-from graphopt.passes.fuse.heads import (
+from graphopt.passes.fuse.attention.heads import (
     HEADS_FIRST,
     HEADS_LAST_TURNED,
     LAST_TWO,
@@ -18,9 +18,10 @@ from graphopt.passes.fuse.heads import (
     turned,
     views,
 )
-from graphopt.passes.fuse.intervals import interval, is_open_or_closed
-from graphopt.passes.fuse.lengths import Length
-from graphopt.passes.fuse.masks import Mask, Masks
+from graphopt.passes.fuse.attention.intervals import interval, is_open_or_closed
+from graphopt.passes.fuse.attention.lengths import Length
+from graphopt.passes.fuse.attention.masks import Mask, Masks
+from graphopt.passes.fuse.attention.reading import Operand, shared_heads, with_four_axes, with_three_axes
 from graphopt.passes.fuse.matching import (
     FLOAT,
     above,
@@ -30,7 +31,6 @@ from graphopt.passes.fuse.matching import (
     refers_to_function,
     scalar,
 )
-from graphopt.passes.fuse.reading import Operand, shared_heads, with_four_axes, with_three_axes
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip
 from graphopt.verify.contract import Contract

@@ -9,9 +9,9 @@ import numpy as np
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.passes.fuse.angles import Angles
-from graphopt.passes.fuse.halves import Half, half_of, has_equal_halves
-from graphopt.passes.fuse.heads import split_heads
+from graphopt.passes.fuse.attention.angles import Angles
+from graphopt.passes.fuse.attention.halves import Half, half_of, has_equal_halves
+from graphopt.passes.fuse.attention.heads import split_heads
 from graphopt.passes.fuse.matching import FLOAT, above, are_private, vector
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch

@@ -11,7 +11,7 @@ from graphopt.analysis.types import Types
 from graphopt.graph import is_graph_output
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
 from graphopt.passes.simplify.removal import erase_unread
-from graphopt.passes.simplify.uniform import COMPARING, PICKING, uniform_value
+from graphopt.passes.simplify.shapes.uniform import COMPARING, PICKING, uniform_value
 from graphopt.rewrite.driver import Rule, RulePass, position
 from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Node, producer, uses
-from graphopt.passes.simplify.bodies import body_batch, branches, has_bodies
+from graphopt.passes.simplify.control.bodies import body_batch, branches, has_bodies
 from graphopt.passes.simplify.inline_if import inlining
 from graphopt.passes.simplify.look import Look
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function

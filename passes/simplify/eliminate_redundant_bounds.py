@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
-from graphopt.passes.simplify.bounds import BOUNDED, DEEPEST, bounds_of
-from graphopt.passes.simplify.clamps import CLAMPS, Clamp
+from graphopt.passes.simplify.algebra.bounds import BOUNDED, DEEPEST, bounds_of
+from graphopt.passes.simplify.algebra.clamps import CLAMPS, Clamp
 from graphopt.passes.simplify.look import FLOATS, Look
 from graphopt.passes.simplify.purity import refers_to_function
 from graphopt.passes.simplify.removal import bypass

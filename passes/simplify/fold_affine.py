@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
-from graphopt.passes.simplify.affine import AFFINE_OPS, Affine, Terms, only_reader_of, terms_of
-from graphopt.passes.simplify.changes import followed, why_shared
-from graphopt.passes.simplify.following import layers_behind
-from graphopt.passes.simplify.layers import LAYERS, Layer, layer_before
-from graphopt.passes.simplify.norms import NORMS, norm_of
+from graphopt.passes.simplify.linear.affine import AFFINE_OPS, Affine, Terms, only_reader_of, terms_of
+from graphopt.passes.simplify.linear.changes import followed, why_shared
+from graphopt.passes.simplify.linear.following import layers_behind
+from graphopt.passes.simplify.linear.layers import LAYERS, Layer, layer_before
+from graphopt.passes.simplify.linear.norms import NORMS, norm_of
+from graphopt.passes.simplify.linear.tied import fold_tied
 from graphopt.passes.simplify.purity import is_constant, is_op
-from graphopt.passes.simplify.tied import fold_tied
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract

@@ -10,9 +10,9 @@ import numpy as np
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Model, Node, constant_value, dtypes, is_graph_output, producer
-from graphopt.passes.simplify.evaluation import evaluate
-from graphopt.passes.simplify.folding import Candidate, Plan, is_sink, value_from_shapes
-from graphopt.passes.simplify.placement import Placement, needs_node
+from graphopt.passes.simplify.folding.evaluation import evaluate
+from graphopt.passes.simplify.folding.placement import Placement, needs_node
+from graphopt.passes.simplify.folding.plan import Candidate, Plan, is_sink, value_from_shapes
 from graphopt.passes.simplify.purity import is_constant_node
 from graphopt.rewrite.driver import EVERY, Batch, RulePass
 from graphopt.rewrite.patch import Patch, Skip

@@ -9,11 +9,11 @@ import numpy as np
 
 from graphopt.analysis.row_scale import RowScale
 from graphopt.analysis.types import Types
-from graphopt.passes.simplify.affine import Affine, only_reader_of
-from graphopt.passes.simplify.changes import Change, followed
-from graphopt.passes.simplify.following import layers_behind
-from graphopt.passes.simplify.layers import Layer, layer_before
-from graphopt.passes.simplify.norms import Norm, as_affine, norm_of
+from graphopt.passes.simplify.linear.affine import Affine, only_reader_of
+from graphopt.passes.simplify.linear.changes import Change, followed
+from graphopt.passes.simplify.linear.following import layers_behind
+from graphopt.passes.simplify.linear.layers import Layer, layer_before
+from graphopt.passes.simplify.linear.norms import Norm, as_affine, norm_of
 from graphopt.passes.simplify.purity import is_op
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label

@@ -9,8 +9,8 @@ import numpy as np
 
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
-from graphopt.passes.simplify.affine import Frame, terms_of
-from graphopt.passes.simplify.changes import exchange_names, replace
+from graphopt.passes.simplify.linear.affine import Frame, terms_of
+from graphopt.passes.simplify.linear.changes import exchange_names, replace
 from graphopt.passes.simplify.look import read_once
 from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function
 from graphopt.rewrite.driver import Rule, RulePass

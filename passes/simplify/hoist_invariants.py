@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Graph, Node, Tensor, is_graph_input, producer
 from graphopt.graph.moving import move_initializer, move_nodes
-from graphopt.passes.simplify.bodies import behind_identities, body_batch, branches, drop_results, has_bodies
-from graphopt.passes.simplify.folding import attributes_key, constant_key
+from graphopt.passes.simplify.control.bodies import behind_identities, body_batch, branches, drop_results, has_bodies
+from graphopt.passes.simplify.control.loops import LoopForm, State, remove_from_loop
+from graphopt.passes.simplify.control.totality import cannot_fail
+from graphopt.passes.simplify.folding.plan import attributes_key, constant_key
 from graphopt.passes.simplify.inline_if import clash, replace_result
-from graphopt.passes.simplify.loops import LoopForm, State, remove_from_loop
 from graphopt.passes.simplify.purity import is_constant_node, is_op, why_impure
-from graphopt.passes.simplify.totality import cannot_fail
 from graphopt.rewrite.driver import EVERY, Batch, Rule, RulePass
 from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.types import Types
 from graphopt.graph import is_graph_output, producer
-from graphopt.passes.simplify.affine import Frame, terms_of
-from graphopt.passes.simplify.changes import exchange_names, replace
-from graphopt.passes.simplify.homogeneous import PASSING, Search
+from graphopt.passes.simplify.linear.affine import Frame, terms_of
+from graphopt.passes.simplify.linear.changes import exchange_names, replace
+from graphopt.passes.simplify.linear.homogeneous import PASSING, Search
 from graphopt.passes.simplify.purity import is_op
 from graphopt.rewrite.driver import Batch, RulePass
 from graphopt.rewrite.patch import Patch, node_label

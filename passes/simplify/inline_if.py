@@ -9,7 +9,7 @@ from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Graph, Node, Variable, enclosing, is_graph_output, producer, uses
 from graphopt.graph.moving import move_initializer, move_nodes
-from graphopt.passes.simplify.bodies import (
+from graphopt.passes.simplify.control.bodies import (
     behind_identities,
     body_batch,
     branches,
@@ -18,7 +18,7 @@ from graphopt.passes.simplify.bodies import (
     is_around,
     truth,
 )
-from graphopt.passes.simplify.equivalence import same_bodies, same_constants
+from graphopt.passes.simplify.control.equivalence import same_bodies, same_constants
 from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.rewrite.driver import Batch, Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip

@@ -9,11 +9,11 @@ from graphopt.analysis.dims import add, product
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
-from graphopt.passes.simplify.carriers import BINARY
+from graphopt.passes.simplify.algebra.carriers import BINARY
+from graphopt.passes.simplify.algebra.views import CANDIDATES, is_view, restated
 from graphopt.passes.simplify.look import Look, read_once
 from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.passes.simplify.removal import erase_unread
-from graphopt.passes.simplify.views import CANDIDATES, is_view, restated
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Model, Node, Rewriter, Tensor
-    from graphopt.passes.simplify.views import View
+    from graphopt.passes.simplify.algebra.views import View
 
 _ELEMENTWISE = (*sorted(BINARY - {"PRelu"}), "Where", "Sum", "Mean")
 _MOST_INPUTS = 64

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
-from graphopt.passes.simplify.clamps import CLAMPS, Clamp
+from graphopt.passes.simplify.algebra.clamps import CLAMPS, Clamp
 from graphopt.passes.simplify.look import Look, read_once
 from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.rewrite.driver import Rule, RulePass

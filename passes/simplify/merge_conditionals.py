@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.types import Types
 from graphopt.graph import Graph, Node, Tensor, captures, enclosing, producer, uses
 from graphopt.graph.moving import transfer_initializer, transfer_nodes
-from graphopt.passes.simplify.bodies import branches, has_bodies
+from graphopt.passes.simplify.control.bodies import branches, has_bodies
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract

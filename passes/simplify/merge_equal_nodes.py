@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.graph import Constant, Graph, Model, Node, is_graph_output
-from graphopt.passes.simplify.folding import attributes_key, constant_key
+from graphopt.passes.simplify.folding.plan import attributes_key, constant_key
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, PURE, is_constant_node, refers_to_function
 from graphopt.rewrite.driver import EVERY, Rule, RulePass
 from graphopt.rewrite.patch import Patch

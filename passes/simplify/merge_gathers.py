@@ -10,11 +10,11 @@ import numpy as np
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import is_graph_output
+from graphopt.passes.simplify.algebra.ranges import ranges_of
+from graphopt.passes.simplify.algebra.views import VIEWS
 from graphopt.passes.simplify.look import Look, read_once
 from graphopt.passes.simplify.purity import is_op, refers_to_function
-from graphopt.passes.simplify.ranges import ranges_of
 from graphopt.passes.simplify.removal import restate
-from graphopt.passes.simplify.views import VIEWS
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract

@@ -9,9 +9,9 @@ import numpy as np
 
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, LazyWeight, constant_value
-from graphopt.passes.simplify.changes import exchange_names, replace, users
-from graphopt.passes.simplify.following import with_bias
-from graphopt.passes.simplify.layers import Layer, layer_of
+from graphopt.passes.simplify.linear.changes import exchange_names, replace, users
+from graphopt.passes.simplify.linear.following import with_bias
+from graphopt.passes.simplify.linear.layers import Layer, layer_of
 from graphopt.passes.simplify.purity import is_constant, is_op
 from graphopt.rewrite.driver import Batch, RulePass
 from graphopt.rewrite.patch import Patch, node_label

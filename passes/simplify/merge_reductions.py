@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
-from graphopt.passes.simplify.carriers import Again, Carrier, Shape, carrier
+from graphopt.passes.simplify.algebra.carriers import Again, Carrier, Shape, carrier
+from graphopt.passes.simplify.algebra.views import VIEWS
 from graphopt.passes.simplify.look import Look, read_once
 from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.passes.simplify.removal import erase_unread, restate
-from graphopt.passes.simplify.views import VIEWS
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, node_label
 from graphopt.verify.contract import Contract

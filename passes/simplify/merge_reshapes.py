@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Model, Node, Tensor, producer
+from graphopt.passes.simplify.algebra.views import CANDIDATES, View, is_view, restated, viewed
 from graphopt.passes.simplify.look import Look
 from graphopt.passes.simplify.removal import bypass
-from graphopt.passes.simplify.views import CANDIDATES, View, is_view, restated, viewed
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract

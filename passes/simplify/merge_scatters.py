@@ -10,8 +10,8 @@ import numpy as np
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Node, is_graph_output, producer
+from graphopt.passes.simplify.control.regions import SCATTERS, Region, Regions
 from graphopt.passes.simplify.purity import is_op
-from graphopt.passes.simplify.regions import SCATTERS, Region, Regions
 from graphopt.passes.simplify.removal import bypass, erase_unread
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
+from graphopt.passes.simplify.algebra.ranges import Range, ranges_of, state_slice
 from graphopt.passes.simplify.look import Look, read_once
 from graphopt.passes.simplify.purity import refers_to_function
-from graphopt.passes.simplify.ranges import Range, ranges_of, state_slice
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract

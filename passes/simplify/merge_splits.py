@@ -9,9 +9,9 @@ import numpy as np
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
+from graphopt.passes.simplify.algebra.ranges import ranges_of
 from graphopt.passes.simplify.look import Look
 from graphopt.passes.simplify.purity import is_op, refers_to_function
-from graphopt.passes.simplify.ranges import ranges_of
 from graphopt.passes.simplify.removal import erase_unread
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip

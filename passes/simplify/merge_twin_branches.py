@@ -9,9 +9,9 @@ import numpy as np
 
 from graphopt.analysis.types import Types
 from graphopt.graph import is_graph_output
-from graphopt.passes.simplify.changes import replace
+from graphopt.passes.simplify.linear.changes import replace
+from graphopt.passes.simplify.linear.twins import Pair, pairs_after
 from graphopt.passes.simplify.purity import refers_to_function
-from graphopt.passes.simplify.twins import Pair, pairs_after
 from graphopt.rewrite.driver import Batch, RulePass
 from graphopt.rewrite.patch import Patch, node_label
 from graphopt.verify.contract import Contract

@@ -12,9 +12,9 @@ import onnx.defs
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Node, captures, is_graph_output, producer, subgraphs
-from graphopt.passes.simplify.bodies import CONTROL_FLOW, body_batch, branches, drop_results, has_bodies
+from graphopt.passes.simplify.control.bodies import CONTROL_FLOW, body_batch, branches, drop_results, has_bodies
+from graphopt.passes.simplify.control.loops import LoopForm, State, remove_from_loop
 from graphopt.passes.simplify.look import Look
-from graphopt.passes.simplify.loops import LoopForm, State, remove_from_loop
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
 from graphopt.rewrite.driver import EVERY, Batch, Rule, RulePass
 from graphopt.rewrite.patch import Patch

@@ -9,10 +9,10 @@ from graphopt.analysis.dims import product
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
-from graphopt.passes.simplify.counts import row_major, strides_of
-from graphopt.passes.simplify.extents import axes_operands
 from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.passes.simplify.removal import erase_unread
+from graphopt.passes.simplify.shapes.counts import row_major, strides_of
+from graphopt.passes.simplify.shapes.extents import axes_operands
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract

@@ -10,10 +10,10 @@ import numpy as np
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Node, Tensor, is_graph_output, producer
+from graphopt.passes.simplify.control.stacking import with_axis
 from graphopt.passes.simplify.look import Look
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, is_op, refers_to_function
 from graphopt.passes.simplify.removal import bypass, erase_unread
-from graphopt.passes.simplify.stacking import with_axis
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip
 from graphopt.verify.contract import Contract

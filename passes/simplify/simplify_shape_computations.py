@@ -10,7 +10,7 @@ from graphopt.analysis.types import Types
 from graphopt.graph import enclosing, is_graph_output, producer
 from graphopt.passes.simplify.purity import refers_to_function
 from graphopt.passes.simplify.removal import erase_unread
-from graphopt.passes.simplify.extents import SIZE_OPS, SizeForms
+from graphopt.passes.simplify.shapes.extents import SIZE_OPS, SizeForms
 from graphopt.rewrite.driver import Batch, RulePass
 from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Model, Node, Rewriter, Tensor
-    from graphopt.passes.simplify.extents import Plan
+    from graphopt.passes.simplify.shapes.extents import Plan
     from graphopt.rewrite.pass_ import Steps
 
 _ROOTS = tuple(sorted(SIZE_OPS - {"Range"}))

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphopt.analysis.types import Types
 from graphopt.graph import is_graph_output
-from graphopt.passes.simplify.changes import replace
+from graphopt.passes.simplify.linear.changes import replace
 from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, node_label

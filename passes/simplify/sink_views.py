@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import producer
-from graphopt.passes.simplify.carriers import Again, Carrier, carrier
+from graphopt.passes.simplify.algebra.carriers import Again, Carrier, carrier
+from graphopt.passes.simplify.algebra.views import CANDIDATES, View, is_view, restated
 from graphopt.passes.simplify.look import Look, read_once
 from graphopt.passes.simplify.removal import erase_unread
-from graphopt.passes.simplify.views import CANDIDATES, View, is_view, restated
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract

@@ -12,10 +12,10 @@ from graphopt.analysis.dims import Expr, at_least
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import constant_value, is_graph_output, producer
-from graphopt.passes.simplify.extents import axes_operands
 from graphopt.passes.simplify.look import read_once
 from graphopt.passes.simplify.purity import is_op, refers_to_function
 from graphopt.passes.simplify.removal import erase_unread
+from graphopt.passes.simplify.shapes.extents import axes_operands
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract

@@ -11,10 +11,10 @@ from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Node, Tensor, captures, dtypes, producer, subgraphs
 from graphopt.graph.moving import copy_nodes, move_initializer, move_nodes
-from graphopt.passes.simplify.bodies import behind_identities, body_batch, has_bodies, truth
+from graphopt.passes.simplify.control.bodies import behind_identities, body_batch, has_bodies, truth
+from graphopt.passes.simplify.control.loops import LoopForm, Scanned, Stack
+from graphopt.passes.simplify.control.stacking import stacked, taken, without_axis
 from graphopt.passes.simplify.inline_if import clash, replace_result
-from graphopt.passes.simplify.loops import LoopForm, Scanned, Stack
-from graphopt.passes.simplify.stacking import stacked, taken, without_axis
 from graphopt.rewrite.driver import Batch, Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip
 from graphopt.verify.contract import Contract

@@ -243,6 +243,18 @@ def test_optional_inputs_are_set_and_omitted(chain: Model) -> None:
     assert low not in chain.graph.initializers
 
 
+def test_loop_keeps_its_two_places(chain: Model) -> None:
+    """Its schema wants both inputs to be there, even where neither has a name."""
+    relu = node(chain, "Relu")
+    with Rewriter(chain) as rw:
+        count = rw.constant(np.int64(3), near=relu)
+        rw.set_op(relu, "Loop")
+        rw.set_input(relu, 1, relu.inputs[0])
+        rw.set_input(relu, 0, count)
+        rw.set_input(relu, 1, None)
+    assert [t.name for t in relu.inputs] == [count.name, ""]
+
+
 def test_provenance_and_metadata_are_merged(chain: Model) -> None:
     proto = chain.to_proto()
     for index, name in enumerate(("first", "second")):

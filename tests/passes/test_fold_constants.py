@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from graph_strategies import small_models
 from graphopt.errors import GraphoptError
 from graphopt.graph import Constant, Graph, Node, Variable, constant_value, read_model
-from graphopt.passes.simplify.evaluation import evaluate
 from graphopt.passes.simplify.fold_constants import FoldConstants
+from graphopt.passes.simplify.folding.evaluation import evaluate
 from graphopt.passes.simplify.purity import PURE
 from graphopt.rewrite.manager import PassManager
 from graphopt.runtime import run, session

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graphopt.analysis.dims import symbol
+from graphopt.passes.simplify.algebra.ranges import Range
 from graphopt.passes.simplify.merge_slices import MergeSlices
-from graphopt.passes.simplify.ranges import Range
 from graphopt.runtime import Feeds
 from pass_oracle import check_pass, parse, run_pass
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
 from graphopt.analysis.types import Types
 from graphopt.errors import VerificationError
+from graphopt.graph import Rewriter
 from graphopt.rewrite import Batch, Contract, PassManager, Patch, Rule, RulePass, Skip
 from graphopt.rewrite.driver import EVERY
 from graphopt.rewrite.manager import count_nodes
@@ -131,7 +133,7 @@ def test_a_batch_waits_for_the_rules_and_its_patches_wake_them() -> None:
         def rewrite(nodes: Sequence[Node]) -> Steps:
             log.append(f"batch of {len(nodes)}")
             for node in nodes:
-                yield Patch("to Relu", (node,), lambda rewriter, node=node: rewriter.set_op(node, "Relu"))
+                yield Patch("to Relu", (node,), partial(Rewriter.set_op, node=node, op="Relu"))
 
         return [*renaming("Relu", "Abs", log)(_model, _facts), Batch(("Exp", "Neg"), lambda _: True, rewrite)]
 

@@ -101,7 +101,9 @@ def test_overridable_weight_stays() -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_generated_chains_hold_the_rounding_bound(data: st.DataObject) -> None:
-    lines, weights, current, size = [], {}, "x", 4
+    lines: list[str] = []
+    weights: dict[str, Any] = {}
+    current, size = "x", 4
     for index in range(data.draw(st.integers(2, 4))):
         wide = data.draw(st.integers(1, 5))
         weights[f"w{index}"] = (size, wide)

@@ -119,7 +119,8 @@ def test_large_weights_are_put_together_when_they_are_written() -> None:
 def test_at_most_eight_layers_are_merged_at_once() -> None:
     lines = [f"m{i} = MatMul(x, w{i})" for i in range(12)]
     names = ", ".join(f"m{i}" for i in range(12))
-    proto = model(f"{' '.join(lines)} y = Concat<axis = -1>({names})", **{f"w{i}": (4, 2) for i in range(12)})
+    weights: dict[str, Any] = {f"w{i}": (4, 2) for i in range(12)}
+    proto = model(f"{' '.join(lines)} y = Concat<axis = -1>({names})", **weights)
     assert check_pass(MergeParallelLayers(), proto).ops == ["MatMul", "Split", "MatMul", "Split", "Concat"]
 
 
@@ -134,7 +135,9 @@ def test_bodies_merge_their_own_layers() -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_generated_layers_hold_the_rounding_bound(data: st.DataObject) -> None:
-    lines, weights, names = [], {}, []
+    lines: list[str] = []
+    names: list[str] = []
+    weights: dict[str, Any] = {}
     for index in range(data.draw(st.integers(2, 5))):
         width = data.draw(st.integers(1, 3))
         weights[f"w{index}"] = (4, width)

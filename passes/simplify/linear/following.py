@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphopt.graph import is_graph_output
-from graphopt.passes.simplify.changes import Change, preceded
-from graphopt.passes.simplify.layers import LAYERS, Layer, layer_of
+from graphopt.passes.simplify.linear.changes import Change, preceded
+from graphopt.passes.simplify.linear.layers import LAYERS, Layer, layer_of
 from graphopt.passes.simplify.purity import is_constant, is_op
 from graphopt.rewrite.patch import Patch, node_label
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from graphopt.analysis.types import Types
     from graphopt.graph import Node, Rewriter, Tensor
-    from graphopt.passes.simplify.affine import Affine
+    from graphopt.passes.simplify.linear.affine import Affine
 
 _MOST_READERS = 8
 

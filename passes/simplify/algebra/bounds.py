@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from graphopt.graph import producer
-from graphopt.passes.simplify.clamps import CLAMPS, Clamp
+from graphopt.passes.simplify.algebra.clamps import CLAMPS, Clamp
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
 
 if TYPE_CHECKING:

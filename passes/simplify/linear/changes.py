@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import Constant, Variable, constant_value, is_graph_output
+from graphopt.passes.simplify.linear.scaling import pieces, product_of
 from graphopt.passes.simplify.purity import is_constant
-from graphopt.passes.simplify.scaling import pieces, product_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from graphopt.graph import Node, Rewriter, Tensor, Weight
-    from graphopt.passes.simplify.affine import Affine
-    from graphopt.passes.simplify.layers import Layer
+    from graphopt.passes.simplify.linear.affine import Affine
+    from graphopt.passes.simplify.linear.layers import Layer
 
 Array = np.ndarray[Any, Any]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import Constant, Node, constant_value, dtypes, is_graph_output, producer
+from graphopt.passes.simplify.folding.sizes import output_sizes
 from graphopt.passes.simplify.look import INTEGERS
 from graphopt.passes.simplify.purity import is_constant, is_constant_node, why_impure
-from graphopt.passes.simplify.sizes import output_sizes
 from graphopt.rewrite.driver import position
 
 if TYPE_CHECKING:

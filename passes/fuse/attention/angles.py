@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import producer
-from graphopt.passes.fuse.lengths import Length, placed, shape_of
+from graphopt.passes.fuse.attention.lengths import Length, placed, shape_of
 
 if TYPE_CHECKING:
     from graphopt.analysis.dims import Dim

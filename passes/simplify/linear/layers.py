@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import constant_value
-from graphopt.passes.simplify.affine import FLOATS, Frame, only_reader_of
+from graphopt.passes.simplify.linear.affine import FLOATS, Frame, only_reader_of
 from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function
 from graphopt.rewrite.patch import node_label
 

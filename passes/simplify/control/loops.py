@@ -153,13 +153,15 @@ def remove_from_loop(
     """
     states, stacks, scanned = list(states), list(stacks), list(scanned)
     node, body = form.node, form.body
-    for item in sorted([*states, *stacks], key=lambda item: -item.result):
+    given_out: list[State | Stack] = [*states, *stacks]
+    for item in sorted(given_out, key=lambda item: -item.result):
         made = producer(body.outputs[item.result])
         del body.outputs[item.result]
         del node.outputs[item.output]
         if made is not None and made.graph is not None:
             rewriter.mark(made)
-    for entry in sorted([*states, *scanned], key=lambda entry: -entry.inside):
+    taken_in: list[State | Scanned] = [*states, *scanned]
+    for entry in sorted(taken_in, key=lambda entry: -entry.inside):
         del body.inputs[entry.inside]
         rewriter.remove_input(node, entry.start)
     if node.op == "Scan":

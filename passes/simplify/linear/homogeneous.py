@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import Constant, constant_value, is_graph_output, producer, uses
-from graphopt.passes.simplify.affine import FLOATS, Affine
-from graphopt.passes.simplify.changes import COPY_BYTES, exchange_names, followed, users
-from graphopt.passes.simplify.layers import LAYERS, layer_of
+from graphopt.passes.simplify.linear.affine import FLOATS, Affine
+from graphopt.passes.simplify.linear.changes import COPY_BYTES, exchange_names, followed, users
+from graphopt.passes.simplify.linear.layers import LAYERS, layer_of
+from graphopt.passes.simplify.linear.norms import NORMS, norm_of
+from graphopt.passes.simplify.linear.scaling import product_of
 from graphopt.passes.simplify.look import SMALL_CONSTANT
-from graphopt.passes.simplify.norms import NORMS, norm_of
 from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function
-from graphopt.passes.simplify.scaling import product_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import producer
-from graphopt.passes.fuse.heads import HEADS_FIRST, View, flat, split_heads
+from graphopt.passes.fuse.attention.heads import HEADS_FIRST, View, flat, split_heads
 from graphopt.passes.fuse.matching import DEFAULT_DOMAINS, refers_to_function
 
 if TYPE_CHECKING:

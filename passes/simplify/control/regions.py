@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import Node, constant_value, producer
-from graphopt.passes.simplify.evaluation import evaluate
+from graphopt.passes.simplify.folding.evaluation import evaluate
 from graphopt.passes.simplify.look import Look, small_constant
 from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function, why_impure
 from graphopt.rewrite.driver import position
@@ -88,7 +88,7 @@ class Regions:
         if len(given) - 1 != axes or axes > len(data) or updates != (*given[:-1], *data[axes:]):
             return None
         partial = [axis for axis in range(axes) if updates[axis] != data[axis]]
-        indices = self._constant(node.inputs[1]) if len(partial) <= 1 and prod(updates) else None
+        indices = self._constant(node.inputs[1]) if len(partial) <= 1 and 0 not in updates else None
         if indices is None:
             return None
         starts = []

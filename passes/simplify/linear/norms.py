@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output
-from graphopt.passes.simplify.affine import FLOATS, Affine, Frame
-from graphopt.passes.simplify.changes import exchange_names, new_constant, replace
+from graphopt.passes.simplify.linear.affine import FLOATS, Affine, Frame
+from graphopt.passes.simplify.linear.changes import exchange_names, new_constant, replace
 from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function
 from graphopt.rewrite.patch import node_label
 

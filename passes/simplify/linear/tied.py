@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import Constant, is_graph_output
-from graphopt.passes.simplify.affine import Affine, terms_of
-from graphopt.passes.simplify.changes import Change, followed
-from graphopt.passes.simplify.layers import Layer, layer_of
-from graphopt.passes.simplify.scaling import product_of
+from graphopt.passes.simplify.linear.affine import Affine, terms_of
+from graphopt.passes.simplify.linear.changes import Change, followed
+from graphopt.passes.simplify.linear.layers import Layer, layer_of
+from graphopt.passes.simplify.linear.scaling import product_of
 from graphopt.rewrite.patch import Patch, node_label
 
 if TYPE_CHECKING:

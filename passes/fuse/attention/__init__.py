@@ -1,0 +1,1 @@
+"""The parts of decomposed attention: heads, masks, angles, and what is proved of their sizes."""

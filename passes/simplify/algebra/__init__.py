@@ -1,0 +1,1 @@
+"""What operators on single elements, ranges and views do to each other."""

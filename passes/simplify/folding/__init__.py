@@ -1,0 +1,1 @@
+"""What is folded, how it is computed, and where the value goes."""

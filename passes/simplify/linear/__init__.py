@@ -1,0 +1,1 @@
+"""What layers compute: their weights, and the scales and shifts around them."""
