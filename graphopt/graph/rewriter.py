@@ -259,7 +259,7 @@ class Rewriter:
         self.set_input(use.node, use.index, new)
 
     def set_input(self, node: Node, index: int, tensor: Tensor | None) -> None:
-        """Set or add an input; None omits it, trailing omitted inputs are removed."""
+        """Set or add an input; None omits it, trailing omitted inputs are removed, but for the two places of Loop."""
         graph = self._graph_of(node)
         edges = node.inputs
         while len(edges) <= index:
@@ -268,7 +268,8 @@ class Rewriter:
         if before is tensor:
             return
         edges[index] = Variable("") if tensor is None else tensor
-        while edges and not edges[-1].name:
+        least = 2 if node.op == "Loop" else 0
+        while len(edges) > least and not edges[-1].name:
             edges.pop()
         self.mark(node)
         self._released(before)

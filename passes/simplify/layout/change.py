@@ -41,7 +41,8 @@ class LayoutChange:
         region, changes = self.region, self.changes
         for value in region.values:
             root = value.root
-            if producer(root) not in changes:
+            made = producer(root)
+            if made not in changes or not region.decides(made, root):
                 self._at[value, value.tensors[root]] = root
         graph = region.graph
         assert graph is not None

@@ -105,7 +105,7 @@ def _ends(value: Value, region: Region, numbers: Mapping[Node, int]) -> _Ends:
     made = producer(root)
     fixed = (SOURCE, SINK)
     maker = fixed[value.tensors[root]]
-    if made is not None and made in numbers and any(tensor is root for tensor, _ in region.edges(made)):
+    if made is not None and region.decides(made, root):
         maker = numbers[made]
     readers: set[int] = set()
     for tensor, layout in value.tensors.items():
@@ -161,16 +161,19 @@ def _keeps_names(region: Region, changes: Mapping[Node, int]) -> bool:
     """Whether outputs of graphs keep their names without a node that only renames."""
     for value in region.values:
         root = value.root
-        changed = producer(root) in changes
+        made = producer(root)
+        changed = made in changes
         named: dict[int, int] = {}
         for tensor, layout in value.tensors.items():
             if is_graph_output(tensor):
                 named[layout] = named.get(layout, 0) + 1
         if any(count > 1 for count in named.values()) or (named and may_relay(root, region.types)):
             return False
+        if named and changed and not region.decides(made, root):
+            return False
         here = value.tensors[root]
-        if not changed and named.get(here) and not is_graph_output(root):
-            made = producer(root)
-            if made is None or made.graph is not region.graph or is_graph_input(root) or root.roles:
-                return False
+        if changed or not named.get(here) or is_graph_output(root):
+            continue
+        if made is None or made.graph is not region.graph or is_graph_input(root) or root.roles:
+            return False
     return True

@@ -196,6 +196,10 @@ class Region:
             if perm is not None:
                 yield tensor, perm
 
+    def decides(self, node: Node | None, tensor: Tensor) -> bool:
+        """Whether the layout of a tensor goes with that of a mover; one that only holds axes of size 1 may not."""
+        return node is not None and node in self.movers and any(each is tensor for each, _ in self.edges(node))
+
     # ------------------------------------------------------------------------------------------------------- growing
 
     def _add(self, tensor: Tensor, perm: Perm, layout: int) -> Value | None:
