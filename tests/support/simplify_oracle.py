@@ -326,8 +326,11 @@ def is_denied(graph: onnx.GraphProto, feed: Mapping[str, Any], outputs: Mapping[
 def _is_misread(model: onnx.ModelProto) -> bool:
     """Tell whether onnx.reference computes a node of the model wrongly: it was compared with the definition by hand.
 
-    Padded poolings, maxima over all; groups of ConvTranspose, which all get the bias of the first.
+    Padded poolings, maxima over all; groups of ConvTranspose, which all get the bias of the first; inputs that are left
+    out, in whose place it takes an output that is left out.
     """
+    if any("" in node.output for node in model.graph.node) and any("" in node.input for node in model.graph.node):
+        return True
     for node in model.graph.node:
         ints = {each.name: list(each.ints) or each.i for each in node.attribute}
         if node.op_type == "GlobalMaxPool" or (node.op_type == "ConvTranspose" and ints.get("group", 1) != 1):

@@ -87,8 +87,8 @@ def integer(b: Builder) -> Value:
     x = b.pick(_INTEGER_DTYPES)
     y = b.constant(b.ask.pick((1, 2, 3, 0, -1, 5)), x.dtype) if b.ask.chance(60) else b.pick((x.dtype,))
     op = b.ask.pick(("Add", "Mul", "Sub", "Max", "Min", "Div", "Mod"))
-    if op in {"Div", "Mod"} and any(np.any(array == 0) for array in y.arrays):
-        raise Refused
+    if op in {"Div", "Mod"} and any(np.any((array == 0) | (array == -1)) for array in y.arrays):
+        raise Refused  # the least integer by -1 ends the process of ONNX Runtime, as 0 does
     return b.node(op, [x, y])
 
 
