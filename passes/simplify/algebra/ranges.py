@@ -109,7 +109,8 @@ def state_slice(rewriter: Rewriter, node: Node, source: Tensor, ranges: dict[int
         opset: Version of the ONNX domain.
     """
     axes = sorted(ranges)
-    columns = [[ranges[axis].start for axis in axes], [ranges[axis].end for axis in axes], axes]
+    # what lies beyond every element may lie beyond int64 as well after adding
+    columns = [[_bounded(ranges[axis].start) for axis in axes], [_bounded(ranges[axis].end) for axis in axes], axes]
     if opset < 10:
         restate(rewriter, node, "Slice", [source], dict(zip(("starts", "ends", "axes"), columns, strict=True)))
         return
@@ -118,6 +119,10 @@ def state_slice(rewriter: Rewriter, node: Node, source: Tensor, ranges: dict[int
         columns.append(steps)
     constants = [rewriter.constant(np.array(column, np.int64), near=node) for column in columns]
     restate(rewriter, node, "Slice", [source, *constants])
+
+
+def _bounded(position: int) -> int:
+    return max(-LAST - 1, min(LAST, position))
 
 
 def _as_range(selected: range, size: int) -> Range:
