@@ -111,7 +111,9 @@ def _bias(layer: Layer) -> Array | None:
     else:
         return np.zeros(frame.channels, layer.weight.dtype)
     value = constant_value(constant) if is_constant(constant) and frame.may_hold(constant) else None
-    if value is None or value.ndim > frame.rank or (value.size > 1 and value.shape[-1] != frame.channels):
+    if value is None or value.ndim > frame.rank or any(size != 1 for size in value.shape[:-1]):
+        return None
+    if value.shape[-1:] not in ((), (1,), (frame.channels,)):
         return None
     return np.broadcast_to(value.reshape(-1), (frame.channels,))
 

@@ -84,6 +84,7 @@ KEPT: dict[str, dict[str, Any]] = {
     "weights on the left": {"x": "4, 3", "ranks": 2, "nodes": "a = MatMul(u, x) b = MatMul(v, x) c = MatMul(w, x) d = Mul(a, b) y = Mul(c, d)", "u": (2, 4), "v": (2, 4), "w": (2, 4)},
     "batches of matrices": {"nodes": "a = MatMul(x, u) b = MatMul(x, v) c = MatMul(x, w) d = Mul(a, b) y = Mul(c, d)", "u": (1, 4, 2), "v": (1, 4, 2), "w": (1, 4, 2)},
     "other factors": {"x": "n, 4", "ranks": 2, "nodes": "a = Gemm<alpha = 0.5>(x, v) b = Gemm(x, w) c = Gemm<alpha = 2.0>(x, u) d = Mul(a, b) y = Mul(c, d)", "u": (4, 2), "v": (4, 2), "w": (4, 2)},
+    "empty bias": {"x": "1, 4", "ranks": 2, "nodes": "a = MatMul(x, u) k = Add(a, p) b = MatMul(x, v) l = Add(b, p) c = MatMul(x, w) m = Add(c, p) d = Add(k, l) y = Add(d, m)", "u": (4, 2), "v": (4, 2), "w": (4, 2), "p": (0, 2)},
     "old opset": {**QKV, "opset": 12, "nodes": "a = MatMul(x, u) b = MatMul(x, v) c = MatMul(x, w) d = Add(b, c) e = Relu(a) y = Concat<axis = -1>(d, e)"},
 }  # fmt: skip
 
