@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from fuzz_simplify import fuzz, judge_made
 from random_models import Made, random_model, random_models
+from random_models.builder import Builder, Refused
+from random_models.choices import Decider, Seeded
+from random_models.scopes import conditional
+from random_models.values import Value
 
 MANY = int(os.environ.get("GRAPHOPT_FUZZ_COUNT", "2000"))
 
@@ -49,3 +54,20 @@ def test_models_are_of_many_kinds() -> None:
     assert len(found) > 90
     assert len(opsets) > 12
     assert {"If", "Loop", "Conv", "BatchNormalization", "Softmax", "Slice"} <= found
+
+
+def test_branches_differ_in_shape_only_where_if_allows_it() -> None:
+    def shapes(seed: int, opset: int) -> set[tuple[int, ...]]:
+        """Return the shapes that an If gives on the two sides of its condition."""
+        b = Builder(Decider(Seeded(seed)), opset, 2)
+        b.add([Value("c", (np.array(True), np.array(False))), Value("x", (np.ones((2, 3), np.float32),) * 2)])
+        try:
+            return {array.shape for array in conditional(b).arrays}
+        except Refused:
+            return set()
+
+    seeds = range(60)
+    before = [len(shapes(seed, 10)) for seed in seeds]
+    since = [len(shapes(seed, 11)) for seed in seeds]
+    assert max(before) == 1
+    assert max(since) == 2

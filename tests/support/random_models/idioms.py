@@ -232,13 +232,13 @@ def between_views(b: Builder) -> Value:
 
 def same_condition(b: Builder) -> Value:
     """Two If that ask the same, the second of which may read the first."""
-    from random_models.scopes import body_of, local, may_nest, whole
+    from random_models.scopes import body_of, local, may_meet, may_nest, whole
 
     may_nest(b)
     condition = b.pick((BOOL,), (0,))
     x = b.pick((F32,))
     for _ in range(2):
-        bodies = {}
+        bodies, results = {}, []
         for name in ("then_branch", "else_branch"):
             inner = Builder(b.ask, b.opset, b.feeds, b)
             y = inner.node(b.ask.pick(("Tanh", "Neg", "Sigmoid", "Tanh")), [x])
@@ -247,6 +247,8 @@ def same_condition(b: Builder) -> Value:
             if y.rank != x.rank:
                 raise Refused
             bodies[name] = body_of(inner, [], [local(inner, y)])
+            results.append(y)
+        may_meet(b, *results)
         x = whole(b, "If", [condition], bodies, exact=False)[0]
         if b.ask.chance(40):
             x = b.node("Relu", [x])

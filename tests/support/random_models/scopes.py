@@ -33,9 +33,16 @@ def conditional(b: Builder) -> Value:
         rank = result.rank if index == 0 and b.ask.chance(85) else rank
         bodies.append(body_of(inner, [], [local(inner, result)]))
         results.append(result)
+    may_meet(b, *results)
     exact = all(value.exact for value in results)
     names = ("then_branch", "else_branch")
     return whole(b, "If", [condition], dict(zip(names, bodies, strict=True)), exact=exact)[0]
+
+
+def may_meet(b: Builder, first: Value, second: Value) -> None:
+    """Refuse results of two branches that differ in shape where If demands the same one: before opset 11."""
+    if b.opset < 11 and not _same_sizes(first, second):
+        raise Refused
 
 
 def _is_float_of(rank: int, value: Value) -> bool:
