@@ -131,7 +131,8 @@ def _ends(value: Value, region: Region, numbers: Mapping[Node, int]) -> _Ends:
 def _price(value: Value, region: Region) -> int:
     """Return what a turn of a value costs: less at the ends of the graph, more beside a layer that others fuse into."""
     root = value.root
-    beside = [producer(root), *(reader for tensor in value.tensors for reader in list(tensor.outputs)[:4])]
+    few = (tensor.outputs for tensor in value.tensors if len(tensor.outputs) <= MOST_READERS)
+    beside = [producer(root), *(reader for readers in few for reader in readers)]
     price = _TURN
     if any(node is not None and node.op in _LAYERS for node in beside):
         price += _BESIDE_LAYER

@@ -228,12 +228,18 @@ class Region:
         if len(tensor.outputs) > MOST_READERS:
             self.whole = False
             return
-        for reader in dict.fromkeys(tensor.outputs):
-            if reader.graph is not self.graph or self._turns_here(reader, reader.outputs[:1], tensor, away):
-                continue
+        # turns first: a mover that reads both sides of one would take them for two values
+        readers = [each for each in self._readers(tensor) if not self._turns_here(each, each.outputs[:1], tensor, away)]
+        for reader in readers:
             for place, each in enumerate(reader.inputs):
                 if each is tensor:
                     self._meet(reader, Side(is_output=False, place=place), away, layout, value)
+
+    def _readers(self, tensor: Tensor) -> list[Node]:
+        """Return the readers in the order of the graph; that of the uses depends on what was edited last."""
+        assert self.graph is not None
+        here = {reader for reader in tensor.outputs if reader.graph is self.graph}
+        return sorted(here, key=self.graph.nodes.label) if len(here) > 1 else list(here)
 
     def _turns_here(self, node: Node, others: Sequence[Tensor], tensor: Tensor, away: Perm) -> bool:
         """Whether a node turns a value between a tensor and another, which then is taken in.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +14,19 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.graph import LazyWeight
+from graphopt.graph import LazyWeight, Variable
 from graphopt.passes.simplify.layout import motion
 from graphopt.passes.simplify.layout.region import Region
 from graphopt.passes.simplify.sink_transposes import SinkTransposes
 from graphopt.passes.simplify.sink_transposes_loosely import SinkTransposesLoosely
+from graphopt.rewrite import PassManager
 from layout_models import channels_last_network, is_valid, layout_model
-from pass_oracle import check_pass, run_pass
+from pass_oracle import check_pass, parse, run_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from random import Random
+
+    from graphopt.graph import Model
 
 HEAD = '<ir_version: 9, opset_import: ["" : 19]>\n'
 NHWC = "perm = [0, 2, 3, 1]"
@@ -317,3 +320,41 @@ def test_random_models_stay_within_rounding(random: Random) -> None:
     assume(is_valid(model))
     done = check_pass(SinkTransposesLoosely(), model, samples=1, interpreted=False)
     assert len(done.ops) <= sum(1 for _ in done.before.walk())
+
+
+def in_another_order_of_uses(model: Model, random: Random) -> Model:
+    """Return the same model, whose edges have been taken off and put back as edits do."""
+    other = model.copy()
+    edges = [(node, place) for _, node in other.walk() for place in range(len(node.inputs))]
+    random.shuffle(edges)
+    for node, place in edges:
+        tensor = node.inputs[place]
+        node.inputs[place] = Variable("")
+        node.inputs[place] = tensor
+    assert other.to_bytes() == model.to_bytes()
+    return other
+
+
+def test_mover_reads_both_sides_of_a_turn() -> None:
+    """The turn is found before the mover, whichever was edited last."""
+    turn = "Transpose<perm = [0, 1, 3, 2]>"
+    model = parse(text(f"a = {turn}(x) b = Relu(a) c = {turn}(b) y = Add(b, c)", given="float[?, ?, ?, ?] x"))
+    for seed in range(8):
+        edited = in_another_order_of_uses(model, Random(seed))
+        PassManager([SinkTransposesLoosely()]).run(edited)
+        assert [node.op for _, node in edited.walk()] == ["Relu", "Transpose", "Add"]
+    check_pass(SinkTransposesLoosely(), model, interpreted=False)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.randoms(use_true_random=False))
+def test_order_of_edits_decides_nothing(random: Random) -> None:
+    """So the model in memory is done when the file is."""
+    source = layout_model(random)
+    assume(is_valid(source))
+    for step in (SinkTransposes(), SinkTransposesLoosely()):
+        model = parse(source)
+        edited = in_another_order_of_uses(model, random)
+        PassManager([step]).run(model)
+        PassManager([step]).run(edited)
+        assert edited.to_bytes() == model.to_bytes()
