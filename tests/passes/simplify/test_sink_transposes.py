@@ -347,9 +347,10 @@ def test_mover_reads_both_sides_of_a_turn() -> None:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.randoms(use_true_random=False))
-def test_order_of_edits_decides_nothing(random: Random) -> None:
+@given(st.integers(0, 1 << 32))
+def test_order_of_edits_decides_nothing(seed: int) -> None:
     """So the model in memory is done when the file is."""
+    random = Random(seed)
     source = layout_model(random)
     assume(is_valid(source))
     for step in (SinkTransposes(), SinkTransposesLoosely()):
