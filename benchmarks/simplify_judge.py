@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +116,8 @@ class Original:
 
 
 def first_line(error: Exception) -> str:
-    """Return the beginning of an error's text."""
-    return str(error).strip().splitlines()[0][:200]
+    """Return the beginning of an error's text, without the folder that this run happened to use."""
+    return re.sub(r"(?<![\w.])/(?:[^\s/:]+/)+", "", str(error).strip().splitlines()[0])[:200]
 
 
 def unoptimized(path: Path) -> ort.InferenceSession:

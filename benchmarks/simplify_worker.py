@@ -67,19 +67,10 @@ def save(model: Any, output: str) -> None:
 
 
 def graphopt(source: str, output: str) -> None:
-    """Run this project's recipe of standard operators."""
+    """Run this project's graph optimization."""
     import graphopt as package
 
-    simplify = getattr(package, "simplify", None)
-    if callable(simplify):
-        simplify(source, output)
-        return
-    from graphopt.graph import read_model
-    from graphopt.rewrite import PassManager, load_recipe
-
-    model = read_model(source)
-    PassManager(load_recipe("default").passes).run(model)
-    model.save(output)
+    package.simplify(source, output)
 
 
 def onnxsim(source: str, output: str) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 EXAMPLES = ROOT / "examples"
 PAGES = [README, *sorted(ROOT.glob("*/README.md"))]
-LINES_OF_A_PAGE = 70
+LINES_OF_A_PAGE = 90
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#\s]+)\)")
