@@ -9,12 +9,16 @@ import numpy as np
 
 from graphopt.graph import Constant, Node, constant_value, is_graph_output, producer
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
+from graphopt.rewrite.driver import Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.shape_values import ShapeValues
     from graphopt.analysis.types import Types
     from graphopt.graph import Tensor
+    from graphopt.rewrite.patch import Patch, Skip
 
 Array = np.ndarray[Any, Any]
 
@@ -161,3 +165,23 @@ def small_constant(tensor: Tensor) -> Array | None:
 def read_once(tensor: Tensor) -> bool:
     """Whether exactly one node reads a tensor, once, and no graph gives it out."""
     return len(tensor.outputs) == 1 and not is_graph_output(tensor)
+
+
+def chained(op: str, types: Types, values: ShapeValues, merge: Callable[[Look, Look], Patch | Skip | None]) -> Rule:
+    """Return the rule for an operator whose input another of its kind makes for it alone.
+
+    Args:
+        op: Operator type.
+        types: Types of the tensors.
+        values: Values of shape computations.
+        merge: Called with the later and the earlier node; returns what makes one of them.
+    """
+
+    def rewrite(node: Node) -> Patch | Skip | None:
+        look = Look(node, types, values)
+        before = look.above(0, op)
+        if before is None or not read_once(before.output) or refers_to_function(node):
+            return None
+        return merge(look, before)
+
+    return Rule((op,), rewrite)

@@ -9,8 +9,7 @@ import numpy as np
 
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
-from graphopt.passes.simplify.look import Look, read_once
-from graphopt.passes.simplify.purity import refers_to_function
+from graphopt.passes.simplify.look import Look, chained
 from graphopt.passes.simplify.removal import restate
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from graphopt.analysis.manager import Facts
-    from graphopt.graph import Model, Node, Rewriter
+    from graphopt.graph import Model, Rewriter
 
 _SUMMED = ("constant", "edge")
 
@@ -43,16 +42,7 @@ class MergePads(RulePass):
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule]:
         """Return the rule."""
-        types, values = facts.get(Types), facts.get(ShapeValues)
-
-        def rewrite(node: Node) -> Patch | Skip | None:
-            look = Look(node, types, values)
-            before = look.above(0, "Pad")
-            if before is None or not read_once(before.output) or refers_to_function(node):
-                return None
-            return _merge(look, before)
-
-        return [Rule(("Pad",), rewrite)]
+        return [chained("Pad", facts.get(Types), facts.get(ShapeValues), _merge)]
 
 
 def _merge(look: Look, before: Look) -> Patch | Skip | None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.passes.simplify.algebra.ranges import Range, ranges_of, state_slice
-from graphopt.passes.simplify.look import Look, read_once
-from graphopt.passes.simplify.purity import refers_to_function
+from graphopt.passes.simplify.look import Look, chained
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.verify.contract import Contract
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from graphopt.analysis.manager import Facts
-    from graphopt.graph import Model, Node, Rewriter
+    from graphopt.graph import Model, Rewriter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +39,7 @@ class MergeSlices(RulePass):
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule]:
         """Return the rule."""
-        types, values = facts.get(Types), facts.get(ShapeValues)
-
-        def rewrite(node: Node) -> Patch | Skip | None:
-            look = Look(node, types, values)
-            before = look.above(0, "Slice")
-            if before is None or not read_once(before.output) or refers_to_function(node):
-                return None
-            return _merge(look, before)
-
-        return [Rule(("Slice",), rewrite)]
+        return [chained("Slice", facts.get(Types), facts.get(ShapeValues), _merge)]
 
 
 def _merge(look: Look, before: Look) -> Patch | Skip | None:
