@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.analysis.bodies import Bodies
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Node, producer, uses
-from graphopt.passes.simplify.control.bodies import body_batch, branches, has_bodies
+from graphopt.passes.simplify.control.bodies import body_batch, branches
 from graphopt.passes.simplify.inline_if import inlining
 from graphopt.passes.simplify.look import Look
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
@@ -62,7 +63,7 @@ class EliminateFailingBranches(RulePass):
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule | Batch]:
         """Return the rule for If; none for a model without bodies."""
-        if not has_bodies(model):
+        if not facts.get(Bodies):
             return []
         ranks = _Ranks(facts.get(Types), facts.get(ShapeValues))
 

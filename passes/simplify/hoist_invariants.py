@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.analysis.bodies import Bodies
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Graph, Node, Tensor, is_graph_input, producer
 from graphopt.graph.moving import move_initializer, move_nodes
-from graphopt.passes.simplify.control.bodies import behind_identities, body_batch, branches, drop_results, has_bodies
+from graphopt.passes.simplify.control.bodies import behind_identities, body_batch, branches, drop_results
 from graphopt.passes.simplify.control.loops import LoopForm, State, remove_from_loop
 from graphopt.passes.simplify.control.totality import cannot_fail
 from graphopt.passes.simplify.folding.plan import attributes_key, constant_key
@@ -51,7 +52,7 @@ class HoistInvariants(RulePass):
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule | Batch]:
         """Return one rule for nodes in loops and one for what needs the whole body; none for a model without bodies."""
-        if not has_bodies(model):
+        if not facts.get(Bodies):
             return []
         types = facts.get(Types)
         failed = frozenset(failure.node for failure in types.failures)

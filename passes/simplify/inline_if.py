@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.analysis.bodies import Bodies
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Graph, Node, Variable, enclosing, is_graph_output, producer, uses
@@ -14,7 +15,6 @@ from graphopt.passes.simplify.control.bodies import (
     body_batch,
     branches,
     drop_results,
-    has_bodies,
     is_around,
     truth,
 )
@@ -55,7 +55,7 @@ class InlineIf(RulePass):
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule | Batch]:
         """Return one rule for conditions and one that looks at the branches."""
-        if not has_bodies(model):
+        if not facts.get(Bodies):
             return []
         types, values = facts.get(Types), facts.get(ShapeValues)
         return [

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.analysis.bodies import Bodies
 from graphopt.analysis.types import Types
 from graphopt.graph import Graph, Node, Tensor, captures, enclosing, producer, uses
 from graphopt.graph.moving import transfer_initializer, transfer_nodes
-from graphopt.passes.simplify.control.bodies import branches, has_bodies
+from graphopt.passes.simplify.control.bodies import branches
 from graphopt.rewrite.driver import Rule, RulePass
 from graphopt.rewrite.patch import Patch
 from graphopt.verify.contract import Contract
@@ -43,7 +44,7 @@ class MergeConditionals(RulePass):
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule]:
         """Return the rule for If; none for a model without bodies."""
-        if not has_bodies(model):
+        if not facts.get(Bodies):
             return []
         types = facts.get(Types)
         return [Rule(("If",), lambda node: _merged(node, types), depth=2)]

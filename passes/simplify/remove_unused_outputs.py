@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnx.defs
 
+from graphopt.analysis.bodies import Bodies
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Node, captures, is_graph_output, producer, subgraphs
-from graphopt.passes.simplify.control.bodies import CONTROL_FLOW, body_batch, branches, drop_results, has_bodies
+from graphopt.passes.simplify.control.bodies import CONTROL_FLOW, body_batch, branches, drop_results
 from graphopt.passes.simplify.control.loops import LoopForm, State, remove_from_loop
 from graphopt.passes.simplify.look import Look
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, refers_to_function
@@ -60,7 +61,7 @@ class RemoveUnusedOutputs(RulePass):
             Rule((EVERY,), _optional_outputs, domain=EVERY),
             Rule(("Split",), lambda node: _single_part(node, types, values)),
         ]
-        if has_bodies(model):
+        if facts.get(Bodies):
             found += [Rule(("If",), _branch_results), body_batch(_loop_results, *CONTROL_FLOW)]
         return found
 

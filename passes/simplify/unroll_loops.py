@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from graphopt.analysis.bodies import Bodies
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.types import Types
 from graphopt.graph import Node, Tensor, captures, dtypes, producer, subgraphs
 from graphopt.graph.moving import copy_nodes, move_initializer, move_nodes
-from graphopt.passes.simplify.control.bodies import behind_identities, body_batch, has_bodies, truth
+from graphopt.passes.simplify.control.bodies import behind_identities, body_batch, truth
 from graphopt.passes.simplify.control.loops import LoopForm, Scanned, Stack
 from graphopt.passes.simplify.control.stacking import stacked, taken, without_axis
 from graphopt.passes.simplify.inline_if import clash, replace_result
@@ -56,7 +57,7 @@ class UnrollLoops(RulePass):
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule | Batch]:
         """Return the rule that looks at loops and their bodies."""
-        if not has_bodies(model):
+        if not facts.get(Bodies):
             return []
         types, values = facts.get(Types), facts.get(ShapeValues)
 

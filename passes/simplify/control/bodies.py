@@ -13,15 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from graphopt.analysis.shape_values import ShapeValues
-    from graphopt.graph import Model, Node, Rewriter, Tensor
+    from graphopt.graph import Node, Rewriter, Tensor
     from graphopt.rewrite.pass_ import Steps
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
-
-
-def has_bodies(model: Model) -> bool:
-    """Whether any node of the model holds a body."""
-    return any(graph.parent_node is not None for graph in model.graphs())
 
 
 def body_batch(rewrite: Callable[[Node], Steps], *ops: str, everywhere: bool = False) -> Batch:
