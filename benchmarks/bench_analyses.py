@@ -9,13 +9,12 @@ the figures in benchmarks/results/analyses.json.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
-import time
+import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,8 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt.analysis import Captures, Cost, Facts, Liveness, NetworkView, ShapeValues, Types, Uses
 from graphopt.graph import Model, read_model
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
+
+from benchmarks.measurement import cpu_seconds
 
 RESULTS = Path(__file__).parent / "results" / "analyses.json"
 ALL = (Types, ShapeValues, Uses, Captures, Liveness, Cost, NetworkView)
@@ -70,17 +70,6 @@ def attention_chain(count: int) -> bytes:
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
     proto: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(proto.SerializeToString())
-
-
-def cpu_seconds(action: Callable[[], Any], runs: int = 3) -> float:
-    """Return the CPU seconds of the fastest of several runs."""
-    best = float("inf")
-    for _ in range(runs):
-        gc.collect()
-        start = time.process_time()
-        action()
-        best = min(best, time.process_time() - start)
-    return best
 
 
 def times(model: Model) -> dict[str, float]:

@@ -12,18 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # a script finds its own folder only
+
+from benchmarks.measurement import environment  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +164,6 @@ def line(row: dict[str, Any]) -> str:
     sizes = f"{row['bytes_before']} -> {row['bytes']} B"
     how = f"sparsity {row['sparsity']} reverted {row['reverted']} {row['cpu_seconds']} s {row['integer_kernels']}"
     return f"{row['recipe']:7s} {row['model']:48s} {scores} {sizes} {how}"
-
-
-def environment() -> dict[str, str]:
-    """Return versions and the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "")
-    packages = {name: version(name) for name in ("graphopt", "onnx", "onnxruntime", "numpy")}
-    return packages | {"python": platform.python_version(), "cpu": cpu}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -28,8 +27,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.graph import Model, Node, Variable, Weight, read_model
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
+
+from benchmarks.measurement import cpu_seconds
 
 RESULTS = Path(__file__).parent / "results" / "graph.json"
 LARGE_WEIGHTS = 48
@@ -55,17 +55,6 @@ def chain(count: int) -> bytes:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in ("x", current)]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights, value_info=infos[:-1])
     return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
-
-
-def cpu_seconds(action: Callable[[], Any], runs: int = 3) -> float:
-    """Return the CPU seconds of the fastest of several runs."""
-    best = float("inf")
-    for _ in range(runs):
-        gc.collect()
-        start = time.process_time()
-        action()
-        best = min(best, time.process_time() - start)
-    return best
 
 
 def bench_import_export(data: bytes) -> dict[str, float]:

@@ -19,17 +19,16 @@ import argparse
 import fnmatch
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # a script finds its own folder only
 
+from benchmarks.measurement import environment  # noqa: E402
 from benchmarks.simplify_growth import SIZES, exponents, generate, memory_rows, time_rows  # noqa: E402
 from benchmarks.simplify_judge import Original  # noqa: E402
 from benchmarks.simplify_latency import latency_row  # noqa: E402
@@ -256,14 +255,6 @@ class Record:
     @staticmethod
     def _key(part: str, row: Row) -> tuple[Any, ...]:
         return tuple(row[key] for key in _KEYS[part])
-
-
-def environment() -> dict[str, Any]:
-    """Return versions and the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "")
-    packages = {name: version(name) for name in ("graphopt", "onnx", "onnxruntime", "numpy")}
-    return packages | {"python": platform.python_version(), "cpu": cpu}
 
 
 if __name__ == "__main__":

@@ -4,42 +4,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnx
-import onnx.parser
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
 
 from graphopt.passes.simplify.sink_splits import SinkSplits
 from pass_oracle import check_pass, run_pass
+from split_models import split_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def model(
-    nodes: str, *, x: str = "n, 3, 8", out: str = "p q r", opset: int = 17, more: str = "", **constants: Any
-) -> onnx.ModelProto:
-    """Return a model; lists become int64 constants, tuples random floats of that shape."""
-    outputs = ", ".join(f"float {name}" for name in out.split())
-    proto = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[{x}] x{more}) => ({outputs}) {{ {nodes} }}'
-    )
-    for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    rng = np.random.default_rng(0)
-    for name, value in constants.items():
-        array = (
-            np.array(value, np.int64)
-            if isinstance(value, list)
-            else np.asarray(rng.normal(size=value)).astype(np.float32)
-        )
-        proto.graph.initializer.append(numpy_helper.from_array(array, name))
-    return proto
+model = partial(split_model, x="n, 3, 8", out="p q r")
 
 
 S = "a, b, c = Split<axis = -1>(x, s)"
