@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from graphopt.graph.labels import node_label
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
@@ -66,13 +67,3 @@ class Skip:
 
     node: Node | str
     reason: str
-
-
-def node_label(node: Node | str) -> str:
-    """Return a readable name for a node: its name, else its operator and first output."""
-    if isinstance(node, str):
-        return node
-    if node.name:
-        return str(node.name)
-    output = next((tensor.name for tensor in node.outputs if tensor.name), "nothing")
-    return f"{node.op} -> {output}"

@@ -99,6 +99,12 @@ class Statistics:
     compressed_mean: Vector
 
 
+def identity(columns: int) -> Statistics:
+    """Return the statistics of uncorrelated inputs of mean square 1: what stands in where nothing was measured."""
+    one = np.eye(columns)
+    return Statistics(one, one, one, np.zeros(columns), np.zeros(columns))
+
+
 def solve_rows(weight: Matrix, support: NDArray[np.bool_], given: Statistics, *, damping: float = 0.01) -> Matrix:
     """Return the weights on the support that best give the dense outputs from the compressed inputs.
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import numpy as np
 
 from graphopt.analysis.dense_reference import DenseReference
+from graphopt.analysis.layer_statistics import Layer, Refusal, end_layers, find_layers
 from graphopt.analysis.row_scale import RowScale
 from graphopt.graph import Constant
-from graphopt.passes.prune.ends import end_layers
-from graphopt.passes.prune.layers import Layer, find_layers
 from graphopt.passes.prune.refit_weights import RefitWeights
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip, node_label
 from graphopt.solve import scores
@@ -110,8 +109,8 @@ class PruneMagnitude(Pass):
     def _once(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         layers: list[Layer] = []
         for found in find_layers(model, keep=self.keep, depthwise=self.depthwise):
-            if isinstance(found, Skip):
-                yield found
+            if isinstance(found, Refusal):
+                yield Skip(found.node, found.reason)
             else:
                 layers.append(found)
         if self.protect_ends:

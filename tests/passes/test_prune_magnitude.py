@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt import demo
 from graphopt.errors import RecipeError
 from graphopt.graph import Model, constant_value, read_model
-from graphopt.passes.prune.layers import Layer, find_layers
+from graphopt.analysis.layer_statistics import Layer, find_layers
 from graphopt.passes.prune.prune_magnitude import PruneMagnitude
 from graphopt.rewrite import PassManager, create
 from graphopt.runtime import Feeds

@@ -12,11 +12,11 @@ from onnx import helper, numpy_helper
 
 from graphopt import demo
 from graphopt.graph import Model, constant_value, read_model
-from graphopt.passes.prune.bias import find_bias
-from graphopt.passes.prune.layers import Layer, find_layers
+from graphopt.analysis.layer_statistics import find_bias
+from graphopt.analysis.layer_statistics import Layer, find_layers
 from graphopt.passes.prune.prune_magnitude import PruneMagnitude
 from graphopt.passes.prune.refit_weights import RefitWeights
-from graphopt.passes.prune.rows import Form, form_of
+from graphopt.analysis.layer_statistics import Form, form_of
 from graphopt.rewrite import Outcome, PassManager, create
 from graphopt.runtime import Feeds
 from graphopt.verify.legality import check_legal

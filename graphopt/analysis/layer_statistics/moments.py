@@ -12,8 +12,8 @@ from graphopt.solve.least_squares import Moments
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from graphopt.analysis.layer_statistics.rows import Form
     from graphopt.graph import Model, Node
-    from graphopt.passes.prune.rows import Form
 
     Values = dict[str, Any]
 
@@ -30,12 +30,14 @@ class Reading:
         tensor: Name of the tensor that it reads, in both models.
         form: How its input is read as rows.
         columns: Columns of each group's matrix.
+        paired: The dense model has the tensor too; else what the compressed one gives stands for both.
     """
 
     key: str
     tensor: str
     form: Form
     columns: int
+    paired: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Sums:
 
 
 def collect(
-    dense: Iterable[Values], compressed: Iterable[Values], readings: Sequence[Reading], *, rows: int, seed: int
+    values: Iterable[tuple[Values, Values]], readings: Sequence[Reading], *, rows: int, seed: int
 ) -> dict[str, Sums]:
     """Return the moments of the layers' inputs by key.
 
@@ -55,8 +57,7 @@ def collect(
     infinite values, are left out.
 
     Args:
-        dense: What the layers read in the model before compression, batch by batch.
-        compressed: The same in the model as it is now, for the same batches.
+        values: What the layers read in the model before compression and in the model as it is now, batch by batch.
         readings: The layers.
         rows: Rows to draw from each batch, per layer.
         seed: Decides which rows are drawn.
@@ -68,9 +69,10 @@ def collect(
         )
         for each in readings
     }
-    for number, (x, z) in enumerate(zip(dense, compressed, strict=True)):
+    for number, (x, z) in enumerate(values):
         for place, each in enumerate(readings):
-            a, b = x[each.tensor], z[each.tensor]
+            b = z[each.tensor]
+            a = x[each.tensor] if each.paired else b
             if a.shape != b.shape or not a.size:
                 continue
             sampled = each.form.sample([a, b], rows, np.random.default_rng((seed, number, place)))

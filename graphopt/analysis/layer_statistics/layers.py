@@ -1,4 +1,4 @@
-"""Finds the weights that pruning may touch: what every pass of this family asks first."""
+"""Finds the weights of a model: what every pass that changes them asks first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import Constant, Function, constant_value, enclosing, is_graph_output, producer, uses
+from graphopt.graph.labels import node_label
 from graphopt.graph.weights import SparseWeight
-from graphopt.rewrite import Skip, node_label
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -25,8 +25,16 @@ _FLOATS = {"float16", "float32", "float64", "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A layer whose weight must stay as it is, and why: a sentence for the owner of the model."""
+
+    node: Node
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
-    """One weight that can be pruned.
+    """One weight that can be changed.
 
     Attributes:
         node: The first node that uses it.
@@ -78,8 +86,8 @@ class Layer:
         return int(self.array().shape[self.row_axis]) * groups
 
 
-def find_layers(model: Model, *, keep: Collection[str] = (), depthwise: bool = False) -> Iterator[Layer | Skip]:
-    """Yield every weight that can be pruned once, and a refusal for every layer whose weight cannot.
+def find_layers(model: Model, *, keep: Collection[str] = (), depthwise: bool = False) -> Iterator[Layer | Refusal]:
+    """Yield every weight that can be changed once, and a refusal for every layer whose weight cannot.
 
     Args:
         model: The model; weights in the bodies of If, Loop and Scan count too.
@@ -91,12 +99,12 @@ def find_layers(model: Model, *, keep: Collection[str] = (), depthwise: bool = F
         if node.domain not in _STANDARD:
             continue
         if node.op in _RECURRENT:
-            yield Skip(node, f"the weights of {node.op} are not pruned: errors add up from step to step")
+            yield Refusal(node, f"the weights of {node.op} are not pruned: errors add up from step to step")
         if node.op not in _OPERATORS:
             continue
         index = _weight_index(node)
         if index is None:
-            yield Skip(node, _no_weight(node))
+            yield Refusal(node, _no_weight(node))
             continue
         weight = node.inputs[index]
         if weight in seen:
@@ -104,7 +112,7 @@ def find_layers(model: Model, *, keep: Collection[str] = (), depthwise: bool = F
         seen.add(weight)
         consumers = tuple(dict.fromkeys((node, *(use.node for use in uses(weight)))))
         reason = _refusal(node, weight, consumers, graph, keep, depthwise=depthwise)
-        yield Skip(node, reason) if reason else Layer(node, consumers, index, weight, graph)
+        yield Refusal(node, reason) if reason else Layer(node, consumers, index, weight, graph)
 
 
 def _weight_index(node: Node) -> int | None:

@@ -1,0 +1,345 @@
+"""Passes that change the weights of a model layer by layer, front to back, each on what it really reads.
+
+A layer computes y = W x + b. Its inputs in the dense model are x, in the model as compressed so far z. A pass says
+for one layer which weights V stand for W; everything around that is the same for all of them and stands here: finding
+the layers, running both models from layer to layer, the statistics, judging on samples kept from the fit, the repair of
+variance and mean, the records.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.analysis.dense_reference import DenseReference
+from graphopt.analysis.layer_statistics import Layer, Refusal, Segments, Sums, collect, find_layers
+from graphopt.graph import Constant
+from graphopt.graph.labels import node_label
+from graphopt.rewrite.layer_stop import LARGEST_COLUMNS, Stop, find_stops, stages
+from graphopt.rewrite.pass_ import Pass
+from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip
+from graphopt.solve import least_squares
+from graphopt.solve.threads import one_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+
+    from graphopt.analysis import Facts
+    from graphopt.graph import Model, Node, Rewriter, Tensor
+    from graphopt.solve.least_squares import Statistics
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+Rows = NDArray[np.bool_]
+
+BATCH = 8
+"""Samples per run where the batch axis is free."""
+
+LEAST_BATCHES = 8
+"""Whole batches are kept from the fit, so there must be some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One layer to solve.
+
+    Attributes:
+        stop: Where it stands: the layer, how it is read as rows, its bias.
+        dense: W of each group in the dense model, [R, C]: what the outputs are aimed at.
+        present: W of each group as it is now.
+        fit: Statistics of each group's inputs to solve on; centred where a bias takes up the means.
+        judge: The same of samples kept from the fit.
+        centred: Whether there is a bias that takes up the means, so that only what varies must be matched.
+        squares: Mean square of each column of z, [C]: the diagonal of E[z z'], never centred.
+        measured: Whether the statistics were measured. Without data, and for layers that cannot be observed, E[z z'],
+            E[x x'] and E[x z'] are the identity and the means zero; for layers of more than ``LARGEST_COLUMNS`` columns
+            ``fit`` and ``judge`` are then empty, for memory, and only ``squares`` is there.
+        plan: What `LayerwisePass.plan` said about this layer, or None.
+        seed: Decides all draws.
+    """
+
+    stop: Stop
+    dense: tuple[Matrix, ...]
+    present: tuple[Matrix, ...]
+    fit: tuple[Statistics, ...]
+    judge: tuple[Statistics, ...]
+    squares: tuple[Vector, ...]
+    centred: bool
+    measured: bool
+    plan: Any
+    seed: int
+
+    @property
+    def layer(self) -> Layer:
+        """The layer."""
+        return self.stop.layer
+
+    @property
+    def rows(self) -> int:
+        """Rows of all groups together."""
+        return sum(map(len, self.dense))
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written for a layer, for passes that record more than weights.
+
+    Attributes:
+        tensor: What holds the weights now.
+        weight: Its values.
+        gains: Per group, by what each row was multiplied after it was solved, [R].
+        taken: Per group, which rows have the solution and not the one it falls back on, [R].
+    """
+
+    tensor: Tensor
+    weight: NDArray[Any]
+    gains: tuple[Vector, ...]
+    taken: tuple[Rows, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What a pass wants for a layer.
+
+    Attributes:
+        matrices: V of each group, [R, C].
+        otherwise: V of each group for rows whose error on the held-back samples is not lower with ``matrices``; None
+            takes every row as solved.
+        what: What was done, for the per-layer table.
+        record: Called in the patch after the weights were written.
+    """
+
+    matrices: Sequence[Matrix]
+    otherwise: Sequence[Matrix] | None = None
+    what: str = ""
+    record: Callable[[Rewriter, Written], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One walk over a model: the data it runs on.
+
+    Attributes:
+        model: The model that is changed.
+        dense: The model that it is measured against.
+        batches: Complete feeds; none where there is no data.
+        rows: Rows of input per batch and layer.
+        seed: Decides which.
+    """
+
+    model: Model
+    dense: Model
+    batches: list[dict[str, Any]]
+    rows: int
+    seed: int
+
+    def observe(self, stops: Sequence[Stop]) -> dict[str, Sums]:
+        """Return what all these layers read in the model as it is now (x is z), by ``stop.key``; one run over the data.
+
+        Memory holds the sums of all of them at once. Layers that cannot be observed are missing.
+        """
+        readings = [stop.reading for stop in stops if stop.reading is not None]
+        if not readings or not self.batches:
+            return {}
+        names = list(dict.fromkeys(reading.tensor for reading in readings))
+        with one_thread():
+            values = ((found, found) for found in Segments(self.batches).advance(self.model, names))
+            return collect(values, readings, rows=self.rows, seed=self.seed)
+
+    def walk(self, stops: Sequence[Stop]) -> Iterator[tuple[Stop, Sums]]:
+        """Yield the layers front to back with their statistics; each may be changed before the next is asked for."""
+        before, now = Segments(self.batches), Segments(self.batches)
+        for stage in stages(stops):
+            readings = [stop.reading for stop in stage if stop.reading is not None]
+            names = list(dict.fromkeys(each.tensor for each in readings))
+            with one_thread():
+                wanted = [each.tensor for each in readings if each.paired]
+                reached = zip(before.advance(self.dense, wanted), now.advance(self.model, names), strict=True)
+                sums = collect(reached, readings, rows=self.rows, seed=self.seed)
+            for stop in stage:
+                yield stop, sums[stop.key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerwisePass(Pass):
+    """A pass that solves one layer after the other; subclasses define `solve`.
+
+    Attributes:
+        samples: Calibration samples that are run at most.
+        rows: Rows of input that a layer is fitted and judged on, at most.
+        damping: Relative strength of the pull towards the old weights.
+        variance: Also scale each row so that its output varies as much as before; needs a bias that takes the mean.
+        keep: Names of nodes left as they are.
+
+    Class attributes:
+        repairs: It only repairs what another pass removed, so it skips a model from which nothing was removed. Other
+            passes record the model they first see as the dense one.
+        data_free: It takes layers without statistics too: all of them where there is no data, else those that cannot be
+            observed. They come first, so that the layers behind them see what was done.
+        corrects_bias: The mean output is kept through the bias.
+    """
+
+    contract: ClassVar[Contract] = Contract.LOSSY
+    repairs: ClassVar[bool] = False
+    data_free: ClassVar[bool] = False
+    corrects_bias: ClassVar[bool] = True
+
+    samples: int = 512
+    rows: int = 16384
+    damping: float = 0.01
+    variance: bool = True
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for option in ("samples", "rows"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"{option} is {getattr(self, option)}, but it must be 1 or more")
+        if not 0 < self.damping < 1e6:
+            raise ValueError(f"damping is {self.damping}, but it must be above 0")
+
+    @abstractmethod
+    def solve(self, problem: Problem) -> Solution | str:
+        """Return the new weights of a layer, or why it stays as it is."""
+
+    def layers(self, model: Model) -> Iterator[Layer | Refusal]:
+        """Yield the layers that the pass takes, front to back, and the refusals it reports."""
+        return find_layers(model, keep=self.keep)
+
+    def plan(self, sweep: Sweep, stops: Sequence[Stop], facts: Facts) -> Mapping[str, Any]:
+        """Return what is to be decided over all layers before the first is solved, by ``stop.key``."""
+        return {}
+
+    def finish(self, problem: Problem, weight: NDArray[Any]) -> NDArray[Any]:
+        """Return the weight as it is written, in the type it is stored in; the last word on rounding."""
+        return weight
+
+    def describe(self, problem: Problem, solution: Solution, taken: int) -> str:
+        """Return what was done, for the per-layer table, where so many rows have the solution."""
+        return solution.what
+
+    def refuse_unchanged(self, problem: Problem) -> str:
+        """Return the reason to give where nothing changes."""
+        return "its weights are already what they would become"
+
+    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
+        """Yield one patch per layer that changes."""
+        if self.repairs and facts.get(DenseReference).model is None:
+            yield Skip(model.graph.name or "model", "no weights were pruned before, so there is nothing to repair")
+            return
+        if facts.feeds is None and not self.data_free:
+            yield Skip(model.graph.name or "model", f"{self.name} needs calibration data; give --data")
+            return
+        DenseReference.remember(model, facts)
+        dense = facts.get(DenseReference).model
+        assert dense is not None
+        stops: list[Stop] = []
+        for found in find_stops(
+            model, dense, self.layers(model), observed=facts.feeds is not None, strict=self.repairs
+        ):
+            if isinstance(found, Refusal):
+                yield Skip(found.node, found.reason)
+            elif found.reading is None and not self.data_free:
+                yield Skip(found.layer.node, found.unobserved)
+            else:
+                stops.append(found)
+        batches: list[dict[str, Any]] = []
+        if facts.feeds is not None:
+            feeds = facts.feeds.take(self.samples)
+            batches = list(feeds.batches(max(1, min(BATCH, len(feeds) // LEAST_BATCHES))))
+        sweep = Sweep(model, dense, batches, -(-self.rows // max(1, len(batches))), facts.seed)
+        plans = self.plan(sweep, stops, facts)
+        for stop in stops:
+            if stop.reading is None:
+                yield self._proposal(stop, None, plans.get(stop.key), facts.seed)
+        for stop, sums in sweep.walk([stop for stop in stops if stop.reading is not None]):
+            yield self._proposal(stop, sums, plans.get(stop.key), facts.seed)
+
+    def _proposal(self, stop: Stop, sums: Sums | None, plan: Any, seed: int) -> Patch | Skip:
+        with one_thread():
+            problem = _state(stop, sums, plan, seed, data_free=self.data_free)
+            if isinstance(problem, str):
+                return Skip(stop.layer.node, problem)
+            solution = self.solve(problem)
+            return Skip(stop.layer.node, solution) if isinstance(solution, str) else self._patch(problem, solution)
+
+    def _patch(self, problem: Problem, solution: Solution) -> Patch | Skip:
+        layer, bias = problem.layer, problem.stop.bias
+        node, array = layer.node, layer.array()
+        taken = _accepted(problem, solution)
+        chosen = list(solution.matrices)
+        if solution.otherwise is not None:
+            pairs = zip(taken, solution.matrices, solution.otherwise, strict=True)
+            chosen = [np.where(rows[:, None], found, old) for rows, found, old in pairs]
+        gains = [np.ones(len(part)) for part in chosen]
+        if problem.centred and problem.measured and self.variance:
+            groups = zip(problem.dense, chosen, problem.fit, strict=True)
+            gains = [least_squares.variance_gain(wanted, found, given) for wanted, found, given in groups]
+            chosen = [part * gain[:, None] for part, gain in zip(chosen, gains, strict=True)]
+        weight = self.finish(problem, problem.stop.form.weight(chosen, array))
+        corrects = self.corrects_bias and problem.measured and bias is not None
+        if not corrects and np.array_equal(weight, array):
+            return Skip(node, self.refuse_unchanged(problem))
+        if not np.isfinite(weight.astype(np.float64)).all():
+            return Skip(node, f"the solution does not fit {array.dtype.name}")
+        shift = np.zeros(problem.rows)
+        if corrects:
+            groups = zip(problem.dense, chosen, problem.fit, strict=True)
+            shift = np.concatenate([least_squares.bias_shift(wanted, found, given) for wanted, found, given in groups])
+
+        def apply(rewriter: Rewriter) -> None:
+            tensor = layer.weight
+            if isinstance(tensor, Constant):
+                rewriter.set_weight(tensor, weight)
+            else:
+                added = rewriter.constant(weight, name=tensor.name, near=node)
+                rewriter.replace_uses(tensor, added)
+                tensor = added
+            if corrects and bias is not None:
+                like = np.zeros(problem.rows, array.dtype)
+                bias.write(rewriter, problem.stop.dense_bias + shift * bias.factor, like, node)
+            if solution.record is not None:
+                solution.record(rewriter, Written(tensor, weight, tuple(gains), tuple(taken)))
+
+        what = self.describe(problem, solution, sum(int(rows.sum()) for rows in taken))
+        what += ", bias corrected" if corrects else ""
+        records = tuple(LayerRecord(node_label(each), each.op, what) for each in layer.nodes)
+        return Patch(f"{self.name} {node.op} '{node_label(node)}': {what}", layer.nodes, apply, records)
+
+
+def _accepted(problem: Problem, solution: Solution) -> list[Rows]:
+    """Return which rows take the solution, per group."""
+    if solution.otherwise is None or not problem.judge:
+        return [np.ones(len(part), np.bool_) for part in solution.matrices]
+    groups = zip(problem.dense, solution.matrices, solution.otherwise, problem.judge, strict=True)
+    return [least_squares.rows_improved(wanted, found, old, held) for wanted, found, old, held in groups]
+
+
+def _state(stop: Stop, sums: Sums | None, plan: Any, seed: int, *, data_free: bool) -> Problem | str:
+    """Return a layer's problem, or why it has none."""
+    dense, present = stop.form.matrices(stop.dense), stop.form.matrices(stop.layer.array())
+    measured = sums is not None and all(moments.finite() for moments in (*sums.fit, *sums.judge))
+    if not measured:
+        if sums is not None and not data_free:
+            return "too few samples reached it, or they were not finite"
+        wide = dense[0].shape[1] > LARGEST_COLUMNS
+        same = () if wide else tuple(least_squares.identity(part.shape[1]) for part in dense)
+        ones = tuple(np.ones(part.shape[1]) for part in dense)
+        return Problem(stop, tuple(dense), tuple(present), same, same, ones, False, False, plan, seed)
+    assert sums is not None
+    centred = stop.bias is not None
+    return Problem(
+        stop,
+        tuple(dense),
+        tuple(present),
+        tuple(moments.mean(centred=centred) for moments in sums.fit),
+        tuple(moments.mean(centred=centred) for moments in sums.judge),
+        tuple(np.diag(moments.inner) / moments.count for moments in sums.fit),
+        centred,
+        True,
+        plan,
+        seed,
+    )
