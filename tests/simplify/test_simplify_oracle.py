@@ -13,10 +13,18 @@ import onnx.parser
 import pytest
 
 import simplify_oracle
+from fuzz_simplify import leaves_memory
+from graphopt.verify.contract import Contract
+from graphopt.verify.equality import compare
+from graphopt.verify.reference import evaluate
 from model_feeds import feeds_of
 from random_models import Made, random_model
+from random_models.builder import Builder, Refused
+from random_models.choices import Decider, Seeded
+from random_models.values import Value
 from reduce_model import reduce_model
 from simplify_oracle import SimplifyFaultError, check_growth, check_interface, check_valid, judge, operators
+from simplify_oracle_reference import interpret
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
 PLAIN = "g (float[n] x) => (float[n] y) { a = Identity(x) y = Neg(a) }"
@@ -70,6 +78,49 @@ def test_another_function_is_found(result: str, kind: str, monkeypatch: pytest.M
     feeds = [{"x": np.array([0.0, 1.0, -2.0], np.float32)}]
     with pytest.raises(SimplifyFaultError, match=f"^{kind}:"):
         judge(parse(PLAIN), feeds)
+
+
+LOOP = """g (float[1, 1] x) => (float y, float z) <int64 n = {3}> {
+    y, z = Loop(n, , x) <body = b (int64 i, bool go, float[1, 1] s) => (bool on, float[1, 1] t, float v)
+        <int64[0] r = {}> { on = Identity(go) t = Neg(s) v = VIEW } >
+}"""
+
+
+@pytest.mark.parametrize(("view", "shape"), [("Abs(t)", (3, 1, 1)), ("Reshape(t, r)", (3,)), ("Squeeze(t)", (3,))])
+def test_a_loop_stacks_what_its_iterations_give(view: str, shape: tuple[int, ...]) -> None:
+    model = parse(LOOP.replace("VIEW", view)).SerializeToString()
+    feed = {"x": np.full((1, 1), 2, np.float32)}
+    stacked = np.array([-2, 2, -2], np.float32).reshape(shape)
+    right = {"y": -feed["x"], "z": np.abs(stacked) if view == "Abs(t)" else stacked}
+    assert compare(right, interpret(model, [feed])[0], Contract.EXACT).equal
+    assert compare(right, evaluate(model, [feed])[0], Contract.EXACT).equal
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("g (float[batch, 2] x) => (float[n, 2] y) { t = Transpose(x) v = Transpose(t) y = MatMul(t, v) }", True),
+        ("g (float[batch, 2] x) => (float[batch, m] y) { t = Transpose(x) y = MatMul(x, t) }", False),
+        ("g (float[1, batch, 2] x) => (float[1, 3, 2] y) <float[3, 1, 1] w = {1, 2, 3}> { y = Conv(x, w) }", True),
+        ("g (float[batch] x) => (float y) { y = MatMul(x, x) }", True),
+        ("g (float[batch] x) => (float[batch] y) { y = Neg(x) }", False),
+    ],
+)
+def test_sums_of_nothing_that_are_not_written_are_left_out(text: str, left: bool) -> None:
+    model = parse(text)
+    [feed] = feeds_of(model, ({"batch": 0},))
+    assert leaves_memory(model, feed) is left
+
+
+def test_groups_of_equal_elements_are_normalized_with_a_large_epsilon_only() -> None:
+    b = Builder(Decider(Seeded(0)), 17, 1)
+    one, two = np.ones((2, 2, 1), np.float32), np.array([[[1, 3], [2, 0]]], np.float32)
+    flat, spread = b.add([Value("flat", (one,)), Value("spread", (two,))])
+    ones, zeros = b.constant(np.ones(2), np.float32), b.constant(np.zeros(2), np.float32)
+    b.node("InstanceNormalization", [spread, ones, zeros])
+    b.node("InstanceNormalization", [flat, ones, zeros], epsilon=0.5)
+    with pytest.raises(Refused):
+        b.node("InstanceNormalization", [flat, ones, zeros])
 
 
 def test_a_crash_and_an_unstable_result_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

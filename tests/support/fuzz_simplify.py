@@ -30,7 +30,7 @@ from graphopt.runtime import Feeds, run
 from graphopt.verify.reference import open_unoptimized
 from model_feeds import feeds_of
 from random_models import Made, random_model
-from random_models.values import FRAGILE
+from random_models.values import FRAGILE, UNWRITTEN, is_unwritten
 from reduce_model import reduce_model
 from simplify_oracle import SimplifyFaultError, Verdict, judge, operators
 
@@ -64,10 +64,34 @@ def judge_made(made: Made) -> Verdict:
 
 
 def with_empty_batch(made: Made) -> Made:
-    """Return a model with one more feed: a batch of nothing, where ONNX Runtime survives it."""
+    """Return a model with one more feed: a batch of nothing, where ONNX Runtime survives it and is a witness."""
     if FRAGILE & set(operators(made.proto)):
         return made
-    return Made(made.proto, [*made.feeds, *feeds_of(made.proto, ({"batch": 0, "length": 2, "n": 2},))])
+    [feed] = feeds_of(made.proto, ({"batch": 0, "length": 2, "n": 2},))
+    return made if leaves_memory(made.proto, feed) else Made(made.proto, [*made.feeds, feed])
+
+
+def leaves_memory(model: onnx.ModelProto, feed: dict[str, Any]) -> bool:
+    """Tell whether ONNX Runtime returns uninitialised memory on a feed; see `is_unwritten`.
+
+    Tensors inside bodies and functions cannot be looked at: with such an operator there, it may.
+    """
+    nodes = [node for node in model.graph.node if node.op_type in UNWRITTEN]
+    if len(nodes) < sum(op in UNWRITTEN for op in operators(model)):
+        return True
+    if not nodes:
+        return False
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    names = dict.fromkeys(node.input[0] for node in nodes)
+    public = {value.name for value in (*model.graph.input, *model.graph.output)}
+    given = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer} | feed
+    seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in public | given.keys())
+    try:
+        given |= run(open_unoptimized(seen.SerializeToString()), feed)
+    except GraphoptError:
+        return True
+    return any(is_unwritten(node.op_type, given[node.input[0]]) for node in nodes)
 
 
 def fuzz(

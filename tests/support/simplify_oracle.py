@@ -22,7 +22,8 @@ from graphopt.runtime import run
 from graphopt.verify.bound import relative_error, rounding_tolerances
 from graphopt.verify.contract import Contract, weakest
 from graphopt.verify.equality import Tolerance, compare
-from graphopt.verify.reference import interpret, open_unoptimized
+from graphopt.verify.reference import open_unoptimized
+from simplify_oracle_reference import interpret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ import numpy as np
 from random_models.builder import BOOL, F32, F64, I64, Builder, Refused
 from random_models.movement import HIGHEST, listed, size_of, sizes_of
 from random_models.neighbourhoods import either
-from random_models.operators import constant_like
+from random_models.operators import constant_like, epsilon_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +178,7 @@ def instance_norm_by_groups(b: Builder) -> Value:
     groups = b.ask.pick((1, 2))
     flat = b.reshape(x, 0, groups, -1)
     ones, zeros = b.constant(np.ones(groups), F32), b.constant(np.zeros(groups), F32)
-    normal = b.node("InstanceNormalization", [flat, ones, zeros])
+    normal = b.node("InstanceNormalization", [flat, ones, zeros], epsilon=epsilon_of(b))
     back = b.node("Reshape", [normal, sizes_of(b, x)])
     tail = [1] * (x.rank - 2)
     scaled = either(b, "Mul", back, b.weight(channels, *tail))

@@ -150,25 +150,34 @@ def normalization(b: Builder) -> Value:
         mean = b.weight(channels, dtype=x.dtype)
         variance = b.constant(b.ask.generator().uniform(0.3, 2, channels), x.dtype)
         return b.node("BatchNormalization", [x, scale, bias, mean, variance], epsilon=b.ask.pick((None, 0.01)))
+    epsilon = epsilon_of(b)
     if kind == "instance":
-        return b.node("InstanceNormalization", [x, scale, bias])
+        return b.node("InstanceNormalization", [x, scale, bias], epsilon=epsilon)
+    if kind in {"lp", "mean-variance"} and b.smooth:
+        raise Refused
     if kind == "lp":
         return b.node("LpNormalization", [x], axis=b.ask.integer(-1, x.rank - 1), p=b.ask.integer(1, 2))
     if kind == "mean-variance":
         return b.node("MeanVarianceNormalization", [x], axes=[0, 2, 3] if x.rank == 4 else [x.rank - 1])
     if kind == "group" and b.opset >= 21:
-        return b.node("GroupNormalization", [x, scale, bias], num_groups=1)
+        return b.node("GroupNormalization", [x, scale, bias], num_groups=1, epsilon=epsilon)
     return b.node("LRN", [x], size=3)
 
 
+def epsilon_of(b: Builder) -> float | None:
+    """Return what a normalization adds to the variance: much where the variance is not known, in loops."""
+    return 0.5 if b.smooth else b.ask.pick((None, None, 0.5, 1e-3))
+
+
 def layer_normalization(b: Builder) -> Value:
-    x = b.any_float(2, 3, where=lambda value: isinstance(value.shape[-1], int) and value.shape[-1] > 1)
+    x = b.any_float(2, 3, where=lambda value: isinstance(value.shape[-1], int) and value.shape[-1] > 0)
     width = x.shape[-1]
     assert width is not None
+    epsilon = epsilon_of(b)
     if b.opset >= 23 and b.ask.chance(40):
-        return b.node("RMSNormalization", [x, b.weight(width, dtype=x.dtype)])
+        return b.node("RMSNormalization", [x, b.weight(width, dtype=x.dtype)], epsilon=epsilon)
     bias = [b.weight(width, dtype=x.dtype)] if b.ask.chance(60) else []
-    return b.node("LayerNormalization", [x, b.weight(width, dtype=x.dtype), *bias])
+    return b.node("LayerNormalization", [x, b.weight(width, dtype=x.dtype), *bias], epsilon=epsilon)
 
 
 def convolution(b: Builder) -> Value:
