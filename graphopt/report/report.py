@@ -83,6 +83,13 @@ class Quality(Entry):
     classes costs little. Null unless the first output is class scores."""
     expected_loss_error: Finite | None = None
     """Standard error of the expected loss, in points."""
+    kl: Finite | None = None
+    """Divergence KL(original || result) of the first output's class probabilities, mean over rows, in nats. Null unless
+    the first output is class scores."""
+    kl_error: Finite | None = None
+    """Standard error of the divergence, in nats."""
+    sqnr_error_db: Finite | None = None
+    """Standard error of the worst output's signal to noise ratio, dB; null for equal outputs or a single sample."""
     metric: str | None = None
     """The figure judged: `agreement`, `similarity` (order of embeddings), `sqnr_db`, or the user's own, by name."""
     before: Finite | None = None

@@ -188,6 +188,10 @@ def quality_figures(quality: Quality) -> list[Figure]:
                 share=quality.agreement,
             )
         )
+    if quality.kl is not None:
+        error = "" if quality.kl_error is None else f" ± {quality.kl_error:.2g}"
+        value = f"{quality.kl:.2g}{error} nats"
+        found.append(Figure("Divergence", "", value, "", "neutral", detail=f"KL, {detail}", major=False))
     if quality.sqnr_db is not None:
         judged = not own_metric and quality.agreement is None
         found.append(

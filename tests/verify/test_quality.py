@@ -13,6 +13,7 @@ from graphopt.errors import DataError
 from graphopt.graph import Model, read_model
 from graphopt.runtime import Feeds, input_specs
 from graphopt.verify.quality import SQNR_CEILING_DB, Judge, Quality, kind_of
+from graphopt.verify.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -162,3 +163,67 @@ def test_a_bundle_folder_or_file_is_judged_like_the_model_in_memory(tmp_path: Pa
     path = tmp_path / "m.onnx"
     model("y = Identity(x)").save(path)
     assert Judge(path, feeds()).measure(path).agreement == 1.0
+
+
+def softmax(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("scores", ["logits", "probabilities"])
+def test_divergence_is_that_of_the_definition(scores: str) -> None:
+    data = feeds(200)
+    last = "" if scores == "logits" else "y = Softmax<axis = 1>(s)"
+    name = "y" if scores == "logits" else "s"
+    half = model(f"c = Constant<value = float {{0.5}}>() {name} = Mul(x, c) {last}")
+    quality = Judge(model(f"{name} = Identity(x) {last}"), data).measure(half)
+    x = np.concatenate([feed["x"] for feed in data]).astype(np.float64)
+    rows = (softmax(x) * (np.log(softmax(x)) - np.log(softmax(x / 2)))).sum(axis=1)
+    assert quality.kl == pytest.approx(rows.mean(), rel=1e-3)
+    assert quality.kl_error == pytest.approx(rows.std(ddof=1) / math.sqrt(200), rel=1e-3)
+
+
+def test_divergence_of_equal_models_is_zero_and_of_broken_rows_the_largest() -> None:
+    data = feeds(20)
+    judge = Judge(model("y = Identity(x)"), data)
+    assert judge.measure(model("y = Identity(x)")).kl == 0.0
+    broken = judge.measure(model("c = Constant<value = float {-1.0}>() s = Sqrt(c) y = Mul(x, s)"))
+    assert broken.kl == pytest.approx(-math.log(float(np.finfo(np.float32).tiny)))
+
+
+def test_probabilities_that_underflow_leave_a_finite_divergence() -> None:
+    rows = np.array([[90.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]], np.float32)
+    data = Feeds.open({"x": rows}, input_specs(model("y = Softmax<axis = 1>(x)")))
+    far = model("c = Constant<value = float[4] {-300.0, 0.0, 0.0, 0.0}>() a = Add(x, c) y = Softmax<axis = 1>(a)")
+    kl = Judge(model("y = Softmax<axis = 1>(x)"), data).measure(far).kl
+    assert kl is not None
+    assert 40.0 < kl < 90.0
+
+
+def test_maps_have_no_divergence_and_an_error_of_their_ratio() -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.uniform(0.1, 0.2, (400, 4)).astype(np.float32)
+    data = Feeds.open({"x": rows}, input_specs(model("y = Identity(x)")))
+    # squaring a value near 0.15 adds noise that differs from sample to sample
+    quality = Judge(model("y = Identity(x)"), data).measure(model("s = Mul(x, x) y = Sub(x, s)"))
+    assert quality.kind == "sqnr"
+    assert (quality.kl, quality.kl_error) == (None, None)
+    noise = (rows.astype(np.float64) ** 4).sum(axis=1)
+    expected = 10 / math.log(10) * noise.std(ddof=1) / noise.mean() / math.sqrt(400)
+    assert quality.sqnr_error_db == pytest.approx(expected, rel=1e-3)
+    assert quality.drop_error == quality.sqnr_error_db
+
+
+def test_samples_of_one_batch_count_one_by_one() -> None:
+    rng = np.random.default_rng(4)
+    want, got = rng.standard_normal((2, 24, 6))
+    whole, single = Tally("top-1"), Tally("top-1")
+    whole.add({"y": want}, {"y": got}, samples=24)
+    for row in range(24):
+        single.add({"y": want[row : row + 1]}, {"y": got[row : row + 1]})
+    assert whole.samples == single.samples == 24
+    assert whole.agreement() == single.agreement()
+    assert whole.divergence.figures() == pytest.approx(single.divergence.figures())
+    assert whole.sqnr_error_db() == pytest.approx(single.sqnr_error_db())
+    assert whole.relative_noise() == pytest.approx(single.relative_noise())
+    assert whole.relative_noise()[0] == pytest.approx(10 ** (-whole.sqnr_db()["y"] / 10))
