@@ -21,6 +21,7 @@ NEEDED = {
     "graphopt/kernels_src/CMakeLists.txt",
     "graphopt/kernels_src/base/ort_abi.h",
     "graphopt/lib/libgraphopt_kernels.so",
+    "graphopt/lib/libgraphopt_solvers.so",
     "graphopt/py.typed",
     "graphopt/report/page.css",
     "graphopt/report/page.js",

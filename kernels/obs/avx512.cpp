@@ -1,0 +1,10 @@
+#include "obs/subtract.h"
+
+namespace graphopt::obs {
+
+void subtract_avx512(double* column, const double* basis, size_t stride, const double* factors, size_t count,
+                 size_t length) {
+  subtract(column, basis, stride, factors, count, length);
+}
+
+}  // namespace graphopt::obs
