@@ -1,6 +1,7 @@
 """Simplifies random models and checks everything that must hold; failures are saved, reduced and bisected.
 
     python tests/support/fuzz_simplify.py --count 20000 --seed 0          all seeds from 0 on
+    python tests/support/fuzz_simplify.py --options --count 1000          with options of graphopt.simplify at random
     python tests/support/fuzz_simplify.py --only 1234 --show              one seed, with the model before and after
 
 A failing model is written to the folder of ``--out`` as it is and reduced, with its feeds; the report says which patch
@@ -33,6 +34,7 @@ from random_models import Made, random_model
 from random_models.values import FRAGILE, UNWRITTEN, is_unwritten
 from reduce_model import reduce_model
 from simplify_oracle import SimplifyFaultError, Verdict, judge, operators
+from simplify_oracle_options import UNSETTLED, Options, random_options
 
 
 @dataclass
@@ -53,14 +55,22 @@ class Tally:
         )
 
 
-def judge_made(made: Made) -> Verdict:
+def judge_made(made: Made, options: Options | None = None) -> Verdict:
     """Judge a generated model on its feeds, on an empty batch, and where it may be on odd numbers."""
     odd = feeds_of(made.proto, ({"batch": 2, "length": 1, "n": 3},), odd=True)
     if "Loop" in operators(made.proto):
         odd = []  # as many iterations as the largest integer, or none, of which only the rank is certain
     if any(node.op_type == "MaxPool" and len(node.output) > 1 for node in made.proto.graph.node):
         odd = []  # ONNX Runtime's MaxPool ranks NaN otherwise when it is asked for indices
-    return judge(made.proto, with_empty_batch(made).feeds, odd=odd)
+    return judge(made.proto, with_empty_batch(made).feeds, odd=odd, options=options)
+
+
+def options_of(seed: int, made: Made) -> Options:
+    """Return the options with which the model of a seed is simplified; 16 bits only where they settle its shapes."""
+    options = random_options(seed, made.proto, made.feeds)
+    if options.precision and UNSETTLED & set(operators(made.proto)):
+        del options.arguments["precision"]
+    return options
 
 
 def with_empty_batch(made: Made) -> Made:
@@ -95,7 +105,13 @@ def leaves_memory(model: onnx.ModelProto, feed: dict[str, Any]) -> bool:
 
 
 def fuzz(
-    seeds: range, *, most: int = 14, seconds: float | None = None, report: Any = None, at: Path | None = None
+    seeds: range,
+    *,
+    most: int = 14,
+    seconds: float | None = None,
+    report: Any = None,
+    at: Path | None = None,
+    with_options: bool = False,
 ) -> Tally:
     """Judge the models of some seeds.
 
@@ -103,8 +119,9 @@ def fuzz(
         seeds: The seeds.
         most: Most actions of a model.
         seconds: Stop after this time.
-        report: Called with the tally, the model and the fault after each failure.
+        report: Called with the seed, the model, its options and the fault after each failure.
         at: A file that holds the present seed, for the case that a kernel ends the process.
+        with_options: Simplify each model with options of `graphopt.simplify`, chosen at random.
     """
     tally = Tally()
     start = time.monotonic()
@@ -114,13 +131,14 @@ def fuzz(
         if at is not None:
             at.write_text(f"{seed}\n")
         made = random_model(seed, most=most)
+        options = options_of(seed, made) if with_options else None
         tally.models += 1
         try:
-            verdict = judge_made(made)
+            verdict = judge_made(made, options)
         except SimplifyFaultError as fault:
             tally.faults.append((seed, fault))
             if report is not None:
-                report(seed, made, fault)
+                report(seed, made, options, fault)
             continue
         tally.nodes_before += _count(made.proto)
         tally.nodes_after += _count(verdict.result)
@@ -133,13 +151,13 @@ def _count(model: onnx.ModelProto) -> int:
     return sum(op != "Constant" for op in operators(model))
 
 
-def reduced(made: Made, fault: SimplifyFaultError) -> Made:
+def reduced(made: Made, fault: SimplifyFaultError, options: Options | None = None) -> Made:
     """Return a smaller model with the same kind of fault."""
 
     def fails(model: onnx.ModelProto, feeds: list[dict[str, Any]]) -> bool:
         try:
             onnx.checker.check_model(model, full_check=True)
-            judge(model, runnable(model, feeds))
+            judge(model, runnable(model, feeds), options=options)
         except SimplifyFaultError as found:
             return found.kind == fault.kind
         except Exception:
@@ -195,16 +213,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for failing models")
     parser.add_argument("--show", action="store_true", help="print failing models before and after")
     parser.add_argument("--no-reduce", action="store_true", help="report failures as they are")
+    parser.add_argument("--options", action="store_true", help="simplify with options chosen at random")
     parser.add_argument("--passes", help="passes in place of the preset default, with commas between")
     given = parser.parse_args()
     if given.passes:
         simplify_oracle.PASSES[:] = given.passes.split(",")
     warnings.simplefilter("ignore")
 
-    def report(seed: int, made: Made, fault: SimplifyFaultError) -> None:
+    def report(seed: int, made: Made, options: Options | None, fault: SimplifyFaultError) -> None:
         print(f"--- seed {seed}: {fault}", flush=True)
-        small = made if given.no_reduce else reduced(with_empty_batch(made), fault)
-        print(f"    {guilty(small)}", flush=True)
+        small = made if given.no_reduce else reduced(with_empty_batch(made), fault, options)
+        print(f"    {guilty(small) if options is None else options}", flush=True)
         if given.show or len(small.proto.graph.node) < 12:
             print(onnx.printer.to_text(small.proto))
         if given.out:
@@ -214,7 +233,7 @@ def main() -> int:
     if given.only is not None:
         seeds = range(given.only, given.only + 1)
     start = time.process_time()
-    tally = fuzz(seeds, most=given.most, seconds=given.seconds, report=report, at=given.at)
+    tally = fuzz(seeds, most=given.most, seconds=given.seconds, report=report, at=given.at, with_options=given.options)
     print(tally, f"in {time.process_time() - start:.0f} CPU seconds")
     print(Counter(fault.kind for _, fault in tally.faults), [seed for seed, _ in tally.faults][:100])
     print(tally.passes)
