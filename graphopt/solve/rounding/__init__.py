@@ -8,9 +8,9 @@ of the dense and of the compressed inputs.
 
 from graphopt.solve.rounding.adaround import adaround
 from graphopt.solve.rounding.codebook import Codebook, alternate_codebook, lloyd
-from graphopt.solve.rounding.coordinate_descent import alternate, descend, refit_scales
+from graphopt.solve.rounding.coordinate_descent import alternate, descend, descend_from, refit_scales
 from graphopt.solve.rounding.gptq import gptq
-from graphopt.solve.rounding.grids import Grid, layer_error, min_max, search
+from graphopt.solve.rounding.grids import Grid, layer_error, min_max, row_errors, search
 from graphopt.solve.rounding.levels import BINARY, TERNARY, Levels, integer_levels
 from graphopt.solve.rounding.problem import Problem, asymmetric_target
 
@@ -26,11 +26,13 @@ __all__ = [
     "alternate_codebook",
     "asymmetric_target",
     "descend",
+    "descend_from",
     "gptq",
     "integer_levels",
     "layer_error",
     "lloyd",
     "min_max",
     "refit_scales",
+    "row_errors",
     "search",
 ]

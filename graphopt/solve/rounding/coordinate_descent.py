@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.solve.rounding.grids import layer_error, stored
+from graphopt.solve.rounding.grids import layer_error, row_errors, stored
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from graphopt.solve.rounding.gptq import Rounding
     from graphopt.solve.rounding.grids import Grid
     from graphopt.solve.rounding.problem import Problem
@@ -68,6 +70,16 @@ def descend(problem: Problem, grid: Rounding, start: Cube, *, sweeps: int = 4) -
         if not moved:
             break
     return np.ascontiguousarray(np.moveaxis(values, 1, 2))
+
+
+def descend_from(problem: Problem, grid: Rounding, starts: Sequence[Cube], *, sweeps: int = 4) -> Cube:
+    """Return for each row the best of the descents from several starts, [G, R, C]; see `descend`.
+
+    Descent ends where no single change helps, which depends on where it began.
+    """
+    found = [descend(problem, grid, start, sweeps=sweeps) for start in starts]
+    errors = np.stack([row_errors(problem, values) for values in found])
+    return np.asarray(np.take_along_axis(np.stack(found), errors.argmin(axis=0)[None, :, :, None], axis=0)[0])
 
 
 def refit_scales(problem: Problem, grid: Grid, values: Cube) -> tuple[Grid, Cube]:

@@ -180,7 +180,12 @@ def _times(parts: Cube, diagonal: Cube) -> Cube:
     return np.moveaxis(np.moveaxis(parts, 2, 1) @ diagonal, 1, 2)
 
 
+def row_errors(problem: Problem, values: Cube) -> NDArray[np.float64]:
+    """Return each row's part of E(Q), [G, R], for Q of shape [G, R, C]."""
+    difference = values - problem.target
+    return np.asarray(np.einsum("grc,grc->gr", difference @ problem.moment, difference))
+
+
 def layer_error(problem: Problem, values: Cube) -> float:
     """Return E(Q) over all rows and groups for Q of shape [G, R, C]."""
-    difference = values - problem.target
-    return float(np.einsum("grc,grc->", difference @ problem.moment, difference))
+    return float(row_errors(problem, values).sum())
