@@ -1,0 +1,1 @@
+"""What prune-channels is made of."""
