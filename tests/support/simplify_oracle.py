@@ -334,7 +334,10 @@ def is_denied(graph: onnx.GraphProto, feed: Mapping[str, Any], outputs: Mapping[
     """Tell whether a feed gives an output another size than its declared symbol has, which an input decides."""
     sizes: dict[str, int] = {}
     for value in graph.input:
-        for dim, size in zip(value.type.tensor_type.shape.dim, np.shape(feed.get(value.name, 0)), strict=False):
+        fed = feed.get(value.name)
+        if not isinstance(fed, np.ndarray):  # a sequence or an optional: its type names no size of its own
+            continue
+        for dim, size in zip(value.type.tensor_type.shape.dim, fed.shape, strict=False):
             if dim.dim_param:
                 sizes.setdefault(dim.dim_param, size)
     return any(
