@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.analysis.layer_statistics import Bias, Form, Layer, Reading, Refusal, find_bias, form_of, producers
-from graphopt.graph import Constant, constant_value
+from graphopt.analysis.layer_statistics import (
+    Bias,
+    Form,
+    Layer,
+    Reading,
+    Refusal,
+    find_bias,
+    form_of,
+    inputs_of,
+    producers,
+)
+from graphopt.analysis.layer_statistics.form import use_of
+from graphopt.graph import constant_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +28,8 @@ if TYPE_CHECKING:
 
     from graphopt.graph import Model, Node
 
-LARGEST_COLUMNS = 8192
-"""Statistics of wider layers do not fit memory: two matrices of columns squared for the fit and two to judge it."""
+LARGEST_COLUMNS = 5632
+"""Matrices of more columns do not fit memory: three to fit on and three to judge by take 1.5 GB for so many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,10 +40,14 @@ class Stop:
         layer: The layer as it is now.
         dense: The weight that its outputs are aimed at: that of the dense model, else its own.
         form: How it is read as matrices and rows.
-        bias: Its bias, or None where it has no place for one.
+        bias: Its bias, or None where it has no place for one of its own.
         dense_bias: The bias of the dense model, [rows].
-        reading: What it reads, or None where that cannot be observed.
-        unobserved: Why it cannot.
+        key: A name of its own among the layers of the model: that of its first output, where it has one weight.
+        at: Name of the tensor at which the walk stops for it; empty where it cannot be observed.
+        readings: What it reads there.
+        ahead: What it reads further on, or shows only when it has run: further uses of the weight, states of a
+            recurrent layer. They are observed before the walk begins.
+        unobserved: Why it cannot be observed.
     """
 
     layer: Layer
@@ -40,13 +55,95 @@ class Stop:
     form: Form
     bias: Bias | None
     dense_bias: NDArray[np.float64]
-    reading: Reading | None
+    key: str
+    at: str = ""
+    readings: tuple[Reading, ...] = ()
+    ahead: tuple[Reading, ...] = ()
     unobserved: str = ""
 
     @property
-    def key(self) -> str:
-        """A name of its own among the layers of the model."""
-        return str(self.layer.node.outputs[0].name)
+    def reading(self) -> Reading | None:
+        """The first thing it reads, or None where that cannot be observed."""
+        return next(iter((*self.readings, *self.ahead)), None)
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has too many columns for matrices of them."""
+        columns = self.form.columns(self.dense.shape)
+        return self.form.groups * columns**2 > LARGEST_COLUMNS**2
+
+
+@dataclass(slots=True)
+class _Finder:
+    """What is known about both models while stops are found."""
+
+    model: Model
+    observed: bool
+    strict: bool
+    origin: dict[str, Node]
+    computed: set[str]
+    keys: set[str] = field(default_factory=set)
+
+    def stop(self, layer: Layer) -> Stop | Refusal:
+        """Return the stop of a layer, or why it has none."""
+        node, array = layer.node, layer.array()
+        form = form_of(node, layer.index, array)
+        if isinstance(form, str):
+            return Refusal(node, form)
+        found = self._inputs(layer, form) if self.observed else "there is no calibration data"
+        before = [self._before(use, layer) for use in layer.nodes]
+        dense = before[0] if isinstance(found, list) and None not in before else None
+        if self.strict and (isinstance(found, str) or dense is None):
+            return Refusal(node, found if isinstance(found, str) else "the model before pruning has no such layer")
+        weight = array if dense is None else _weight(dense, layer)
+        columns = form.columns(weight.shape)
+        key = self._key(layer)
+        bias, dense_bias = _biases(layer, node if dense is None else dense, weight.size // columns)
+        stop = Stop(layer, weight, form, bias, dense_bias, key)
+        if self.strict and stop.wide:
+            return Refusal(node, f"it has {columns} columns; its statistics would not fit memory")
+        if isinstance(found, str):
+            return replace(stop, unobserved=found)
+        at = node.inputs[1 - layer.index if node.op == "MatMul" else 0].name
+        readings = [Reading(key, name, each, columns, paired=dense is not None, wide=stop.wide) for name, each in found]
+        now = tuple(each for each in readings if each.tensor == at)
+        return replace(stop, at=at, readings=now, ahead=tuple(each for each in readings if each.tensor != at))
+
+    def _inputs(self, layer: Layer, form: Form) -> list[tuple[str, Form]] | str:
+        """Return the tensors that all uses of a weight read, with how, or why they cannot be observed."""
+        found: list[tuple[str, Form]] = []
+        for node in layer.nodes:
+            if node.graph is not self.model.graph:
+                return "it lies in a body, whose activations cannot be observed"
+            index = use_of(node, layer.weight)
+            own = form if node is layer.node else form_of(node, index, layer.array())
+            if isinstance(own, str) or own.layout != form.layout:
+                return f"its weight is used in another way by {node.op} '{node.name}'"
+            read = inputs_of(node, index, own)
+            if isinstance(read, str):
+                return read
+            found += [(tensor.name, each) for tensor, each in read]
+        missing = next((name for name, _ in found if name not in self.computed), None)
+        return found if missing is None else f"'{missing}', which it reads, is not computed in the main graph"
+
+    def _before(self, node: Node, layer: Layer) -> Node | None:
+        """Return the node that a use of a weight was in the dense model, if it is the same there."""
+        before = self.origin.get(next((tensor.name for tensor in node.outputs if tensor.name), ""))
+        index = use_of(node, layer.weight)
+        if before is None or before.op != node.op or len(before.inputs) <= index:
+            return None
+        weight = constant_value(before.inputs[index])
+        return before if weight is not None and weight.shape == layer.array().shape else None
+
+    def _key(self, layer: Layer) -> str:
+        name = next((str(tensor.name) for tensor in layer.node.outputs if tensor.name), "")
+        key = name if layer.index != 2 else f"{name}/recurrent"
+        place = 2
+        while key in self.keys:  # weights in bodies beside each other may have outputs of one name
+            key = f"{name}/{place}"
+            place += 1
+        self.keys.add(key)
+        return key
 
 
 def find_stops(
@@ -59,54 +156,26 @@ def find_stops(
         dense: The model before compression.
         layers: The layers, front to back.
         observed: Whether there is data to observe them with.
-        strict: Refuse layers that the dense model does not have, and those of forms that no matrix describes.
+        strict: Refuse layers that the dense model does not have, that cannot be observed or are too wide.
     """
-    origin = producers(dense)
-    computed = {tensor.name for node in model.graph.nodes for tensor in node.outputs}
+    computed = {tensor.name for node in model.graph.nodes for tensor in node.outputs if tensor.name}
     computed |= {tensor.name for tensor in model.graph.inputs}
+    finder = _Finder(model, observed, strict, producers(dense), computed)
     for found in layers:
-        yield found if isinstance(found, Refusal) else _stop(found, model, origin, computed, observed, strict)
+        yield found if isinstance(found, Refusal) else finder.stop(found)
 
 
-def _stop(
-    layer: Layer, model: Model, origin: dict[str, Node], computed: set[str], observed: bool, strict: bool
-) -> Stop | Refusal:
-    node, array = layer.node, layer.array()
-    unobserved = "" if observed else "there is no calibration data"
-    if layer.scope is not model.graph:
-        unobserved = "it lies in a body, whose activations cannot be observed"
-    elif len(layer.nodes) > 1:
-        unobserved = f"its weight is shared by {len(layer.nodes)} nodes"
-    before = origin.get(node.outputs[0].name) if not unobserved else None
-    tensor = node.inputs[0 if node.op != "MatMul" else 1 - layer.index]
-    if not unobserved and (tensor.name not in computed or isinstance(tensor, Constant)):
-        unobserved = "what it reads cannot be observed"
-    weight = None
-    if before is not None and before.op == node.op and len(before.inputs) > layer.index:
-        weight = constant_value(before.inputs[layer.index])
-    known = not unobserved and weight is not None and weight.shape == array.shape
-    if strict and not known:
-        return Refusal(node, unobserved or "the model before pruning has no such layer")
-    weight = weight if known and weight is not None else array
-    form = form_of(node, layer.index, weight)
-    if isinstance(form, str):
-        return Refusal(node, form)
-    matrices = form.matrices(weight)
-    columns, rows = matrices[0].shape[1], sum(map(len, matrices))
-    if columns > LARGEST_COLUMNS and not unobserved:
-        unobserved = f"it has {columns} columns; its statistics would not fit memory"
-    bias, dense_bias = _biases(node, before if known else node, rows)
-    reading = None
-    if not unobserved:
-        reading = Reading(node.outputs[0].name, tensor.name, form, columns, paired=known)
-    return Stop(layer, weight, form, bias, dense_bias, reading, unobserved)
+def _weight(before: Node, layer: Layer) -> NDArray[Any]:
+    weight = constant_value(before.inputs[layer.index])
+    assert weight is not None
+    return weight
 
 
-def _biases(node: Node, before: Node | None, rows: int) -> tuple[Bias | None, NDArray[np.float64]]:
+def _biases(layer: Layer, before: Node, rows: int) -> tuple[Bias | None, NDArray[np.float64]]:
     """Return the bias of a layer and the values it has in the dense model."""
-    bias = find_bias(node, rows)
-    known = None if before is None else find_bias(before, rows)
-    if known is None:
+    bias = find_bias(layer.node, rows) if len(layer.nodes) == 1 else None
+    known = find_bias(before, rows)
+    if bias is None or known is None:
         return None, np.zeros(rows)
     return bias, known.values(rows)
 
@@ -114,14 +183,14 @@ def _biases(node: Node, before: Node | None, rows: int) -> tuple[Bias | None, ND
 def stages(stops: Sequence[Stop]) -> list[list[Stop]]:
     """Divide the stops into steps, front to back: layers that read the same tensor are solved together.
 
-    Others are not: a layer fitted to inputs that change afterwards would repair the same loss twice.
+    Others are not: a layer fitted to inputs that change afterwards would repair the same loss twice. Stops that cannot
+    be observed are left out.
     """
     together: list[list[Stop]] = []
     for stop in stops:
-        if stop.reading is None:
+        if not stop.at:
             continue
-        last = together[-1][0].reading if together else None
-        if last is not None and last.tensor == stop.reading.tensor:
+        if together and together[-1][0].at == stop.at:
             together[-1].append(stop)
         else:
             together.append([stop])

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.dense_reference import DenseReference
-from graphopt.analysis.layer_statistics import Layer, Refusal, Segments, Sums, collect, find_layers
+from graphopt.analysis.layer_statistics import Batches, Layer, Refusal, Segments, collect, find_layers, stream
 from graphopt.graph import Constant
 from graphopt.graph.labels import node_label
-from graphopt.rewrite.layer_stop import LARGEST_COLUMNS, Stop, find_stops, stages
+from graphopt.rewrite.layer_stop import Stop, find_stops, stages
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip
 from graphopt.solve import least_squares
@@ -29,18 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from graphopt.analysis import Facts
+    from graphopt.analysis.layer_statistics import Reading, Sums
     from graphopt.graph import Model, Node, Rewriter, Tensor
     from graphopt.solve.least_squares import Statistics
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 Rows = NDArray[np.bool_]
-
-BATCH = 8
-"""Samples per run where the batch axis is free."""
-
-LEAST_BATCHES = 8
-"""Whole batches are kept from the fit, so there must be some."""
+Runner: TypeAlias = "Callable[[Model, Sequence[str]], Iterator[dict[str, Any]]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +52,8 @@ class Problem:
         centred: Whether there is a bias that takes up the means, so that only what varies must be matched.
         squares: Mean square of each column of z, [C]: the diagonal of E[z z'], never centred.
         measured: Whether the statistics were measured. Without data, and for layers that cannot be observed, E[z z'],
-            E[x x'] and E[x z'] are the identity and the means zero; for layers of more than ``LARGEST_COLUMNS`` columns
-            ``fit`` and ``judge`` are then empty, for memory, and only ``squares`` is there.
+            E[x x'] and E[x z'] are the identity, ``squares`` ones and the means zero. Of layers with more than
+            ``LARGEST_COLUMNS`` columns, which only passes get that take them, ``fit`` and ``judge`` are empty.
         plan: What `LayerwisePass.plan` said about this layer, or None.
         seed: Decides all draws.
     """
@@ -133,7 +129,7 @@ class Sweep:
 
     model: Model
     dense: Model
-    batches: list[dict[str, Any]]
+    batches: Batches | tuple[()]
     rows: int
     seed: int
 
@@ -142,26 +138,41 @@ class Sweep:
 
         Memory holds the sums of all of them at once. Layers that cannot be observed are missing.
         """
-        readings = [stop.reading for stop in stops if stop.reading is not None]
+        readings = [each for stop in stops for each in (*stop.readings, *stop.ahead)]
         if not readings or not self.batches:
             return {}
         names = list(dict.fromkeys(reading.tensor for reading in readings))
         with one_thread():
-            values = ((found, found) for found in Segments(self.batches).advance(self.model, names))
+            values = ((found, found) for found in stream(self.model, names, self.batches))
             return collect(values, readings, rows=self.rows, seed=self.seed)
 
     def walk(self, stops: Sequence[Stop]) -> Iterator[tuple[Stop, Sums]]:
-        """Yield the layers front to back with their statistics; each may be changed before the next is asked for."""
+        """Yield the layers front to back with their statistics; each may be changed before the next is asked for.
+
+        Both models are run once, and once more before where layers show what they read only further on.
+        """
+        ahead = self._ahead([each for stop in stops for each in stop.ahead])
         before, now = Segments(self.batches), Segments(self.batches)
         for stage in stages(stops):
-            readings = [stop.reading for stop in stage if stop.reading is not None]
-            names = list(dict.fromkeys(each.tensor for each in readings))
+            readings = [each for stop in stage for each in stop.readings]
             with one_thread():
-                wanted = [each.tensor for each in readings if each.paired]
-                reached = zip(before.advance(self.dense, wanted), now.advance(self.model, names), strict=True)
-                sums = collect(reached, readings, rows=self.rows, seed=self.seed)
+                sums = self._collected(before.advance, now.advance, readings) if readings else {}
             for stop in stage:
-                yield stop, sums[stop.key]
+                parts = [each[stop.key] for each in (sums, ahead) if stop.key in each]
+                yield stop, parts[0] if len(parts) == 1 else parts[0].merge(parts[1])
+
+    def _ahead(self, readings: Sequence[Reading]) -> dict[str, Sums]:
+        def run(model: Model, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+            return stream(model, names, self.batches)
+
+        with one_thread():
+            return self._collected(run, run, readings) if readings else {}
+
+    def _collected(self, dense: Runner, now: Runner, readings: Sequence[Reading]) -> dict[str, Sums]:
+        names = list(dict.fromkeys(each.tensor for each in readings))
+        wanted = list(dict.fromkeys(each.tensor for each in readings if each.paired))
+        reached = zip(dense(self.dense, wanted), now(self.model, names), strict=True)
+        return collect(reached, readings, rows=self.rows, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,12 +191,15 @@ class LayerwisePass(Pass):
             passes record the model they first see as the dense one.
         data_free: It takes layers without statistics too: all of them where there is no data, else those that cannot be
             observed. They come first, so that the layers behind them see what was done.
+        takes_wide: It takes layers of more than ``LARGEST_COLUMNS`` columns too, for which there is no more than the
+            mean square of each.
         corrects_bias: The mean output is kept through the bias.
     """
 
     contract: ClassVar[Contract] = Contract.LOSSY
     repairs: ClassVar[bool] = False
     data_free: ClassVar[bool] = False
+    takes_wide: ClassVar[bool] = False
     corrects_bias: ClassVar[bool] = True
 
     samples: int = 512
@@ -244,12 +258,11 @@ class LayerwisePass(Pass):
                 yield Skip(found.node, found.reason)
             elif found.reading is None and not self.data_free:
                 yield Skip(found.layer.node, found.unobserved)
+            elif found.wide and not self.takes_wide:
+                yield Skip(found.layer.node, "it has too many columns for statistics of them to fit memory")
             else:
                 stops.append(found)
-        batches: list[dict[str, Any]] = []
-        if facts.feeds is not None:
-            feeds = facts.feeds.take(self.samples)
-            batches = list(feeds.batches(max(1, min(BATCH, len(feeds) // LEAST_BATCHES))))
+        batches = () if facts.feeds is None else Batches.of(facts.feeds, self.samples)
         sweep = Sweep(model, dense, batches, -(-self.rows // max(1, len(batches))), facts.seed)
         plans = self.plan(sweep, stops, facts)
         for stop in stops:
@@ -280,7 +293,7 @@ class LayerwisePass(Pass):
             gains = [least_squares.variance_gain(wanted, found, given) for wanted, found, given in groups]
             chosen = [part * gain[:, None] for part, gain in zip(chosen, gains, strict=True)]
         weight = self.finish(problem, problem.stop.form.weight(chosen, array))
-        corrects = self.corrects_bias and problem.measured and bias is not None
+        corrects = self.corrects_bias and problem.measured and len(problem.fit) > 0 and bias is not None
         if not corrects and np.array_equal(weight, array):
             return Skip(node, self.refuse_unchanged(problem))
         if not np.isfinite(weight.astype(np.float64)).all():
@@ -321,23 +334,21 @@ def _accepted(problem: Problem, solution: Solution) -> list[Rows]:
 def _state(stop: Stop, sums: Sums | None, plan: Any, seed: int, *, data_free: bool) -> Problem | str:
     """Return a layer's problem, or why it has none."""
     dense, present = stop.form.matrices(stop.dense), stop.form.matrices(stop.layer.array())
-    measured = sums is not None and all(moments.finite() for moments in (*sums.fit, *sums.judge))
-    if not measured:
-        if sums is not None and not data_free:
+    if sums is None or not sums.finite():
+        if not data_free:
             return "too few samples reached it, or they were not finite"
-        wide = dense[0].shape[1] > LARGEST_COLUMNS
-        same = () if wide else tuple(least_squares.identity(part.shape[1]) for part in dense)
+        same = () if stop.wide else tuple(least_squares.identity(part.shape[1]) for part in dense)
         ones = tuple(np.ones(part.shape[1]) for part in dense)
         return Problem(stop, tuple(dense), tuple(present), same, same, ones, False, False, plan, seed)
-    assert sums is not None
-    centred = stop.bias is not None
+    centred = stop.bias is not None and not sums.squares
+    squares = [each.inner / each.count for each in sums.squares]
     return Problem(
         stop,
         tuple(dense),
         tuple(present),
         tuple(moments.mean(centred=centred) for moments in sums.fit),
         tuple(moments.mean(centred=centred) for moments in sums.judge),
-        tuple(np.diag(moments.inner) / moments.count for moments in sums.fit),
+        tuple(squares or [np.diag(moments.inner) / moments.count for moments in sums.fit]),
         centred,
         True,
         plan,

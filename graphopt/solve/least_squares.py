@@ -25,6 +25,7 @@ class Moments:
     """Sums over samples of a layer's inputs, dense (x) and compressed (z), of C columns each.
 
     Attributes:
+        symmetric: x is always z, so that one matrix of sums does for all three.
         inner: Sum of z z', [C, C].
         outer: Sum of x x', [C, C].
         cross: Sum of x z', [C, C].
@@ -34,6 +35,7 @@ class Moments:
     """
 
     columns: int
+    symmetric: bool = False
     inner: Matrix = field(init=False)
     outer: Matrix = field(init=False)
     cross: Matrix = field(init=False)
@@ -45,15 +47,19 @@ class Moments:
 
     def __post_init__(self) -> None:
         self.inner = np.zeros((self.columns, self.columns))
-        self.outer = np.zeros((self.columns, self.columns))
-        self.cross = np.zeros((self.columns, self.columns))
-        self.dense = np.zeros(self.columns)
+        self.outer = self.inner if self.symmetric else np.zeros_like(self.inner)
+        self.cross = self.inner if self.symmetric else np.zeros_like(self.inner)
         self.compressed = np.zeros(self.columns)
+        self.dense = self.compressed if self.symmetric else np.zeros(self.columns)
 
     def add(self, dense: NDArray[np.floating], compressed: NDArray[np.floating]) -> None:
-        """Add samples: x and z, [n, C] each, row by row of the same sample. Products are float32, sums float64."""
-        self._waiting.append((dense.astype(np.float32), compressed.astype(np.float32)))
-        self._rows_waiting += len(dense)
+        """Add samples: x and z, [n, C] each, row by row of the same sample. Products are float32, sums float64.
+
+        Of a symmetric sum only z is read.
+        """
+        z = compressed.astype(np.float32)
+        self._waiting.append((z if self.symmetric else dense.astype(np.float32), z))
+        self._rows_waiting += len(z)
         if self._rows_waiting >= _BLOCK_ROWS:
             self.settle()
 
@@ -61,15 +67,27 @@ class Moments:
         """Take in the samples that wait: few large products are faster than many small ones."""
         if not self._waiting:
             return
-        x, z = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
-        self._waiting.clear()
-        self._rows_waiting = 0
+        waiting, self._waiting, self._rows_waiting = self._waiting, [], 0
+        z = np.concatenate([part for _, part in waiting])
         self.inner += z.T @ z
-        self.outer += x.T @ x
-        self.cross += x.T @ z
-        self.dense += x.sum(axis=0, dtype=np.float64)
         self.compressed += z.sum(axis=0, dtype=np.float64)
-        self.count += len(x)
+        self.count += len(z)
+        if not self.symmetric:
+            x = np.concatenate([part for part, _ in waiting])
+            self.outer += x.T @ x
+            self.cross += x.T @ z
+            self.dense += x.sum(axis=0, dtype=np.float64)
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the sums over the samples of both, which are left as they are."""
+        self.settle()
+        other.settle()
+        found = Moments(self.columns, symmetric=self.symmetric and other.symmetric)
+        names = ("inner", "compressed") if found.symmetric else ("inner", "outer", "cross", "dense", "compressed")
+        for name in names:
+            np.add(getattr(self, name), getattr(other, name), out=getattr(found, name))
+        found.count = self.count + other.count
+        return found
 
     def finite(self) -> bool:
         """Tell whether there are samples and no sum overflowed."""
@@ -80,12 +98,51 @@ class Moments:
         """Return the statistics per sample; centred ones where a bias takes up the means."""
         self.settle()
         x, z = self.dense / self.count, self.compressed / self.count
-        inner, outer, cross = self.inner / self.count, self.outer / self.count, self.cross / self.count
-        if centred:
-            inner = inner - np.outer(z, z)
-            outer = outer - np.outer(x, x)
-            cross = cross - np.outer(x, z)
+        inner = self.inner / self.count - (np.outer(z, z) if centred else 0)
+        if self.symmetric:
+            return Statistics(inner, inner, inner, x, z)
+        outer = self.outer / self.count - (np.outer(x, x) if centred else 0)
+        cross = self.cross / self.count - (np.outer(x, z) if centred else 0)
         return Statistics(inner, outer, cross, x, z)
+
+
+@dataclass(slots=True)
+class Squares:
+    """Sums over samples of a layer's inputs z, column by column: what is left of moments for very many columns.
+
+    Attributes:
+        inner: Sum of z_j z_j, [C].
+        compressed: Sum of z, [C].
+        count: Number of samples.
+    """
+
+    columns: int
+    inner: Vector = field(init=False)
+    compressed: Vector = field(init=False)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.inner = np.zeros(self.columns)
+        self.compressed = np.zeros(self.columns)
+
+    def add(self, compressed: NDArray[np.floating]) -> None:
+        """Add samples z, [n, C]."""
+        z = compressed.astype(np.float64)
+        self.inner += np.einsum("nc,nc->c", z, z)
+        self.compressed += z.sum(axis=0)
+        self.count += len(z)
+
+    def merge(self, other: Squares) -> Squares:
+        """Return the sums over the samples of both, which are left as they are."""
+        found = Squares(self.columns)
+        found.inner = self.inner + other.inner
+        found.compressed = self.compressed + other.compressed
+        found.count = self.count + other.count
+        return found
+
+    def finite(self) -> bool:
+        """Tell whether there are samples and no sum overflowed."""
+        return self.count > 0 and bool(np.isfinite(self.inner).all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
 """What the weight layers of a model read: found, sampled and summed up."""
 
+from graphopt.analysis.layer_statistics.batches import Batches
 from graphopt.analysis.layer_statistics.bias import Bias, find_bias
 from graphopt.analysis.layer_statistics.ends import end_layers
-from graphopt.analysis.layer_statistics.layers import Layer, Refusal, find_layers
+from graphopt.analysis.layer_statistics.form import form_of, inputs_of
+from graphopt.analysis.layer_statistics.layers import Layer, Refusal, find_layers, weight_indices
 from graphopt.analysis.layer_statistics.moments import Reading, Sums, collect, producers
-from graphopt.analysis.layer_statistics.rows import Form, form_of
-from graphopt.analysis.layer_statistics.segments import Segments
+from graphopt.analysis.layer_statistics.rows import Form
+from graphopt.analysis.layer_statistics.segments import Segments, stream
 
 __all__ = [
+    "Batches",
     "Bias",
     "Form",
     "Layer",
@@ -20,5 +23,8 @@ __all__ = [
     "find_bias",
     "find_layers",
     "form_of",
+    "inputs_of",
     "producers",
+    "stream",
+    "weight_indices",
 ]

@@ -50,12 +50,15 @@ class Bias:
 
 
 def find_bias(layer: Node, rows: int) -> Bias | None:
-    """Return the bias of a Conv, Gemm or MatMul of so many output rows, or None where a bias has no place.
+    """Return the bias of a layer of so many output rows, or None where a bias has no place.
 
-    A Conv or Gemm without a bias has a place for one; a MatMul only where an Add of a constant is its one reader.
+    A convolution or Gemm without a bias has a place for one; a MatMul only where an Add of a constant is its one
+    reader; a recurrent layer has none of one number per row.
     """
     if layer.op == "MatMul":
         return _added(layer, rows)
+    if layer.op not in {"Conv", "ConvTranspose", "Gemm"}:
+        return None
     alpha, beta = float(layer.attrs.get("alpha", 1.0)), float(layer.attrs.get("beta", 1.0))
     if beta == 0.0:
         return None

@@ -55,7 +55,7 @@ class Layer:
         """The axis of the weight that counts output rows (of one group, for ConvTranspose)."""
         if self.node.op == "Conv":
             return 0
-        if self.node.op == "ConvTranspose":
+        if self.node.op == "ConvTranspose" or self.node.op in _RECURRENT:
             return 1
         if self.node.op == "Gemm":
             return 0 if self.node.attrs.get("transB", 0) else 1
@@ -86,41 +86,47 @@ class Layer:
         return int(self.array().shape[self.row_axis]) * groups
 
 
-def find_layers(model: Model, *, keep: Collection[str] = (), depthwise: bool = False) -> Iterator[Layer | Refusal]:
+def find_layers(
+    model: Model, *, keep: Collection[str] = (), depthwise: bool = False, recurrent: bool = False
+) -> Iterator[Layer | Refusal]:
     """Yield every weight that can be changed once, and a refusal for every layer whose weight cannot.
 
     Args:
         model: The model; weights in the bodies of If, Loop and Scan count too.
         keep: Names of nodes whose weights stay as they are.
         depthwise: Take depthwise convolutions too.
+        recurrent: Take the input and recurrent weights of LSTM, GRU and RNN too.
     """
     seen: set[Tensor] = set()
     for graph, node in model.walk():
         if node.domain not in _STANDARD:
             continue
-        if node.op in _RECURRENT:
+        if node.op in _RECURRENT and not recurrent:
             yield Refusal(node, f"the weights of {node.op} are not pruned: errors add up from step to step")
-        if node.op not in _OPERATORS:
             continue
-        index = _weight_index(node)
-        if index is None:
+        if node.op not in _OPERATORS and node.op not in _RECURRENT:
+            continue
+        indices = weight_indices(node)
+        if not indices:
             yield Refusal(node, _no_weight(node))
-            continue
-        weight = node.inputs[index]
-        if weight in seen:
-            continue
-        seen.add(weight)
-        consumers = tuple(dict.fromkeys((node, *(use.node for use in uses(weight)))))
-        reason = _refusal(node, weight, consumers, graph, keep, depthwise=depthwise)
-        yield Refusal(node, reason) if reason else Layer(node, consumers, index, weight, graph)
+        for index in indices:
+            weight = node.inputs[index]
+            if weight in seen:
+                continue
+            seen.add(weight)
+            consumers = tuple(dict.fromkeys((node, *(use.node for use in uses(weight)))))
+            reason = _refusal(node, weight, consumers, graph, keep, depthwise=depthwise)
+            yield Refusal(node, reason) if reason else Layer(node, consumers, index, weight, graph)
 
 
-def _weight_index(node: Node) -> int | None:
-    """Return which input is the weight: the constant one; None where there is none, or where both are constant."""
+def weight_indices(node: Node) -> list[int]:
+    """Return which inputs of a layer's node are its weights: the constant ones, where not all are constant."""
+    if node.op in _RECURRENT:
+        return [index for index in (1, 2) if len(node.inputs) > index and _is_constant(node.inputs[index])]
     if node.op != "MatMul":
-        return 1 if len(node.inputs) > 1 and _is_constant(node.inputs[1]) else None
+        return [1] if len(node.inputs) > 1 and _is_constant(node.inputs[1]) else []
     constant = [index for index, tensor in enumerate(node.inputs[:2]) if _is_constant(tensor)]
-    return constant[0] if len(constant) == 1 else None
+    return constant if len(constant) == 1 else []
 
 
 def _is_constant(tensor: Tensor) -> bool:
@@ -178,7 +184,7 @@ def _refusal(
 
 
 def _uses_as_weight(node: Node, weight: Tensor) -> bool:
-    if node.domain not in _STANDARD or node.op not in _OPERATORS:
+    if node.domain not in _STANDARD or node.op not in {*_OPERATORS, *_RECURRENT}:
         return False
-    index = _weight_index(node)
-    return index is not None and node.inputs[index] is weight
+    places = [index for index, each in enumerate(node.inputs) if each is weight]
+    return len(places) == 1 and places[0] in weight_indices(node)
