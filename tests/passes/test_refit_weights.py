@@ -8,15 +8,12 @@ import numpy as np
 import onnx.parser
 import onnxruntime as ort
 import pytest
-from onnx import helper, numpy_helper
 
 from graphopt import demo
+from graphopt.analysis.layer_statistics import Layer, find_bias, find_layers
 from graphopt.graph import Model, constant_value, read_model
-from graphopt.analysis.layer_statistics import find_bias
-from graphopt.analysis.layer_statistics import Layer, find_layers
 from graphopt.passes.prune.prune_magnitude import PruneMagnitude
 from graphopt.passes.prune.refit_weights import RefitWeights
-from graphopt.analysis.layer_statistics import Form, form_of
 from graphopt.rewrite import Outcome, PassManager, create
 from graphopt.runtime import Feeds
 from graphopt.verify.legality import check_legal
@@ -85,72 +82,6 @@ def test_without_pruning_or_data_it_says_so() -> None:
     outcome = pruned(model, 0.5, refit=True, data=None)
     assert "needs calibration data" in outcome.records[-1].skips[0][1]
     assert outcome.records[-1].patches == 0
-
-
-@pytest.mark.parametrize(
-    "attributes",
-    [
-        {"pads": [1, 0, 2, 1]},
-        {"strides": [2, 1], "dilations": [1, 2], "pads": [0, 1, 0, 1]},
-        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
-        {"auto_pad": "SAME_LOWER", "strides": [1, 2]},
-        {"auto_pad": "VALID"},
-        {"group": 2, "pads": [1, 1, 1, 1]},
-    ],
-    ids=str,
-)
-def test_convolution_rows_times_weights_are_its_outputs(attributes: dict[str, Any]) -> None:
-    rng = np.random.default_rng(0)
-    groups = attributes.get("group", 1)
-    weight = rng.standard_normal((6, 4 // groups, 3, 2)).astype(np.float32)
-    x = rng.standard_normal((2, 4, 7, 6)).astype(np.float32)
-    node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
-    form, y = _form_and_output(node, weight, x)
-    sampled = form.sample([x, x], 10**6, np.random.default_rng(1))
-    products = [rows @ matrix.T for rows, matrix in zip(sampled[0], form.matrices(weight), strict=True)]
-    found = np.concatenate(products, axis=1)
-    wanted = np.moveaxis(y, 1, -1).reshape(-1, 6)
-    assert len(found) == len(wanted)
-    order = np.random.default_rng(1).permutation(len(wanted))
-    np.testing.assert_allclose(found, wanted[order], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(form.weight(form.matrices(weight), weight), weight)
-
-
-@pytest.mark.parametrize(
-    ("node", "shape", "x_shape"),
-    [
-        (helper.make_node("Gemm", ["x", "w"], ["y"]), (3, 5), (4, 3)),
-        (helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), (5, 3), (4, 3)),
-        (helper.make_node("Gemm", ["x", "w"], ["y"], transA=1), (3, 5), (3, 4)),
-        (helper.make_node("MatMul", ["x", "w"], ["y"]), (3, 5), (2, 4, 3)),
-        (helper.make_node("MatMul", ["w", "x"], ["y"]), (5, 3), (2, 3, 4)),
-    ],
-    ids=["gemm", "gemm-b", "gemm-a", "matmul", "matmul-left"],
-)
-def test_matrix_rows_times_weights_are_its_outputs(node: Any, shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(0)
-    weight, x = rng.standard_normal(shape).astype(np.float32), rng.standard_normal(x_shape).astype(np.float32)
-    form, y = _form_and_output(node, weight, x)
-    ((rows,),) = form.sample([x], 10**6, np.random.default_rng(1))
-    if node.input[0] == "w":
-        y = np.moveaxis(y, -2, -1)
-    wanted = y.reshape(-1, 5)
-    order = np.random.default_rng(1).permutation(len(wanted))
-    np.testing.assert_allclose(rows @ form.matrices(weight)[0].T, wanted[order], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(form.weight(form.matrices(weight), weight), weight)
-
-
-def _form_and_output(node: Any, weight: np.ndarray, x: np.ndarray) -> tuple[Form, np.ndarray]:
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [node], "g", [value("x", 1, list(x.shape))], [value("y", 1, None)], [numpy_helper.from_array(weight, "w")]
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    (only,) = read_model(proto).graph.nodes
-    form = form_of(only, list(node.input).index("w"), weight)
-    assert isinstance(form, Form)
-    return form, np.asarray(session.run(None, {"x": x})[0])
 
 
 def test_bias_of_a_matmul_is_the_constant_added_behind_it() -> None:

@@ -146,9 +146,9 @@ class TransposedForm(WindowForm):
         if not self.same and not self.wanted:
             return self.begins, self.ends
         wanted = self.wanted or [size * s for size, s in zip(spatial, self.strides, strict=True)]
-        # A total below zero asks for rows behind, which no input reaches.
-        total = [full - size for full, size in zip(self._full(spatial), wanted, strict=True)]
-        small = [max(0, size) // 2 for size in total]
+        # What is wanted beyond the full output, no input reaches.
+        total = [max(0, full - size) for full, size in zip(self._full(spatial), wanted, strict=True)]
+        small = [size // 2 for size in total]
         large = [size - part for size, part in zip(total, small, strict=True)]
         return (small, large) if self.same == "SAME_UPPER" else (large, small)
 
