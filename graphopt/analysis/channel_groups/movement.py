@@ -190,12 +190,12 @@ def slice_(flow: Flow, node: Node) -> None:
         if step != 1 or first >= last:
             flow.units.freeze(labels, f"{label(node)} takes every {step}th of it" if step != 1 else "nothing is taken")
             continue
-        begin: int | str = "starts" if "starts" in node.attrs else 1
-        finish: int | str = "ends" if "starts" in node.attrs else 2
-        if first:
-            flow.count(node, begin, position, labels[:first])
-        if last < count or end <= count:
-            flow.count(node, finish, position, labels[:last])
+        for bound, cut, place in ((start, first, "starts"), (end, last, "ends")):
+            where: int | str = place if place in node.attrs else 1 if place == "starts" else 2
+            if 0 < bound <= count:
+                flow.count(node, where, position, labels[:cut])
+            elif -count <= bound < 0:
+                flow.count(node, where, position, labels[cut:], per=-1)
         kept[axis] = labels[first:last]
     flow.give(result, kept)
 

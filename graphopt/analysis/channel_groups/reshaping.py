@@ -277,6 +277,8 @@ def _step(flow: Flow, node: Node, index: int, tensor: Tensor, axis: int) -> int 
     after = flow.rank(result)
     if rank is None or after is None or node.domain not in {None, "", "ai.onnx"}:
         return _ENDS
+    if node.op == "Shape":
+        return []
     if node.op == "MatMul":
         fixed = flow.is_constant(node.inputs[1 - index])
         return _REACHES_PRODUCT if axis < rank - 2 and not fixed else _ENDS

@@ -50,7 +50,7 @@ class Count:
         place: Index of the input, or name of the attribute.
         position: Which element, counted flat; None for an attribute that is one number.
         labels: What it counts: it becomes how many of these stay, divided by `per`.
-        per: Channels per unit of the number.
+        per: Channels per unit of the number; -1 for a bound counted from the end.
     """
 
     node: Node
