@@ -35,13 +35,14 @@ VERBS = {
     "inspect": "show what a model consists of",
     "bench": "time models in turn, in one process",
     "audit": "show what the runtime fuses and what it leaves",
+    "sensitivity": "measure what compressing each layer alone costs",
     "bisect": "find the first wrong patch of a recipe",
     "passes": "list the passes, or explain one",
     "recipe": "list, show and validate recipes; print the schemas",
     "doctor": "check this installation and this machine",
     "demo": "compile two small models that come with graphopt",
 }
-LATER = ("sensitivity", "debug-quantization", "tune", "convert")
+LATER = ("debug-quantization", "tune", "convert")
 """Verbs that the interface reserves for later versions."""
 TRACEBACK_VARIABLE = "GRAPHOPT_TRACEBACK"
 INTERRUPTED = "interrupted: nothing was left half-written"
