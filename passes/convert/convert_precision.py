@@ -20,6 +20,7 @@ from graphopt.graph import (
     constant_value,
     enclosing,
     is_graph_output,
+    producer,
     subgraphs,
 )
 from graphopt.rewrite.pass_ import Pass
@@ -35,18 +36,28 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 KEPT_OPERATORS = (
-    "CumProd", "CumSum", "Exp", "Log", "LogSoftmax", "NonMaxSuppression", "Pow", "Range", "ReduceL1", "ReduceL2",
-    "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Resize",
+    "CumProd", "CumSum", "Exp", "Log", "LogSoftmax", "MeanVarianceNormalization", "NonMaxSuppression", "Pow", "Range",
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", "Resize",
 )  # fmt: skip
-"""Operators whose 16-bit results overflow or lose the most: sums of many terms, powers, exponentials, positions."""
+"""Operators whose 16-bit results overflow or lose the most: sums of many terms, powers, exponentials, positions.
+
+MeanVarianceNormalization is a function of ONNX with float32 constants: with other types onnx.checker refuses it.
+"""
 
 _ELEMENT = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 _NUMPY = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _UNTOUCHED = frozenset(("Constant", "ConstantOfShape", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear",
     "DynamicQuantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
-    "EyeLike", "Multinomial"))  # fmt: skip
-"""Operators whose element type is an attribute, or that say what runs in low precision."""
+    "EyeLike", "Multinomial", "SequenceConstruct", "SequenceInsert", "SequenceAt", "SplitToSequence",
+    "ConcatFromSequence", "Optional", "OptionalGetElement"))  # fmt: skip
+"""Operators whose element type is an attribute or that of a sequence, or that say what runs in low precision."""
 _DOMAINS = (None, "", "ai.onnx")
+
+_MOVING = frozenset(("Compress", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements",
+    "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence", "ScatterElements", "ScatterND", "Shape", "Size",
+    "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze"))  # fmt: skip
+"""Operators that compute nothing: 16 bits are worth no Cast for them alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +65,8 @@ class ConvertPrecision(Pass):
     """Compute in float16 or bfloat16, with float32 where that would overflow, and at the public inputs and outputs.
 
     Matches:   Nodes of the ONNX domain that compute in float32 and whose operator, in the model's opset, takes the
-               narrower type; in the main graph and in bodies.
+               narrower type; in the main graph and in bodies. Nodes that only move data follow those around them that
+               compute, or read a weight.
     Produces:  The same nodes on 16-bit tensors, their weights stored in 16 bits, with one Cast where a tensor passes
                between the two precisions. Halves the bytes of the weights; faster on hardware that computes so.
     Requires:  The operator is not on the list ``keep_operators`` nor the node on ``keep``; no weight of it is beyond
@@ -94,6 +106,7 @@ class ConvertPrecision(Pass):
                     chosen.append(node)
                 elif reason:
                     yield Skip(node, reason)
+            chosen = _worthwhile(chosen, types)
             if chosen:
                 yield self._patch(graph, chosen, types)
 
@@ -134,6 +147,33 @@ class ConvertPrecision(Pass):
         conversion = _Conversion(graph, ports, types, self.to)
         reason = f"compute {len(chosen)} nodes of graph '{graph.name}' in {self.to}"
         return Patch(reason, tuple(chosen), conversion.apply, layers)
+
+
+def _worthwhile(chosen: list[Node], types: Types) -> list[Node]:
+    """Return the nodes without those that only move data or look at sizes, and have nobody beside them who computes.
+
+    Each such group would be a Cast, the same moves, and a Cast back.
+    """
+    left = {node for node in chosen if node.op in _MOVING and not _reads_weights(node, types)}
+    beside = [node for node in chosen if node not in left]
+    while beside:
+        node = beside.pop()
+        makers = [producer(tensor) for tensor in node.inputs]
+        readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+        floats = [other for other in (*makers, *readers) if other in left and _share_floats(node, other, types)]
+        left.difference_update(floats)
+        beside.extend(dict.fromkeys(floats))
+    return [node for node in chosen if node not in left]
+
+
+def _reads_weights(node: Node, types: Types) -> bool:
+    return any(constant_value(each) is not None and types.dtype(each) == TensorProto.FLOAT for each in node.inputs)
+
+
+def _share_floats(first: Node, second: Node, types: Types) -> bool:
+    """Tell whether one of two nodes reads a float32 tensor that the other gives."""
+    shared = {*first.outputs, *second.outputs}.intersection((*first.inputs, *second.inputs))
+    return any(types.dtype(tensor) == TensorProto.FLOAT for tensor in shared)
 
 
 @dataclass(slots=True)

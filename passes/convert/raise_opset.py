@@ -10,7 +10,7 @@ import onnx
 from graphopt.analysis.types import Types
 from graphopt.passes.convert.change import SAME, Change, Site, is_bound
 from graphopt.passes.convert.flattened import FLATTENED
-from graphopt.passes.convert.kernels import MISSING
+from graphopt.passes.convert.kernels import lost
 from graphopt.passes.convert.meanings import MEANINGS
 from graphopt.passes.convert.operands import OPERANDS
 from graphopt.passes.convert.resizing import RESIZING
@@ -56,7 +56,8 @@ class RaiseOpset(Pass):
                where its axis is not the only one. The weights of newer forms are as large, so the file hardly grows.
     Requires:  no operator whose older meaning has no newer form: those are named with the reason and nothing changes.
                Examples are training forms, a Dropout whose mask is read, AveragePool that rounds up from opset 19 on,
-               and operators whose newer version ONNX Runtime has no kernel for.
+               and operators whose newer version ONNX Runtime has no kernel for, perhaps of that type alone, as of
+               LeakyRelu of double from opset 19 on.
     Preserves: names, types and shapes, and the version of the file format, which decides whether a caller may override
                initializers; values up to the rounding of another kernel that a runtime may have for the newer form;
                ONNX Runtime has one for AveragePool-19.
@@ -136,8 +137,10 @@ def refusal(node: Node, site: Site) -> str | None:
     op = str(node.op)
     if not onnx.defs.has(op, site.source, ""):
         return f"{op} is no operator of opset {site.source}"
-    if site.source < MISSING.get(op, 0) <= site.target:
-        return f"ONNX Runtime has no kernel for {op} from opset {MISSING[op]} on"
+    element = site.types.dtype(node.inputs[0]) if node.inputs else None
+    reason = lost(op, element, site.source, site.target)
+    if reason is not None:
+        return reason
     for change in steps(node, site):
         if change is SAME:
             continue

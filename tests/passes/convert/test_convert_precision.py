@@ -21,6 +21,8 @@ from pass_oracle import Done, parse, run_pass
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from graphopt.graph import Node, Tensor
+
 HEAD = '<ir_version: 9, opset_import: ["" : 19]>\n'
 
 
@@ -103,6 +105,57 @@ def test_layers_with_weights_are_on_the_account() -> None:
         "g (float[2, 2] x) => (float[2, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { a = MatMul(x, w) y = Relu(a) }"
     )
     assert [(layer.op, layer.what) for layer in done.record.layers] == [("MatMul", "float16")]
+
+
+@pytest.mark.parametrize(
+    ("text", "narrow"),
+    [
+        ("float[n] x) => (int64[1] y) { y = Shape(x) }", ""),
+        ("float[n, 2] x) => (float[2, n] y) { y = Transpose(x) }", ""),
+        ("float[n, 2] x) => (float[2, n] y, int64 z) { a = Identity(x) y = Transpose(a) z = Size(y) }", ""),
+        ("float[n] x) => (float[n, 1] y, int64[1] z) { a = Relu(x) y = Flatten(a) z = Shape(x) }", "Relu Flatten"),
+        (
+            "float[n] x) => (int64[2] z, float[n, 1] y) { a = Relu(x) y = Flatten(a) z = Shape(y) }",
+            "Relu Flatten Shape",
+        ),
+        ("int64[n] i) => (float[n, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = Gather(w, i) }", "Gather"),
+        ("float[n] x) => (int64[n] y) { s = Shape(x) y = Expand(s, s) }", ""),
+    ],
+)
+def test_what_only_moves_follows_those_that_compute(text: str, narrow: str) -> None:
+    before = parse(HEAD + "g (" + text)
+    PassManager([ConvertPrecision()], verify="full").run(before)
+    made = {
+        node.op for node in before.graph.nodes if node.op != "Cast" and any(_is_half(port) for port in _ports(node))
+    }
+    assert made == set(narrow.split())
+    assert any(node.op == "Cast" for node in before.graph.nodes) == bool(narrow)
+
+
+def test_sequences_hold_one_type() -> None:
+    done = converted(
+        """g (float[n] x, int64 i) => (float[n] y) { a = Relu(x) q = SequenceConstruct(a, x) r = SequenceInsert(q, a)
+            b = SequenceAt(r, i) y = Neg(b) }"""
+    )
+    feed = {"x": np.array([1, -2], np.float32), "i": np.array(0, np.int64)}
+    assert run(session(done.model.to_bytes()), feed)["y"].tolist() == [-1, 0]
+
+
+def _ports(node: Node) -> list[Tensor]:
+    return [*node.inputs, *node.outputs]
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return bool(tensor.onnx_dtype == TensorProto.FLOAT16)
+
+
+def test_a_function_of_onnx_with_float32_constants_stays() -> None:
+    done = run_pass(
+        ConvertPrecision(),
+        HEAD + "g (float[2, 3] x) => (float[2, 3] y) { y = MeanVarianceNormalization<axes = [1]>(x) }",
+    )
+    assert done.ops == ["MeanVarianceNormalization"]
+    onnx.checker.check_model(done.model.to_proto(), full_check=True)
 
 
 @settings(max_examples=60, deadline=None)

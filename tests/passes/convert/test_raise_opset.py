@@ -10,13 +10,15 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
 
+from graphopt.errors import GraphoptError
 from graphopt.graph import read_model
-from graphopt.passes.convert.kernels import MISSING
+from graphopt.passes.convert.kernels import COMPOSED, MISSING, WITH_KERNEL
 from graphopt.passes.convert.raise_opset import CHANGES, LOWEST, NEWEST, RaiseOpset
 from graphopt.passes.convert.unchanged import UNCHANGED
+from graphopt.verify.reference import open_unoptimized
 from pass_oracle import check_pass, run_pass
 
 if TYPE_CHECKING:
@@ -100,6 +102,9 @@ REFUSED: dict[str, tuple[int, int, str, str]] = {
     "AveragePool that rounds up": (11, 19, "g (float[1, 1, 6] x) => (float[1, 1, 3] y) { y = AveragePool<kernel_shape = [3], strides = [2], ceil_mode = 1>(x) }", "rounds its output size up"),
     "GroupNormalization of open channels": (18, 21, "g (float[2, C, 3] x, float[2] s, float[2] b) => (float[2, C, 3] y) { y = GroupNormalization<num_groups = 2>(x, s, b) }", "number of channels"),
     "no kernel": (16, 22, "g (float[1, 2, 6, 6] x) => (float[1, 2, 1, 1] y) { y = GlobalLpPool(x) }", "no kernel for GlobalLpPool"),
+    "no kernel for double": (18, 19, "g (double[2, 3] x) => (double[2, 3] y) { y = Elu(x) }", "no kernel for Elu of double"),
+    "no kernel for a slope of double": (16, 22, "g (double[2, 3] x) => (double[2, 3] y) { y = LeakyRelu(x) }", "opset 18 only"),
+    "no kernel for integers": (18, 23, "g (int64[2, 3] x) => (int64[2, 3] y) { y = Relu(x) }", "no kernel for Relu of int64"),
     "below opset 7": (6, 13, "g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }", "below opset 7"),
     "beyond the newest": (17, NEWEST + 1, "g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }", f"up to opset {NEWEST}"),
     "no operator": (9, 13, "g (float[2, 3] x) => (float[2, 3] y) { y = Gelu(x) }", "no operator of opset 9"),
@@ -108,6 +113,26 @@ REFUSED: dict[str, tuple[int, int, str, str]] = {
 
 def text(opset: int, graph: str) -> str:
     return f'<ir_version: 6, opset_import: ["" : {opset}]> {graph}'
+
+
+@pytest.mark.parametrize("op", COMPOSED)
+def test_composed_operators_run_of_some_types_only(op: str) -> None:
+    """ONNX Runtime runs them in any opset where they have a kernel, and of double only where it composes them."""
+    slope = ", x" if op == "PRelu" else ""
+    for element, newest in (("float", NEWEST), ("double", NEWEST if TensorProto.DOUBLE in WITH_KERNEL[op] else 18)):
+        for opset in (18, 19, NEWEST):
+            model = onnx.parser.parse_model(
+                text(opset, f"g ({element}[2, 3] x) => ({element}[A, B] y) {{ y = {op}(x{slope}) }}")
+            )
+            assert is_run(model.SerializeToString()) == (opset <= newest)
+
+
+def is_run(data: bytes) -> bool:
+    try:
+        open_unoptimized(data)
+    except GraphoptError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", RAISED)
