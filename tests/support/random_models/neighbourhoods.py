@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from random_models.builder import F16, F32, F64, I64, Builder, Refused
+from random_models.heads import attention
 from random_models.movement import HIGHEST, listed, size_of, sizes_of
 from random_models.operators import constant_like, window
 
@@ -164,55 +165,6 @@ def activation(b: Builder) -> Value:
     if kind == 5:
         return either(b, "Mul", x, b.node("Tanh", [b.node("Softplus", [x])]))
     return b.node("Log", [either(b, "Add", b.node("Exp", [x]), number(1.0))])
-
-
-def attention(b: Builder) -> Value:
-    """Projections, heads split and merged, scaled scores, a mask, Softmax."""
-    x = b.pick((F32,), (3,), lambda value: (value.shape[2] or 0) in {4, 6, 8})
-    width = int(x.shape[2] or 0)
-    heads, head = 2, width // 2
-    merged = b.ask.chance(25)
-    if merged:
-        joint = b.node("Add", [b.node("MatMul", [x, b.weight(width, 3 * width, scale=0.5)]), b.weight(3 * width)])
-        parts = b.split(joint, 2, [width] * 3)
-    else:
-        source = x if b.ask.chance(90) else b.pick((F32,), (3,), lambda value: value.shape[2] == width)
-        parts = [b.node("MatMul", [each, b.weight(width, width, scale=0.5)]) for each in (x, source, x)]
-        if b.ask.chance(70):
-            parts = [either(b, "Add", part, b.weight(width)) for part in parts]
-
-    def split_heads(part: Value) -> Value:
-        if b.ask.chance(50):
-            shaped = b.reshape(part, 0, 0, heads, head) if b.ask.chance(60) else b.reshape(part, 0, -1, heads, head)
-        else:
-            sizes = [size_of(b, part, 0), size_of(b, part, 1), b.ints(heads), b.ints(head)]
-            shaped = b.node("Reshape", [part, listed(b, sizes)])
-        return b.transpose(shaped, 0, 2, 1, 3)
-
-    q, k, v = (split_heads(part) for part in parts)
-    scale = b.constant(head**-0.5 if b.ask.chance(80) else head**-0.25, F32)
-    place = b.ask.integer(0, 3)
-    if place == 0:
-        q = either(b, "Mul", q, scale)
-    turned = b.transpose(k, 0, 1, 3, 2)
-    if place == 1:
-        q, turned = b.node("Mul", [q, scale]), b.node("Mul", [turned, scale])
-    scores = b.node("MatMul", [q, turned])
-    if place == 2:
-        scores = b.node("Div", [scores, b.constant(head**0.5, F32)])
-    if place == 3:
-        scores = either(b, "Mul", scores, scale)
-    if b.ask.chance(40):
-        scores = b.node("Add", [scores, b.weight(1, 1, 1, 1)])
-    mixed = b.node("MatMul", [b.node("Softmax", [scores], axis=3 if b.ask.chance(50) or b.opset < 11 else -1), v])
-    back = b.transpose(mixed, 0, 2, 1, 3) if b.ask.chance(92) else b.transpose(mixed, 0, 2, 3, 1)
-    if b.ask.chance(60):
-        y = b.reshape(back, 0, 0, width) if b.ask.chance(70) else b.reshape(back, 0, -1, width)
-    else:
-        y = b.node("Reshape", [back, listed(b, [size_of(b, x, 0), size_of(b, x, 1), b.ints(width)])])
-    if b.ask.chance(60):
-        y = b.node("Add", [b.node("MatMul", [y, b.weight(width, width, scale=0.5)]), x])
-    return y
 
 
 def rotary(b: Builder) -> Value:
