@@ -11,6 +11,10 @@ import time
 import venv
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 WORKER = Path(__file__).with_name("simplify_worker.py")
 _ONNX = ("onnx==1.23.2", "numpy==2.4.6")
@@ -68,11 +72,11 @@ class Run:
     steps: list[float] = field(default_factory=list)
 
 
-def set_up(folder: Path) -> dict[str, str]:
+def set_up(folder: Path, environments: Mapping[str, tuple[str, ...]] = ENVIRONMENTS) -> dict[str, str]:
     """Make the environments that are missing; return for each the reason why it cannot be made, or its packages."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
-    for name, packages in ENVIRONMENTS.items():
+    for name, packages in environments.items():
         if not python_of(folder, name).exists():
             venv.create(folder / name, with_pip=True)
         command = [str(python_of(folder, name)), "-m", "pip", "install", "--quiet", *packages]
@@ -87,12 +91,12 @@ def python_of(folder: Path, environment: str) -> Path:
     return folder / environment / "bin" / "python"
 
 
-def installed(folder: Path | None) -> dict[str, str]:
+def installed(folder: Path | None, environments: Mapping[str, tuple[str, ...]] = ENVIRONMENTS) -> dict[str, str]:
     """Return the version of every peer's main package, by environment; those that are absent are left out."""
     if folder is None:
         return {}
     found = {}
-    for name, packages in ENVIRONMENTS.items():
+    for name, packages in environments.items():
         if not python_of(folder, name).exists():
             continue
         package = packages[0].partition("==")[0]
