@@ -65,7 +65,7 @@ class StoredWeights:
 
     def _write(self, rw: Rewriter, node: Node, source: Tensor, axis: int | None) -> Variable:
         """Write the integers and what restores them in the graph that owns the weight: bodies capture the result."""
-        near = _in_graph_of(source, node)
+        near = in_graph_of(source, node)
         value = constant_value(source)
         assert value is not None
         weight = np.asarray(value, np.float32)
@@ -78,7 +78,7 @@ class StoredWeights:
         return conversion(rw, "DequantizeLinear", [values, steps, zeros], attrs=attrs, near=near)
 
 
-def _in_graph_of(source: Tensor, node: Node) -> Node:
+def in_graph_of(source: Tensor, node: Node) -> Node:
     """Return the node that is or contains ``node`` in the graph that owns a tensor."""
     home = owner(source)
     while node.graph is not home and node.graph is not None and node.graph.parent_node is not None:

@@ -1,0 +1,251 @@
+"""The pass ``round-weights``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.analysis.layer_statistics import Layer, Refusal, end_layers, find_layers
+from graphopt.passes.quantize import storage
+from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution
+from graphopt.solve import rounding
+from graphopt.solve.least_squares import solve_rows
+from graphopt.target.operators import is_depthwise
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+
+    from graphopt.analysis import Facts
+    from graphopt.graph import Model, Node, Rewriter
+    from graphopt.rewrite.layer_stop import Stop
+    from graphopt.rewrite.layerwise import Sweep, Written
+    from graphopt.rewrite.patch import Patch, Skip
+
+Cube = NDArray[np.float64]
+
+SMALLEST_WEIGHT = 256
+"""Values below which a weight stays float: its scales and the operator that restores it would take more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What one layer is rounded to."""
+
+    scheme: Literal["integer", "ternary", "binary", "codebook"]
+    bits: int
+    granularity: rounding.Granularity
+    opset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundWeights(LayerwisePass):
+    """Round weights to few bits so that each layer gives the outputs it gave before, and store them in so many.
+
+    Layers are rounded front to back against the dense model's outputs on the compressed model's inputs, so each makes
+    up for those before it. Weights that are zero stay zero. The grid is written into the model: later passes keep it.
+
+    Attributes:
+        bits: Of a weight: 2 to 8 for integers, 1 to 8 for a code book of 2^bits values.
+        scheme: ``integer``; ``ternary`` (minus, zero, plus one scale); ``binary`` (minus or plus one scale);
+            ``codebook`` (values anywhere, shared by the whole weight).
+        granularity: What shares a scale: the ``tensor``, a ``channel`` of the output, or a ``block`` of inputs of one
+            channel where the layer is a matrix (convolutions of larger kernels have one scale per channel then).
+        block: Inputs of a block.
+        symmetric: Zero lies in the middle of the grid; else each scale has a zero point, which integer kernels lack.
+        method: ``auto``: GPTQ, then coordinate descent with refitted scales; ``gptq`` alone; ``adaround``, then the
+            same descent: slower and as good; ``nearest``: the nearest level of a grid up to the largest weight.
+        ends_bits: Bits of the first and the last layers and of depthwise convolutions, as integers per channel.
+        samples: Calibration samples that are run at most.
+        rows: Rows of input that a layer is fitted and judged on, at most.
+        damping: Pull towards the dense weights, relative to the mean square of the inputs.
+        variance: Also scale each row so that its output varies as much as before; needs a bias that takes the mean.
+        keep: Names of nodes left as they are.
+
+    Matches: Conv, Gemm and MatMul with constant weights of 256 values or more, in bodies too.
+    Produces: The same nodes behind a DequantizeLinear of integers (2 bits from opset 25 on, 4 from 21 on, else 8), one
+        bit per weight behind BitShift and BitwiseAnd for large binary weights (opset 18), a Gather of values for code
+        books; Q = argmin tr((Q - W)(H + d)(Q - W)') with H = E[z z'], z the layer's inputs in the compressed model; the
+        bias keeps the mean output. Without data every weight takes its nearest level.
+    Requires: Opset 13 for a scale per channel, 21 for blocks; weights that no caller may override.
+    Preserves: Zeros (binary weights have none: layers with more than 1 % of them stay), names, types and shapes. Not
+        values: LOSSY.
+    Source: Frantar et al. 2023, arXiv:2210.17323; Behdin et al. 2023, arXiv:2309.01885; Zhang et al. 2024,
+        arXiv:2403.07134; Nagel et al. 2020, arXiv:2004.10568; Han et al. 2016, arXiv:1510.00149, section 3; bias:
+        Nagel et al. 2019, arXiv:1906.04721, section 4.2.
+    """
+
+    name: ClassVar[str] = "round-weights"
+    guard: ClassVar[str] = "layers"
+    data_free: ClassVar[bool] = True
+
+    bits: int = 4
+    scheme: Literal["integer", "ternary", "binary", "codebook"] = "integer"
+    granularity: Literal["tensor", "channel", "block"] = "channel"
+    block: int = 32
+    symmetric: bool = True
+    method: Literal["auto", "gptq", "adaround", "nearest"] = "auto"
+    ends_bits: int = 8
+
+    def __post_init__(self) -> None:
+        super(RoundWeights, self).__post_init__()
+        least = 1 if self.scheme == "codebook" else 2
+        if not least <= self.bits <= 8:
+            raise ValueError(f"bits is {self.bits}, but it must be {least} to 8")
+        if not 2 <= self.ends_bits <= 8:
+            raise ValueError(f"ends_bits is {self.ends_bits}, but it must be 2 to 8")
+        if self.block < 16 or self.block & (self.block - 1):
+            raise ValueError(f"block is {self.block}, but it must be a power of two, 16 or more")
+
+    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
+        """Yield one patch per layer."""
+        # What rows share cannot follow a gain of one row.
+        alone = replace(self, variance=self.variance and self.granularity != "tensor" and self.scheme != "codebook")
+        yield from LayerwisePass.run(alone, model, facts)
+
+    def layers(self, model: Model) -> Iterator[Layer | Refusal]:
+        """Yield the layers, depthwise ones included, that gain by being stored in few bits."""
+        for found in find_layers(model, keep=self.keep, depthwise=True):
+            if isinstance(found, Refusal):
+                yield found
+                continue
+            array = found.array()
+            reason = storage.refusal(array.dtype.name, model.opset)
+            if not reason and array.size < SMALLEST_WEIGHT:
+                reason = f"it has {array.size} weights: their scale would take as much as few bits save"
+            yield Refusal(found.node, reason) if reason else found
+
+    def plan(self, sweep: Sweep, stops: Sequence[Stop], facts: Facts) -> Mapping[str, Any]:
+        """Return what each layer is rounded to."""
+        ends = end_layers(sweep.model.graph, {stop.layer.node for stop in stops})
+        return {stop.key: self._plan(stop, sweep.model.opset, end=stop.layer.node in ends) for stop in stops}
+
+    def _plan(self, stop: Stop, opset: int, *, end: bool) -> _Plan:
+        channel: rounding.Granularity = "row" if opset >= storage.AXIS_SINCE else "tensor"
+        if end or is_depthwise(stop.layer.node):
+            return _Plan("integer", self.ends_bits, channel, opset)
+        matrix = not stop.layer.node.op.startswith("Conv") or set(stop.dense.shape[2:]) == {1}
+        if self.granularity == "tensor":
+            channel = "tensor"
+        elif self.granularity == "block" and matrix and opset >= storage.BLOCKS_SINCE:
+            channel = self.block
+        return _Plan(self.scheme, self.bits, channel, opset)
+
+    def solve(self, problem: Problem) -> Solution | str:
+        """Return the rounded weights with what writes them as integers."""
+        plan: _Plan = problem.plan
+        zeros = any((part == 0).any() for part in problem.present)
+        mask = [part != 0 for part in problem.present] if zeros else None
+        if plan.scheme == "binary" and mask is not None and np.mean([part.mean() for part in mask]) < 0.99:
+            return "it has zeros, which binary weights cannot keep; ternary ones do"
+        if plan.scheme == "binary":
+            mask = None
+        measured = problem.measured and bool(problem.fit)
+        if not measured:
+            given = rounding.Problem(
+                np.stack(problem.present), _unknown(problem), None if mask is None else np.stack(mask)
+            )
+        else:
+            given = rounding.asymmetric_target(problem.dense, problem.fit, damping=self.damping, mask=mask)
+        if plan.scheme == "codebook":
+            return self._codebook(problem, given, plan)
+        return self._integers(problem, given, plan, measured=measured)
+
+    def _integers(self, problem: Problem, given: rounding.Problem, plan: _Plan, *, measured: bool) -> Solution:
+        levels = self._levels(plan)
+        # The pull to the old scale keeps the first guess of the scales sane; with a mask the target lies off it.
+        weight = np.stack(problem.present)
+        if measured and given.mask is not None:
+            groups = zip(problem.dense, given.mask, problem.fit, strict=True)
+            weight = np.stack([solve_rows(*each, damping=self.damping) for each in groups])
+        elif measured:
+            weight = given.target
+        method = self.method if measured else "nearest"
+        grid, values = rounding.round_layer(given, levels, plan.granularity, method=method, weight=weight)
+        plain = None
+        if measured and plan.scheme == "integer" and plan.granularity != "tensor":
+            plain, other = rounding.round_layer(
+                given, levels, plan.granularity, method="nearest", weight=np.stack(problem.present)
+            )
+
+        def record(rw: Rewriter, written: Written) -> None:
+            stored = _stored(problem, grid, values, written)
+            if plain is not None:
+                taken = [
+                    np.broadcast_to(rows[:, None], part.shape) for rows, part in zip(written.taken, values, strict=True)
+                ]
+                like = (
+                    problem.stop.form.weight(
+                        [part.astype(np.float64) for part in taken], np.empty(written.weight.shape)
+                    )
+                    > 0
+                )
+                stored = _chosen(like, stored, _stored(problem, plain, other, written))
+            storage.write_grid(rw, problem.layer.node, written.tensor, stored, plan.opset)
+
+        return Solution(list(values), list(other) if plain is not None else None, self._what(problem, plan), record)
+
+    def _levels(self, plan: _Plan) -> rounding.Levels:
+        if plan.scheme == "ternary":
+            return rounding.TERNARY
+        if plan.scheme == "binary":
+            return rounding.BINARY
+        return rounding.integer_levels(plan.bits, symmetric=self.symmetric, narrow=plan.bits == 8)
+
+    def _codebook(self, problem: Problem, given: rounding.Problem, plan: _Plan) -> Solution:
+        book = rounding.lloyd(given, 2**plan.bits)
+        values = book.nearest(given.target, given.mask)
+        if problem.measured and problem.fit:
+            book, values = rounding.alternate_codebook(given, book)
+
+        def record(rw: Rewriter, written: Written) -> None:
+            places = problem.stop.form.weight(
+                [book.codes(part).astype(np.float64) for part in values], np.empty(written.weight.shape, np.int64)
+            )
+            storage.write_codebook(rw, problem.layer.node, written.tensor, places, book.values, plan.opset)
+
+        return Solution(list(values), None, self._what(problem, plan), record)
+
+    def _what(self, problem: Problem, plan: _Plan) -> str:
+        """Return what a layer is rounded to, and how it is stored where that takes more."""
+        if plan.scheme == "codebook":
+            element = storage.element_type(0, 2**plan.bits - 1, plan.opset)
+            return f"{2**plan.bits} values for the tensor, stored as {storage.type_name(element)}"
+        sharing = plan.granularity if isinstance(plan.granularity, str) else f"block of {plan.granularity}"
+        sharing = "channel" if sharing == "row" else sharing
+        name = plan.scheme if plan.scheme != "integer" else f"{plan.bits} bits"
+        if plan.scheme == "binary" and storage.packs_bits(problem.layer.array().size, plan.opset):
+            return f"{name} per {sharing}, stored in single bits"
+        levels = self._levels(plan)
+        low, high = (-1, 1) if plan.scheme == "binary" else (levels.low, levels.high)
+        return f"{name} per {sharing}, stored as {storage.type_name(storage.element_type(low, high, plan.opset))}"
+
+
+def _unknown(problem: Problem) -> Cube:
+    """Return ones for the moments of inputs of which nothing is known; they take no memory."""
+    columns = problem.present[0].shape[1]
+    return np.broadcast_to(np.ones(()), (len(problem.present), columns, columns))
+
+
+def _stored(problem: Problem, grid: rounding.Grid, values: Cube, written: Written) -> storage.Stored:
+    """Return the integers in the layout of the weight, each row's scale multiplied with its gain."""
+    columns = values.shape[2]
+    scale, zero = (np.broadcast_to(part, values.shape) for part in grid.spread(columns))
+    gain = np.stack(written.gains)[:, :, None]
+    scale = (scale * gain).astype(np.float32).astype(np.float64)
+    like = np.empty(written.weight.shape)
+    parts = (problem.stop.form.weight(list(part), like) for part in (grid.codes(values), scale, zero))
+    codes, scales, zeros = parts
+    # A masked weight of a binary grid does not occur; elsewhere zero has the integer of the zero point.
+    return storage.Stored(codes.astype(np.int64), scales, zeros)
+
+
+def _chosen(taken: NDArray[np.bool_], first: storage.Stored, second: storage.Stored) -> storage.Stored:
+    """Return the first where it was taken, else the second."""
+    return storage.Stored(
+        np.where(taken, first.codes, second.codes),
+        np.where(taken, first.scale, second.scale),
+        np.where(taken, first.zero, second.zero),
+    )
