@@ -15,10 +15,10 @@ from graphopt.analysis.layer_statistics import (
     Refusal,
     find_bias,
     form_of,
-    inputs_of,
     producers,
 )
 from graphopt.analysis.layer_statistics.form import use_of
+from graphopt.analysis.layer_statistics.reading import computed_names, is_wide, layer_key, observable
 from graphopt.graph import constant_value
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphopt.graph import Model, Node
-
-LARGEST_COLUMNS = 5632
-"""Matrices of more columns do not fit memory: three to fit on and three to judge by take 1.5 GB for so many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,8 +66,7 @@ class Stop:
     @property
     def wide(self) -> bool:
         """Whether it has too many columns for matrices of them."""
-        columns = self.form.columns(self.dense.shape)
-        return self.form.groups * columns**2 > LARGEST_COLUMNS**2
+        return is_wide(self.form.groups, self.form.columns(self.dense.shape))
 
 
 @dataclass(slots=True)
@@ -90,7 +86,7 @@ class _Finder:
         form = form_of(node, layer.index, array)
         if isinstance(form, str):
             return Refusal(node, form)
-        found = self._inputs(layer, form) if self.observed else "there is no calibration data"
+        found = observable(layer, form, self.model, self.computed) if self.observed else "there is no calibration data"
         before = [self._before(use, layer) for use in layer.nodes]
         dense = before[0] if isinstance(found, list) and None not in before else None
         if self.strict and (isinstance(found, str) or dense is None):
@@ -109,23 +105,6 @@ class _Finder:
         now = tuple(each for each in readings if each.tensor == at)
         return replace(stop, at=at, readings=now, ahead=tuple(each for each in readings if each.tensor != at))
 
-    def _inputs(self, layer: Layer, form: Form) -> list[tuple[str, Form]] | str:
-        """Return the tensors that all uses of a weight read, with how, or why they cannot be observed."""
-        found: list[tuple[str, Form]] = []
-        for node in layer.nodes:
-            if node.graph is not self.model.graph:
-                return "it lies in a body, whose activations cannot be observed"
-            index = use_of(node, layer.weight)
-            own = form if node is layer.node else form_of(node, index, layer.array())
-            if isinstance(own, str) or own.layout != form.layout:
-                return f"its weight is used in another way by {node.op} '{node.name}'"
-            read = inputs_of(node, index, own)
-            if isinstance(read, str):
-                return read
-            found += [(tensor.name, each) for tensor, each in read]
-        missing = next((name for name, _ in found if name not in self.computed), None)
-        return found if missing is None else f"'{missing}', which it reads, is not computed in the main graph"
-
     def _before(self, node: Node, layer: Layer) -> Node | None:
         """Return the node that a use of a weight was in the dense model, if it is the same there."""
         before = self.origin.get(next((tensor.name for tensor in node.outputs if tensor.name), ""))
@@ -136,8 +115,7 @@ class _Finder:
         return before if weight is not None and weight.shape == layer.array().shape else None
 
     def _key(self, layer: Layer) -> str:
-        name = next((str(tensor.name) for tensor in layer.node.outputs if tensor.name), "")
-        key = name if layer.index != 2 else f"{name}/recurrent"
+        name = key = layer_key(layer)
         place = 2
         while key in self.keys:  # weights in bodies beside each other may have outputs of one name
             key = f"{name}/{place}"
@@ -158,9 +136,7 @@ def find_stops(
         observed: Whether there is data to observe them with.
         strict: Refuse layers that the dense model does not have, that cannot be observed or are too wide.
     """
-    computed = {tensor.name for node in model.graph.nodes for tensor in node.outputs if tensor.name}
-    computed |= {tensor.name for tensor in model.graph.inputs}
-    finder = _Finder(model, observed, strict, producers(dense), computed)
+    finder = _Finder(model, observed, strict, producers(dense), computed_names(model))
     for found in layers:
         yield found if isinstance(found, Refusal) else finder.stop(found)
 

@@ -37,6 +37,11 @@ class Batches:
         feeds = feeds.take(samples)
         return cls(feeds, max(1, min(BATCH, len(feeds) // LEAST_BATCHES)))
 
+    @property
+    def counter(self) -> str:
+        """Name of an input whose first axis counts the samples of a batch; empty where each sample is a batch."""
+        return next(spec.name for spec in self.feeds.inputs if spec.required) if self.feeds.batchable else ""
+
     def __iter__(self) -> Iterator[Feed]:
         """Yield the batches."""
         return self.feeds.batches(self.size)
