@@ -214,6 +214,6 @@ def _bounded(readings: dict[Reading, Any]) -> dict[Reading, Reading]:
     found = {}
     left = MATRIX_BYTES
     for each in sorted(readings, key=lambda each: each.form.groups * each.columns**2):
-        left -= 8 * each.form.groups * each.columns**2
-        found[each] = replace(each, wide=left < 0)
+        left -= 0 if each.wide else 8 * each.form.groups * each.columns**2
+        found[each] = replace(each, wide=each.wide or left < 0)
     return {each: found[each] for each in readings}
