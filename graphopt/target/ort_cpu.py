@@ -23,26 +23,37 @@ from typing import TYPE_CHECKING
 
 from graphopt.graph import constant_value
 from graphopt.target.rules import OpRule, Role, Target
+from graphopt.target.stored import stored_weight, weight_value
 
 if TYPE_CHECKING:
     from graphopt.graph import Node
 
 
+def _not_multiplied(node: Node, axis: int) -> str | None:
+    """Return why the grid of a weight that is rounded already suits no integer kernel, or None where it does."""
+    stored = stored_weight(node.inputs[1])
+    if isinstance(stored, str):
+        return stored
+    if stored is not None and stored.axis not in {None, axis}:
+        return "its weight has scales along another axis than its outputs"
+    return None
+
+
 def _refuse_conv(node: Node) -> str | None:
-    weight = constant_value(node.inputs[1])
+    weight = weight_value(node.inputs[1])
     if weight is None:
-        return "the weight is not a constant"
+        return _not_multiplied(node, 0) or "the weight is not a constant"
     if not 3 <= weight.ndim <= 5:
         return f"a weight of rank {weight.ndim}: the integer kernel convolves over 1 to 3 axes"
     if weight.shape[1] == 1 and int(node.attrs.get("group", 1)) == 1:
         return "one input channel: gathering its patches byte by byte costs more than integer products save"
-    return None
+    return _not_multiplied(node, 0)
 
 
 def _refuse_gemm(node: Node) -> str | None:
-    weight = constant_value(node.inputs[1])
+    weight = weight_value(node.inputs[1])
     if weight is None:
-        return "the second factor is not a constant"
+        return _not_multiplied(node, 0) or "the second factor is not a constant"
     if node.attrs.get("transA", 0):
         return "transA = 1: the integer kernel reads the first factor as it is"
     if len(node.inputs) > 2 and node.inputs[2] is not None and not node.inputs[2].is_empty():
@@ -52,16 +63,18 @@ def _refuse_gemm(node: Node) -> str | None:
         outputs = weight.shape[0] if node.attrs.get("transB", 0) else weight.shape[1]
         if bias.shape not in {(), (1,), (1, 1), (outputs,), (1, outputs)}:
             return f"a bias of shape {list(bias.shape)}: the integer kernel adds one value per output"
-    return None
+    return _not_multiplied(node, 0 if node.attrs.get("transB", 0) else 1)
 
 
 def _refuse_matmul(node: Node) -> str | None:
-    weight = constant_value(node.inputs[1])
+    weight = weight_value(node.inputs[1])
     if weight is None:
-        return "the second factor is not a constant (attention scores and values stay float)"
+        return (
+            _not_multiplied(node, 1) or "the second factor is not a constant (attention scores and values stay float)"
+        )
     if weight.ndim != 2:
         return f"a weight of rank {weight.ndim}: only matrices have one scale per output"
-    return None
+    return _not_multiplied(node, 1)
 
 
 def _refuse_max_pool(node: Node) -> str | None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import constant_value
+from graphopt.passes.quantize.integers import IntegerWeight, integer_weight
 from graphopt.passes.quantize.static import drop_unused, short_name
 from graphopt.target.grid import quantize_weight, weight_scales
+from graphopt.target.stored import weight_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphopt.graph import Node, Rewriter, Variable
+    from graphopt.graph import Node, Rewriter, Tensor, Variable
 
 FLOAT32 = 1
 SMALLEST_TABLE = 4096
@@ -28,14 +30,13 @@ def make_dynamic(rw: Rewriter, node: Node, *, per_channel: bool) -> None:
 
     Every layer gets a DynamicQuantizeLinear of its own: ONNX Runtime fuses none that several layers read.
     """
-    weight = matrix(node)
-    assert weight is not None
-    axis = 1 if per_channel else None
-    scales = weight_scales(weight, axis)
-    rounded = quantize_weight(weight, axis, scales)
+    weight = integer_weight(node, per_channel=per_channel)
     base = short_name(node.inputs[1])
-    one = axis is None
-    values = rw.constant(rounded.values, name=f"{base}_quantized", near=node)
+    one = weight.axis is None
+    scales = weight.scales
+    values = weight.write(rw, node, base)
+    if node.op == "Gemm" and node.attrs.get("transB", 0):
+        values = _turned(rw, node, weight, values, base)
     steps = rw.constant(scales.reshape(()) if one else scales, name=f"{base}_scale", near=node)
     zeros = rw.constant(np.zeros(() if one else scales.shape, np.int8), name=f"{base}_zero_point", near=node)
     x, step, zero_point = _tuple(rw.op("DynamicQuantizeLinear", [node.inputs[0]], outputs=3, near=node))
@@ -59,9 +60,19 @@ def make_dynamic(rw: Rewriter, node: Node, *, per_channel: bool) -> None:
     drop_unused(rw, old)
 
 
+def _turned(rw: Rewriter, node: Node, weight: IntegerWeight, values: Tensor, base: str) -> Tensor:
+    """Return the integers of a Gemm that reads its weight transposed as inputs by outputs."""
+    if weight.integers is None:
+        turned: Tensor = rw.constant(np.ascontiguousarray(weight.codes.T), name=f"{base}_quantized", near=node)
+        return turned
+    made = _one(rw.op("Transpose", [values], attrs={"perm": [1, 0]}, near=node, name=f"{base}_turned"))
+    rw.set_type(made, np.dtype(np.int8), list(weight.codes.shape[::-1]))
+    return made
+
+
 def matrix(node: Node) -> NDArray[np.float32] | None:
     """Return the constant weight of a MatMul or Gemm as inputs by outputs, alpha multiplied in, or None."""
-    value = constant_value(node.inputs[1])
+    value = weight_value(node.inputs[1])
     if value is None or value.ndim != 2 or value.dtype != np.float32:
         return None
     weight = np.asarray(value, np.float32)

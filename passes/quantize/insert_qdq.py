@@ -19,6 +19,7 @@ from graphopt.target.grid import Grid, activation_grid
 from graphopt.target.operators import is_overridable
 from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Group, Placement, place
 from graphopt.target.rules import Role
+from graphopt.target.stored import restores_constant
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator
@@ -134,7 +135,7 @@ class InsertQdq(Pass):
         return [node for node in model.graph.nodes if node_label(node) in keep]
 
     def _model_refusal(self, model: Model) -> str | None:
-        found = sorted({node.op for _, node in model.walk() if node.op in QUANTIZED})
+        found = sorted({node.op for _, node in model.walk() if node.op in QUANTIZED and not restores_constant(node)})
         if found:
             return f"the model is quantized already: it has {', '.join(found)}"
         if model.opset < 10:

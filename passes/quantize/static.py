@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output, producer, uses
-from graphopt.target.grid import Grid, activation_grid, fit_bias, quantize_bias, quantize_weight, weight_scales
+from graphopt.passes.quantize.integers import IntegerWeight, integer_weight, output_axis
+from graphopt.target.grid import Grid, activation_grid, fit_bias, quantize_bias
+from graphopt.target.stored import restores_constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -68,19 +70,19 @@ class StaticForm:
         """Make a Conv, Gemm or MatMul multiply integers."""
         x = self._original(node.inputs[0])
         grid = self._grid_of(self._placement.groups[x])
-        weight = constant_value(node.inputs[1])
-        assert weight is not None
-        factor = np.float32(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else np.float32(1.0)
-        bias = self._corrected(node, rule, x, np.asarray(weight * factor, np.float32), self._bias(node, rule))
-        if node.op == "Conv" and has_image_channels(node, weight.shape) and not self._is_transposed(x):
-            weight = np.pad(weight, [(0, 0), (0, 1), *[(0, 0)] * (weight.ndim - 2)])
-            rw.set_input(node, 0, self._four_channels(rw, node, x, weight.ndim))
+        weight = integer_weight(node, per_channel=self._per_channel)
+        bias = self._corrected(node, rule, x, weight, self._bias(node, rule, weight.codes.shape))
+        if bias is not None:
+            fitted = fit_bias(bias, grid.scale, weight.scales)
+            weight = weight.with_scales(fitted if weight.axis is not None else fitted.max(keepdims=True))
+        if node.op == "Conv" and has_image_channels(node, weight.codes.shape) and not self._is_transposed(x):
+            weight = weight.with_fourth_channel()
+            rw.set_input(node, 0, self._four_channels(rw, node, x, weight.codes.ndim))
         else:
             self._read_rounded(rw, node, 0, x)
-        axis = self._axis(node, weight)
         old = list(node.inputs[1:])
-        restored, scales = self._restored_weight(rw, node, np.asarray(weight * factor, np.float32), axis, grid, bias)
-        rw.set_input(node, 1, restored)
+        scales = weight.scales
+        rw.set_input(node, 1, self._restored_weight(rw, node, weight))
         if bias is not None and rule.bias is not None:
             rw.set_input(node, rule.bias, self._restored_bias(rw, node, bias, grid.scale, scales))
         elif bias is not None:
@@ -234,48 +236,34 @@ class StaticForm:
 
     # -------------------------------------------------------------------------------------------------- weights
 
-    def _axis(self, node: Node, weight: NDArray[np.generic]) -> int | None:
-        """Return the axis of a weight that counts output channels: the only one with a scale per entry (never K)."""
-        if not self._per_channel:
-            return None
-        if node.op == "Conv":
-            return 0
-        if node.op == "Gemm":
-            return 0 if node.attrs.get("transB", 0) else 1
-        return weight.ndim - 1
-
     def _corrected(
         self,
         node: Node,
         rule: OpRule,
         tensor: Tensor,
-        weight: NDArray[np.float32],
+        weight: IntegerWeight,
         bias: NDArray[np.float32] | None,
     ) -> NDArray[np.float32] | None:
         """Return the bias, less what rounding the weight adds to the mean of each output."""
         means = self._means_of(tensor)
         if means is None or rule.bias is None:
             return bias
-        axis = self._axis(node, weight)
-        rounded = quantize_weight(weight, axis, weight_scales(weight, axis)).restore()
-        shift = mean_shift(node, weight.astype(np.float64) - rounded, means)
+        shift = mean_shift(node, weight.values.astype(np.float64) - weight.restore(), means)
         if shift is None:
             return bias
         return (shift if bias is None else bias + shift).astype(np.float32)
 
-    def _bias(self, node: Node, rule: OpRule) -> NDArray[np.float32] | None:
-        """Return the bias that is rounded to int32 with the weight, one value per output, or None."""
-        outputs = constant_value(node.inputs[1])
-        assert outputs is not None
+    def _bias(self, node: Node, rule: OpRule, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+        """Return the bias that is rounded to int32 with the weight of a shape, one value per output, or None."""
         if rule.bias is None:
-            return self._added_bias(node, outputs.shape[-1])
+            return self._added_bias(node, shape[-1])
         if len(node.inputs) <= rule.bias or node.inputs[rule.bias].is_empty():
             return None
         value = constant_value(node.inputs[rule.bias])
         if value is None:
             return None
         if node.op == "Gemm":
-            count = outputs.shape[0] if node.attrs.get("transB", 0) else outputs.shape[1]
+            count = shape[output_axis(node, 2)]
             beta = np.float32(node.attrs.get("beta", 1.0))
             return np.ascontiguousarray(np.broadcast_to(np.asarray(value, np.float32).reshape(-1) * beta, (count,)))
         return np.asarray(value, np.float32)
@@ -296,31 +284,19 @@ class StaticForm:
             return None
         return np.asarray(other, np.float32).reshape(-1)
 
-    def _restored_weight(
-        self,
-        rw: Rewriter,
-        node: Node,
-        weight: NDArray[np.float32],
-        axis: int | None,
-        grid: Grid,
-        bias: NDArray[np.float32] | None,
-    ) -> tuple[Variable, NDArray[np.float32]]:
-        scales = weight_scales(weight, axis)
-        if bias is not None:
-            fitted = fit_bias(bias, grid.scale, scales)
-            scales = fitted if axis is not None else fitted.max(keepdims=True)
+    def _restored_weight(self, rw: Rewriter, node: Node, weight: IntegerWeight) -> Variable:
         source = node.inputs[1]
-        key = (id(source), weight.shape, axis, scales.tobytes())
+        key = (id(source), weight.codes.shape, weight.axis, weight.scales.tobytes())
         if key not in self._weights:
-            rounded = quantize_weight(weight, axis, scales)
-            one, name = axis is None, short_name(source)
-            values = rw.constant(rounded.values, name=f"{name}_quantized", near=node)
-            steps = rw.constant(scales.reshape(()) if one else scales, name=f"{name}_scale", near=node)
-            zero_point = self._zero_point(rw, node, np.zeros(() if one else scales.shape, np.int8))
-            attrs = {} if one else {"axis": axis}
+            one, name = weight.axis is None, short_name(source)
+            values = weight.write(rw, node, name)
+            scales = weight.scales.reshape(()) if one else weight.scales
+            steps = rw.constant(scales, name=f"{name}_scale", near=node)
+            zero_point = self._zero_point(rw, node, np.zeros(scales.shape, np.int8))
+            attrs = {} if one else {"axis": weight.axis}
             restored = conversion(rw, "DequantizeLinear", [values, steps, zero_point], attrs=attrs, near=node)
             self._weights[key] = (restored, source)
-        return self._weights[key][0], scales
+        return self._weights[key][0]
 
     def _restored_bias(
         self, rw: Rewriter, node: Node, bias: NDArray[np.float32], step: np.float32, scales: NDArray[np.float32]
@@ -379,8 +355,13 @@ def short_name(tensor: Tensor) -> str:
 
 
 def drop_unused(rw: Rewriter, tensors: Iterable[Tensor]) -> None:
-    """Remove Constant nodes whose value nothing reads any more."""
-    for tensor in tensors:
+    """Remove nodes that make a constant which nothing reads any more."""
+    waiting = list(tensors)
+    while waiting:
+        tensor = waiting.pop()
         source = producer(tensor)
-        if source is not None and source.op == "Constant" and not uses(tensor) and not is_graph_output(tensor):
+        if source is None or uses(tensor) or is_graph_output(tensor):
+            continue
+        if source.op == "Constant" or restores_constant(source):
+            waiting += [] if source.op == "Constant" else list(source.inputs)
             rw.erase([source])

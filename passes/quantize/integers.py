@@ -1,0 +1,105 @@
+"""The integers of a weight: those that an earlier pass found for it, else rounded to nearest on a grid of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+
+from graphopt.graph import constant_value
+from graphopt.target.grid import WEIGHT_LIMIT, quantize_weight, weight_scales
+from graphopt.target.stored import StoredWeight, stored_weight
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from graphopt.graph import Node, Rewriter, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerWeight:
+    """A weight that an integer kernel multiplies.
+
+    Attributes:
+        values: float32, what was rounded, with the factor of a Gemm.
+        codes: int8, in the same shape.
+        scales: float32, one per channel, or one element.
+        axis: Axis of the channels; None for a single scale.
+        integers: A constant that holds the codes already, in this type or a smaller one; None where none does.
+    """
+
+    values: NDArray[np.float32]
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    axis: int | None
+    integers: Tensor | None = None
+
+    def restore(self) -> NDArray[np.float32]:
+        """Return the weights that the integers stand for."""
+        return (self.codes.astype(np.float32) * self.scales.reshape(self._shape())).astype(np.float32)
+
+    def with_scales(self, scales: NDArray[np.float32]) -> IntegerWeight:
+        """Return the weight on other scales."""
+        if np.array_equal(scales, self.scales):
+            return self
+        wanted = np.rint(self.restore() / scales.reshape(self._shape())) if self.integers is not None else None
+        if wanted is None:
+            return replace(self, codes=quantize_weight(self.values, self.axis, scales).values, scales=scales)
+        codes = np.clip(wanted, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+        return replace(self, codes=codes, scales=scales, integers=None)
+
+    def with_fourth_channel(self) -> IntegerWeight:
+        """Return the weight of a convolution with one more input channel that is ignored."""
+        pads = [(0, 0), (0, 1), *[(0, 0)] * (self.codes.ndim - 2)]
+        return replace(self, values=np.pad(self.values, pads), codes=np.pad(self.codes, pads), integers=None)
+
+    def write(self, rw: Rewriter, node: Node, name: str) -> Tensor:
+        """Return the codes as a tensor of int8; those kept in fewer bits are widened by whoever loads the model."""
+        if self.integers is None:
+            made: Tensor = rw.constant(self.codes, name=f"{name}_quantized", near=node)
+            return made
+        if self.integers.onnx_dtype == TensorProto.INT8:
+            return self.integers
+        wide = rw.op("Cast", [self.integers], attrs={"to": int(TensorProto.INT8)}, near=node, name=f"{name}_widened")
+        rw.set_type(wide, np.dtype(np.int8), list(self.codes.shape))
+        found: Tensor = wide
+        return found
+
+    def _shape(self) -> list[int]:
+        shape = [1] * self.codes.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return shape
+
+
+def integer_weight(node: Node, *, per_channel: bool) -> IntegerWeight:
+    """Return the integers of the weight of a Conv, Gemm or MatMul whose rule does not refuse it.
+
+    Args:
+        node: The operator.
+        per_channel: One scale per output channel where the weight has none yet.
+    """
+    factor = np.float32(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else np.float32(1.0)
+    stored = stored_weight(node.inputs[1])
+    if isinstance(stored, StoredWeight) and factor != 0:
+        scales = (stored.scales * abs(factor)).astype(np.float32)
+        codes = stored.codes if factor > 0 else np.maximum(stored.codes, -WEIGHT_LIMIT) * np.int8(-1)
+        found = IntegerWeight(stored.restore(), codes, scales, stored.axis, stored.integers if factor > 0 else None)
+        return replace(found, values=found.restore())
+    value = constant_value(node.inputs[1]) if not isinstance(stored, StoredWeight) else stored.restore()
+    assert value is not None
+    weight = np.asarray(value * factor, np.float32)
+    axis = output_axis(node, weight.ndim) if per_channel else None
+    scales = weight_scales(weight, axis)
+    return IntegerWeight(weight, quantize_weight(weight, axis, scales).values, scales, axis)
+
+
+def output_axis(node: Node, rank: int) -> int:
+    """Return the axis of a weight that counts output channels: the only one with a scale per entry (never K)."""
+    if node.op == "Conv":
+        return 0
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transB", 0) else 1
+    return rank - 1
