@@ -51,10 +51,11 @@ class Histogram:
             flat = flat[finite]
         if not flat.size:
             return
-        self._reach(math.frexp(max(float(flat.max()), -float(flat.min())))[1])
+        largest = max(float(flat.max()), -float(flat.min()))
+        if largest > 0:
+            self._reach(math.frexp(largest)[1])
         places = np.floor(np.ldexp(flat.astype(np.float64), BINS.bit_length() - 2 - self.exponent)).astype(np.int64)
-        # The least float32 above zero is finer than the bins of a range that began smaller.
-        self.counts += np.bincount(np.clip(places + BINS // 2, 0, BINS - 1), minlength=BINS)
+        self.counts += np.bincount(places + BINS // 2, minlength=BINS)
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the counts of both, which are left as they are."""
@@ -70,11 +71,14 @@ class Histogram:
         return np.ldexp(np.arange(-BINS // 2, BINS // 2 + 1, dtype=np.float64), self.exponent + 2 - BINS.bit_length())
 
     def _reach(self, exponent: int) -> None:
-        while self.exponent < exponent:
-            halved = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts[:] = 0
-            self.counts[BINS // 4 : BINS // 4 + BINS // 2] = halved
-            self.exponent += 1
+        if exponent <= self.exponent:
+            return
+        if self.counts.any():
+            places = (np.arange(BINS) - BINS // 2 >> min(exponent - self.exponent, 62)) + BINS // 2
+            merged = np.zeros_like(self.counts)
+            np.add.at(merged, places, self.counts)
+            self.counts = merged
+        self.exponent = exponent
 
 
 @dataclass(slots=True)
