@@ -292,7 +292,8 @@ class LayerwisePass(Pass):
             groups = zip(problem.dense, chosen, problem.fit, strict=True)
             gains = [least_squares.variance_gain(wanted, found, given) for wanted, found, given in groups]
             chosen = [part * gain[:, None] for part, gain in zip(chosen, gains, strict=True)]
-        weight = self.finish(problem, problem.stop.form.weight(chosen, array))
+        with np.errstate(over="ignore"):  # what does not fit the type is refused below
+            weight = self.finish(problem, problem.stop.form.weight(chosen, array))
         corrects = self.corrects_bias and problem.measured and len(problem.fit) > 0 and bias is not None
         if not corrects and np.array_equal(weight, array):
             return Skip(node, self.refuse_unchanged(problem))
