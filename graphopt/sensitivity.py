@@ -13,7 +13,7 @@ from graphopt.report.build import environment, model_info
 from graphopt.report.report import SkipEntry, Tool
 from graphopt.report.sensitivity import LayerDamage, LevelDamage, Sensitivity
 from graphopt.rewrite.layer_stop import find_stops
-from graphopt.rewrite.sensitivity import Candidate, damage, finish, layer_input, measure_layers
+from graphopt.rewrite.sensitivity import Candidate, damage, finish, measure_layers, unmeasurable
 from graphopt.runtime import Feeds, input_specs
 from graphopt.solve.level_kinds import Level, compress, parse_levels
 
@@ -125,17 +125,12 @@ def _levels(texts: Iterable[str]) -> list[Level]:
 def _stops(model: Model, keep: tuple[str, ...]) -> tuple[list[Stop], list[SkipEntry]]:
     """Return the layers that can be measured, front to back, and why the others cannot."""
     stops, skips = [], []
-    computed = {tensor.name for node in model.graph.nodes for tensor in node.outputs}
-    computed |= {tensor.name for tensor in model.graph.inputs}
     found = find_layers(model, keep=keep, depthwise=True)
     for stop in find_stops(model, model, found, observed=True, strict=False):
         if isinstance(stop, Refusal):
             skips.append(SkipEntry(node=node_label(stop.node), reason=stop.reason))
-        elif stop.layer.scope is not model.graph:
-            reason = "it lies in a body, which cannot be run alone"
+        elif reason := unmeasurable(stop, model):
             skips.append(SkipEntry(node=node_label(stop.layer.node), reason=reason))
-        elif layer_input(stop) not in computed:
-            skips.append(SkipEntry(node=node_label(stop.layer.node), reason="what it reads is constant"))
         else:
             stops.append(stop)
     return stops, skips

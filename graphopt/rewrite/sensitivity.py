@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.analysis.layer_statistics import Segments, collect
-from graphopt.graph import Variable, constant_value, uses
+from graphopt.analysis.layer_statistics import Batches, Segments, collect, stream
+from graphopt.graph import Variable, constant_value, producer, uses
 from graphopt.runtime import run, session
 from graphopt.solve import least_squares
 from graphopt.solve.threads import one_thread
@@ -27,19 +27,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from graphopt.analysis.layer_statistics import Bias, Sums
+    from graphopt.analysis.layer_statistics import Bias, Reading, Sums
     from graphopt.graph import Graph, Model, Node, Tensor
     from graphopt.rewrite.layer_stop import Stop
     from graphopt.runtime import Feeds
     from graphopt.solve.least_squares import Matrix, Statistics
 
     Values = dict[str, Any]
+    Runner = Callable[[Model, Sequence[str]], Iterator[Values]]
 
 BATCH = 32
 """Samples per run where the batch axis is free."""
-
-LEAST_BATCHES = 8
-"""Whole batches of the calibration data are told apart, so there must be some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +66,13 @@ def damage(quality: Quality) -> tuple[float, float]:
     return noise, noise * math.log(10.0) / 10.0 * (quality.sqnr_error_db or 0.0)
 
 
-def measurable(stop: Stop, model: Model) -> str:
+def unmeasurable(stop: Stop, model: Model) -> str:
     """Return why the damage of a layer cannot be measured; empty where it can."""
     if stop.layer.scope is not model.graph:
         return "it lies in a body, which cannot be run alone"
+    tensor = stop.layer.node.inputs[0 if stop.layer.node.op != "MatMul" else 1 - stop.layer.index]
+    if producer(tensor) is None and tensor.name not in {each.name for each in model.graph.inputs}:
+        return "what it reads is constant"
     return ""
 
 
@@ -119,29 +120,37 @@ def measure_layers(
     Cost: for each candidate a run of what lies behind the layer, and two runs of the model on the calibration data.
     """
     trials = Trials(model, judging, threads=threads)
-    batches = [] if calibration is None else list(calibration.batches(_batch_size(len(calibration))))
+    batches = () if calibration is None else Batches.of(calibration, len(calibration))
     segments = Segments(batches)
+
+    def collected(run: Runner, readings: Sequence[Reading]) -> dict[str, Sums]:
+        if not readings or not batches:
+            return {}
+        names = list(dict.fromkeys(each.tensor for each in readings))
+        with one_thread():
+            values = ((found, found) for found in run(model, names))
+            return collect(values, readings, rows=-(-rows // len(batches)), seed=seed)
+
+    def streamed(model: Model, names: Sequence[str]) -> Iterator[Values]:
+        return stream(model, names, batches)
+
+    ahead = collected(streamed, [each for stop in stops for each in stop.ahead])
     for group in group_stops(stops):
-        readings = [stop.reading for stop in group if stop.reading is not None and batches]
-        sums: dict[str, Sums] = {}
-        if readings:
-            values = ((found, found) for found in segments.advance(model, [readings[0].tensor]))
-            with one_thread():
-                sums = collect(values, readings, rows=-(-rows // len(batches)), seed=seed)
+        sums = collected(segments.advance, [each for stop in group for each in stop.readings])
 
         def made(stop: Stop, sums: dict[str, Sums] = sums) -> Sequence[Candidate]:
+            parts = [each[stop.key] for each in (sums, ahead) if stop.key in each]
             with one_thread():
-                return candidates(stop, _statistics(stop, sums.get(stop.key)))
+                return candidates(stop, _statistics(stop, parts))
 
         yield from trials.measure(group, made)
 
 
-def _batch_size(samples: int) -> int:
-    return max(1, min(BATCH, samples // LEAST_BATCHES))
-
-
-def _statistics(stop: Stop, sums: Sums | None) -> list[Statistics] | None:
-    if sums is None or not all(moments.finite() for moments in sums.fit):
+def _statistics(stop: Stop, parts: Sequence[Sums]) -> list[Statistics] | None:
+    if not parts:
+        return None
+    sums = parts[0] if len(parts) == 1 else parts[0].merge(parts[1])
+    if not sums.fit or not all(moments.finite() for moments in sums.fit):
         return None
     return [moments.mean(centred=stop.bias is not None) for moments in sums.fit]
 
@@ -259,7 +268,7 @@ class _Slot:
     def open(cls, graph: Graph, stop: Stop) -> _Slot:
         """Make a layer's weight and bias inputs of a graph, which is a copy of the one that the stop is of."""
         nodes = {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
-        node = nodes[stop.key]
+        node = nodes[next(tensor.name for tensor in stop.layer.node.outputs if tensor.name)]
         value = stop.layer.array()
         weight = _input(graph, f"{stop.key}_weight", value)
         old = node.inputs[stop.layer.index]
