@@ -33,11 +33,13 @@ class Grid:
 
     Attributes:
         scale: Real distance of two neighbouring integers, float32, above zero.
-        zero_point: The integer that stands for 0.0 exactly, 0 to 255.
+        zero_point: The integer that stands for 0.0 exactly, 0 to ``top``.
+        top: Largest integer in use.
     """
 
     scale: np.float32
     zero_point: int
+    top: int = 255
 
     @property
     def low(self) -> float:
@@ -47,22 +49,27 @@ class Grid:
     @property
     def high(self) -> float:
         """Largest real value on the grid."""
-        return float(self.scale) * (255 - self.zero_point)
+        return float(self.scale) * (self.top - self.zero_point)
 
     def quantize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Round real values of any shape to the grid, halves to even, as QuantizeLinear does."""
         q: NDArray[np.float32] = np.rint(values / self.scale) + self.zero_point
-        return np.clip(q, 0, 255).astype(np.uint8)
+        return np.clip(q, 0, self.top).astype(np.uint8)
 
     def makes_clip_redundant(self, low: float, high: float) -> bool:
         """Tell whether the grid ends inside the bounds, so that a Clip before rounding cuts off nothing more."""
         begins = low == -np.inf or np.rint(np.float32(low) / self.scale) + self.zero_point <= 0
-        ends = high == np.inf or np.rint(np.float32(high) / self.scale) + self.zero_point >= 255
+        ends = high == np.inf or np.rint(np.float32(high) / self.scale) + self.zero_point >= self.top
         return bool(begins and ends)
 
 
-def activation_grid(low: float, high: float) -> Grid:
+def activation_grid(low: float, high: float, *, levels: int = 256) -> Grid:
     """Return the uint8 grid for real values between ``low`` and ``high``; 0.0 always lies on it exactly.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+        levels: Integers in use, from 0 up.
 
     Raises:
         DataError: A bound is not a finite number.
@@ -75,11 +82,12 @@ def activation_grid(low: float, high: float) -> Grid:
             do="Look for NaN or infinity in the calibration data or in the model's weights",
         )
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32((high - low) / 255)
+    top = levels - 1
+    scale = np.float32((high - low) / top)
     if scale < SMALLEST_SCALE:
-        return Grid(np.float32(1.0 / 255), 0)
-    zero_point = int(np.clip(np.rint(-np.float32(low) / scale), 0, 255))
-    return Grid(scale, zero_point)
+        return Grid(np.float32(1.0 / top), 0, top)
+    zero_point = int(np.clip(np.rint(-np.float32(low) / scale), 0, top))
+    return Grid(scale, zero_point, top)
 
 
 @dataclass(frozen=True, slots=True)

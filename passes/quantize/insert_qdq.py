@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from graphopt.analysis.ranges import Ranges, TensorRange
+from graphopt.analysis.layer_statistics import end_layers
+from graphopt.analysis.ranges import Ranges
 from graphopt.analysis.types import Types
 from graphopt.errors import UnsupportedError
 from graphopt.graph import producer, uses
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
+from graphopt.passes.quantize.grids import GridOf
+from graphopt.passes.quantize.integers import describe
 from graphopt.passes.quantize.static import StaticForm
 from graphopt.passes.quantize.weightonly import StoredWeights, stored_places
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
 from graphopt.target import find_target
-from graphopt.target.grid import Grid, activation_grid
 from graphopt.target.operators import is_overridable
-from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Group, Placement, place
+from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Placement, place
 from graphopt.target.rules import Role
 from graphopt.target.stored import restores_constant
 
@@ -49,6 +51,9 @@ PRODUCTS_PER_ROUNDING = 16
 """Products per rounded or restored value below which a matrix product is faster in float."""
 
 DYNAMIC_SINCE = 11
+CLIPPED_SINCE = 12
+"""The first opset whose Clip takes integers."""
+
 FLOAT32 = 1
 SEQUENCE = "rows of a sequence: its inputs are rounded at run time, because single tokens stretch a fixed grid"
 
@@ -59,8 +64,9 @@ class InsertQdq(Pass):
 
     Attributes:
         weights: Type of the weights.
-        activations: ``uint8`` rounds activations to grids found on calibration data; ``dynamic`` finds a grid in every
-            run, for linear layers only; ``auto`` takes uint8 where there is data, except for linear layers that read
+        activations: ``uint8`` rounds activations to grids found on calibration data; ``int4`` does so too, but what an
+            inner layer multiplies has 16 levels, kept as the integers 0 to 15; ``dynamic`` finds a grid in every run,
+            for linear layers only; ``auto`` takes uint8 where there is data, except for linear layers that read
             sequences; ``none`` leaves them float and stores the weights alone as integers, for size, not speed.
         per_channel: One weight scale per output channel; one per weight below opset 13, which has no others.
         calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is mse, the
@@ -72,9 +78,9 @@ class InsertQdq(Pass):
 
     Matches: Conv, Gemm and MatMul with constant weights; Add, Mul, Concat, pools and further operators with integer
         kernels between them; data movement between those; Gather from large constant tables.
-    Produces: int8 weights behind DequantizeLinear, int32 biases on the product of the scales, one QuantizeLinear behind
-        each integer operator, data movement on the integers themselves; DynamicQuantizeLinear and MatMulInteger for
-        dynamic layers; a Gather of integers for tables.
+    Produces: int8 weights behind DequantizeLinear, where they stand on a grid already on that one; int32 biases on the
+        product of the scales, one QuantizeLinear behind each integer operator, data movement on the integers
+        themselves; DynamicQuantizeLinear and MatMulInteger for dynamic layers; a Gather of integers for tables.
     Requires: opset 10 (13 for a scale per channel), float32 activations, weights that no caller may override, and
         calibration data for static grids. Run fuse-batch-norm and fold-constants before.
     Preserves: names, types and shapes of inputs and outputs. Not values: LOSSY.
@@ -87,7 +93,7 @@ class InsertQdq(Pass):
     guard: ClassVar[str] = "layers"
 
     weights: Literal["int8"] = "int8"
-    activations: Literal["auto", "uint8", "dynamic", "none"] = "auto"
+    activations: Literal["auto", "uint8", "int4", "dynamic", "none"] = "auto"
     per_channel: bool = True
     calibrator: Literal["auto", "minmax", "percentile", "mse"] = "auto"
     percentile: float = 99.999
@@ -179,24 +185,26 @@ class InsertQdq(Pass):
             seen = ranges.get(tensor.name) if self.correct_bias else None
             return None if seen is None else seen.channel_means()
 
-        form = StaticForm(types, placement, self._grids(ranges), means_of, per_channel=per_channel)
+        grids = GridOf(ranges, self.calibrator, self.percentile)
+        inner: set[Node] = set()
+        if self.activations == "int4" and model.opset >= CLIPPED_SINCE:
+            weighted = {node for node, rule in placement.nodes.items() if rule.role is Role.WEIGHTED}
+            inner = weighted - end_layers(model.graph, weighted)
+        form = StaticForm(types, placement, grids, means_of, per_channel=per_channel, few_levels=inner)
         for node, rule in placement.nodes.items():
-            patch = self._static_patch(form, placement, node, rule, per_channel=per_channel)
+            patch = self._static_patch(form, placement, node, rule, few=node in inner)
             if patch is not None:
                 yield patch
 
-    def _grids(self, ranges: Ranges) -> GridOf:
-        return GridOf(ranges, self.calibrator, self.percentile)
-
     def _static_patch(
-        self, form: StaticForm, placement: Placement, node: Node, rule: OpRule, *, per_channel: bool
+        self, form: StaticForm, placement: Placement, node: Node, rule: OpRule, *, few: bool
     ) -> Patch | None:
         if rule.role is Role.WEIGHTED:
 
             def weighted(rw: Rewriter) -> None:
                 form.weighted(rw, node, rule)
 
-            what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, uint8 activations"
+            what = f"{form.describe(node)}, {'int4' if few else 'uint8'} activations"
             record = LayerRecord(node_label(node), node.op, what, reason=f"runs as {rule.kernel}")
             return Patch(f"quantize {node.op} '{node_label(node)}' to {what}", (node,), weighted, (record,))
         if rule.role is Role.MOVE or node in placement.joined:
@@ -218,7 +226,7 @@ class InsertQdq(Pass):
     def _dynamic_layers(self, model: Model, target: Target, types: Types, *, static: bool) -> dict[Node, str]:
         """Return the layers whose inputs are rounded at run time, with the reason."""
         found: dict[Node, str] = {}
-        if self.activations == "uint8" or model.opset < DYNAMIC_SINCE:
+        if self.activations in {"uint8", "int4"} or model.opset < DYNAMIC_SINCE:
             return found
         for graph, node in model.walk(functions=False):
             rule = target.rule(node)
@@ -241,7 +249,7 @@ class InsertQdq(Pass):
         return found
 
     def _dynamic_patch(self, node: Node, why: str, *, per_channel: bool) -> Patch:
-        what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, dynamic uint8 activations"
+        what = f"{describe(node, per_channel=per_channel)}, dynamic uint8 activations"
         record = LayerRecord(node_label(node), node.op, what, reason=why)
 
         def apply(rw: Rewriter) -> None:
@@ -301,45 +309,6 @@ class InsertQdq(Pass):
                 make_integer_table(rw, node)
 
             yield Patch(f"keep the table of Gather '{node_label(node)}' in int8", (node,), apply, (record,))
-
-
-class GridOf:
-    """The grid of a group of tensors, from the ranges seen.
-
-    Args:
-        ranges: What was seen.
-        calibrator: How a range follows from it.
-        percentile: For the calibrator ``percentile``.
-    """
-
-    def __init__(self, ranges: Ranges, calibrator: str, percentile: float) -> None:
-        self._ranges = ranges
-        self._calibrator = calibrator
-        self._percentile = percentile
-        self._grids: dict[int, Grid] = {}
-
-    def __call__(self, group: Group) -> Grid:
-        """Return the grid of a group; equal on every call."""
-        if id(group) not in self._grids:
-            self._grids[id(group)] = self._compute(group)
-        return self._grids[id(group)]
-
-    def _compute(self, group: Group) -> Grid:
-        if group.fixed is not None:
-            return activation_grid(*group.fixed)
-        seen = [found for tensor in group.tensors if (found := self._ranges.get(tensor.name)) is not None]
-        spans = [self._span(found) for found in seen]
-        low, high = min(span[0] for span in spans), max(span[1] for span in spans)
-        if group.bounds is not None:
-            low, high = max(low, group.bounds[0]), min(high, group.bounds[1])
-        return activation_grid(low, high)
-
-    def _span(self, seen: TensorRange) -> tuple[float, float]:
-        if self._calibrator == "percentile":
-            return seen.percentile(self._percentile)
-        if self._calibrator in {"mse", "auto"}:
-            return seen.least_error()
-        return seen.low, seen.high
 
 
 def has_weights(model: Model, target: Target, types: Types, without: Collection[Node]) -> bool:

@@ -103,3 +103,12 @@ def output_axis(node: Node, rank: int) -> int:
     if node.op == "Gemm":
         return 0 if node.attrs.get("transB", 0) else 1
     return rank - 1
+
+
+def describe(node: Node, *, per_channel: bool) -> str:
+    """Return how the weight of an operator is rounded, for the per-layer table."""
+    stored = stored_weight(node.inputs[1])
+    if isinstance(stored, StoredWeight):
+        kind = np.dtype(stored.integers.dtype).name
+        return f"{kind} weights per {'tensor' if stored.axis is None else 'channel'} as rounded before"
+    return f"int8 weights per {'channel' if per_channel else 'tensor'}"

@@ -12,22 +12,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output, producer, uses
-from graphopt.passes.quantize.integers import IntegerWeight, integer_weight, output_axis
+from graphopt.passes.quantize.integers import IntegerWeight, describe, integer_weight, output_axis
 from graphopt.target.grid import Grid, activation_grid, fit_bias, quantize_bias
 from graphopt.target.stored import restores_constant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from numpy.typing import NDArray
 
     from graphopt.analysis.types import Types
     from graphopt.graph import Constant, Node, Rewriter, Tensor, Variable
+    from graphopt.passes.quantize.grids import GridOf
     from graphopt.target.placement import Group, Placement
     from graphopt.target.rules import OpRule
 
 
 NAME_LENGTH = 40
+FEW_LEVELS = 16
 
 
 class StaticForm:
@@ -40,22 +42,26 @@ class StaticForm:
         means_of: The mean per channel of a float tensor, where it is known; with it biases make up for what rounding
             the weights adds to the mean of each output.
         per_channel: One weight scale per output channel; needs opset 13.
+        few_levels: Weighted operators whose input has 16 levels.
     """
 
     def __init__(
         self,
         types: Types,
         placement: Placement,
-        grid_of: Callable[[Group], Grid],
+        grid_of: GridOf,
         means_of: Callable[[Tensor], NDArray[np.float64] | None],
         *,
         per_channel: bool = True,
+        few_levels: Collection[Node] = (),
     ) -> None:
         self._types = types
         self._placement = placement
         self._grid_of = grid_of
         self._means_of = means_of
         self._per_channel = per_channel
+        self._few_levels = few_levels
+        self._coarse: dict[Tensor, Variable] = {}
         self._parameters: dict[int, tuple[Constant, Constant]] = {}
         self._zero_points: dict[tuple[str, tuple[int, ...], bytes], Constant] = {}
         self._rounded: dict[Tensor, Variable] = {}
@@ -70,12 +76,16 @@ class StaticForm:
         """Make a Conv, Gemm or MatMul multiply integers."""
         x = self._original(node.inputs[0])
         grid = self._grid_of(self._placement.groups[x])
+        if node in self._few_levels:
+            grid = self._grid_of.few(self._placement.groups[x], x, FEW_LEVELS)
         weight = integer_weight(node, per_channel=self._per_channel)
         bias = self._corrected(node, rule, x, weight, self._bias(node, rule, weight.codes.shape))
         if bias is not None:
             fitted = fit_bias(bias, grid.scale, weight.scales)
             weight = weight.with_scales(fitted if weight.axis is not None else fitted.max(keepdims=True))
-        if node.op == "Conv" and has_image_channels(node, weight.codes.shape) and not self._is_transposed(x):
+        if node in self._few_levels:
+            rw.set_input(node, 0, self._few(rw, node, x, grid))
+        elif node.op == "Conv" and has_image_channels(node, weight.codes.shape) and not self._is_transposed(x):
             weight = weight.with_fourth_channel()
             rw.set_input(node, 0, self._four_channels(rw, node, x, weight.codes.ndim))
         else:
@@ -95,6 +105,10 @@ class StaticForm:
                 rw.set_attr(node, name, None)
         drop_unused(rw, old)
         self._round_output(rw, node)
+
+    def describe(self, node: Node) -> str:
+        """Return how the weight of an operator is rounded, for the per-layer table."""
+        return describe(node, per_channel=self._per_channel)
 
     def join(self, rw: Rewriter, node: Node, rule: OpRule) -> None:
         """Make an operator between weighted ones compute on integers, each tensor on its own grid."""
@@ -159,6 +173,24 @@ class StaticForm:
             wider = rw.op("Pad", [rounded, amounts, self._constants(rw, node, group)[1]], near=node)
             self._padded[tensor] = self._restore(rw, node, tensor, wider, group)
         return self._padded[tensor]
+
+    def _few(self, rw: Rewriter, node: Node, tensor: Tensor, grid: Grid) -> Variable:
+        """Return the restored form of a tensor on a grid of few levels.
+
+        What an integer operator made was rounded to its own grid before: a residual branch keeps all levels of that.
+        Rounding saturates at 255, so the integers are cut off behind it.
+        """
+        if tensor not in self._coarse:
+            name = short_name(tensor)
+            scale = rw.constant(np.asarray(grid.scale, np.float32), name=f"{name}_few_scale", near=node)
+            zero_point = self._zero_point(rw, node, np.asarray(grid.zero_point, np.uint8))
+            source = self._restored.get(tensor, tensor)
+            rounded = conversion(rw, "QuantizeLinear", [source, scale, zero_point], near=node)
+            ends = [self._zero_point(rw, node, np.asarray(end, np.uint8)) for end in (0, grid.top)]
+            cut = rw.op("Clip", [rounded, *ends], near=node, name=f"{name}_few")
+            rw.set_type(cut, np.dtype(np.uint8), tensor.shape)
+            self._coarse[tensor] = conversion(rw, "DequantizeLinear", [cut, scale, zero_point], near=node)
+        return self._coarse[tensor]
 
     def _round(self, rw: Rewriter, node: Node, tensor: Tensor) -> Variable:
         """Return the integers of a tensor; a tensor that a float operator made is rounded before its first reader."""

@@ -384,7 +384,7 @@ def test_tensor_with_infinite_values_has_no_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"weights": "int5"}, {"activations": "int4"}, {"calibrator": "guess"}, {"percentile": 99999}]
+    "options", [{"weights": "int5"}, {"activations": "int5"}, {"calibrator": "guess"}, {"percentile": 99999}]
 )
 def test_unknown_option_values_are_errors(options: dict[str, object]) -> None:
     with pytest.raises(RecipeError):

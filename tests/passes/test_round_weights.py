@@ -17,8 +17,9 @@ from graphopt.graph import Model, constant_value, producer, read_model
 from graphopt.passes.prune.prune_magnitude import PruneMagnitude
 from graphopt.passes.quantize import storage
 from graphopt.passes.quantize.round_weights import RoundWeights
-from graphopt.rewrite import Outcome, PassManager, create
+from graphopt.rewrite import Outcome, PassManager, create, load_recipe
 from graphopt.runtime import Feeds, run, session
+from graphopt.target import audit
 from graphopt.verify.legality import check_legal
 
 SCHEMES: list[dict[str, Any]] = [
@@ -316,3 +317,123 @@ def test_scales_are_shared_as_far_as_they_are_equal() -> None:
     scales, _, attrs = storage.shared(blocks, zeros)
     assert attrs == {"axis": 1, "block_size": 4}
     np.testing.assert_array_equal(scales, np.arange(1.0, 7.0).reshape(3, 2))
+
+
+# ----------------------------------------------------------------------------------------------- with what comes behind
+
+
+@pytest.mark.parametrize("options", SCHEMES, ids=str)
+def test_the_default_clean_up_keeps_what_is_stored_in_few_bits(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "LEAST_PACKED", 1)
+    model, _ = rounded(demo.CNN, data=0, **options)
+    before = len(model.to_bytes())
+    weights = _weight_values(model)
+    PassManager(load_recipe("default").create()).run(model, None)
+    assert len(model.to_bytes()) <= before + 200
+    for one, other in zip(weights, _weight_values(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def _weight_values(model: Model) -> list[np.ndarray]:
+    """Return the weights of all convolutions and matrices as onnxruntime sees them, sorted by their bytes."""
+    proto = onnx.load_from_string(model.to_bytes())
+    names = list(
+        dict.fromkeys(node.input[1] for node in proto.graph.node if node.op_type in {"Conv", "Gemm", "MatMul"})
+    )
+    held = {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
+    arrays = [held[name] for name in names if name in held]
+    computed = [name for name in names if name not in held]
+    del proto.graph.output[:]
+    proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in computed)
+    if computed:
+        with np.load(demo.TEST) as test:
+            found = run(session(proto.SerializeToString()), {"image": test["image"][:1]})
+        arrays += [np.asarray(found[name]) for name in computed]
+    return sorted(arrays, key=lambda array: array.tobytes())
+
+
+def quantized(path: Any, activations: str, **options: Any) -> tuple[Model, Outcome]:
+    model, _ = rounded(path, **options)
+    feeds = Feeds.open(demo.CALIBRATION, model).take(24)
+    steps = [create("fuse-bias"), create("insert-qdq", {"activations": activations}), create("eliminate-dead")]
+    outcome = PassManager(steps, verify="fast").run(model, feeds)
+    check_legal(model)
+    return model, outcome
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int4"])
+def test_activations_are_quantized_around_rounded_weights_which_stay(
+    activations: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphopt.target.placement.PRODUCTS_PER_CONVERSION", 0)
+    plain, _ = rounded(demo.CNN)
+    model, outcome = quantized(demo.CNN, activations)
+    record = next(record for record in outcome.records if record.name == "insert-qdq")
+    assert any("int4 weights per channel as rounded before" in layer.what for layer in record.layers)
+    kept = {array.tobytes() for array in _weight_values(plain)}
+    fresh = [array for array in _weight_values(model) if array.tobytes() not in kept]
+    assert sum(array.size for array in fresh) <= 0.25 * sum(array.size for array in _weight_values(model))
+    assert {TensorProto.INT4, TensorProto.INT8} >= {
+        node.inputs[0].onnx_dtype for node in model.graph.nodes if node.op == "Cast" and not node.inputs[0].inputs
+    }
+    found = audit(model, compare=True, feeds=[{"image": np.load(demo.TEST)["image"][:4]}])
+    assert found.integer["QLinearConv"] == sum(layer.op == "Conv" for layer in record.layers)
+    assert found.optimization_error is not None
+    assert found.optimization_error < 0.05
+    assert agreement(demo.CNN, model) > 0.9
+
+
+def test_sixteen_levels_reach_the_inner_layers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.target.placement.PRODUCTS_PER_CONVERSION", 0)
+    model, outcome = quantized(demo.CNN, "int4", data=0, bits=8)
+    record = next(record for record in outcome.records if record.name == "insert-qdq")
+    whats = [layer.what for layer in record.layers]
+    assert "int4 activations" not in whats[0]
+    assert "int4 activations" not in whats[-1]
+    assert any("int4 activations" in what for what in whats[1:-1])
+    cut = [node.outputs[0].name for node in model.graph.nodes if node.op == "Clip" and "few" in node.name]
+    proto = onnx.load_from_string(model.to_bytes())
+    del proto.graph.output[:]
+    proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in cut)
+    with np.load(demo.TEST) as test:
+        found = run(session(proto.SerializeToString()), {"image": test["image"][:32]})
+    assert cut
+    for name in cut:
+        assert np.asarray(found[name]).max() == 15
+        assert np.unique(found[name]).size > 8
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"granularity": "block", "block": 16}, "a scale per block"),
+        ({"symmetric": False}, "stored in uint4"),
+        ({"scheme": "codebook"}, "in a code book"),
+        ({"scheme": "binary"}, "in single bits"),
+    ],
+)
+def test_grids_without_an_integer_kernel_stay_and_are_named(
+    options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphopt.passes.quantize.round_weights.end_layers", lambda *_: set())
+    model = parsed(SHARED.replace("16, 16", "64, 64").replace("n, 16", "n, 64"))
+    passes = [RoundWeights(**options), create("insert-qdq", {"activations": "dynamic"})]
+    outcome = PassManager(passes).run(model, None)
+    assert outcome.records[0].patches == 1
+    assert outcome.records[1].patches == 0
+    assert any(words in reason for _, reason in outcome.records[1].skips), outcome.records[1].skips
+
+
+def test_dynamic_layers_multiply_the_integers_they_have() -> None:
+    model = parsed(SHARED.replace("16, 16", "64, 64").replace("n, 16", "n, 64"))
+    PassManager([RoundWeights(ends_bits=4)]).run(model, None)
+    x = np.random.default_rng(1).standard_normal((8, 64)).astype(np.float32)
+    before = run(session(model), {"x": x})["y"]
+    outcome = PassManager([create("insert-qdq", {"activations": "dynamic"})], verify="fast").run(model, None)
+    assert outcome.patches == 2
+    held = [each for each in model.graph.initializers if each.onnx_dtype == TensorProto.INT4]
+    assert [list(each.shape) for each in held] == [[64, 64]]
+    after = run(session(model), {"x": x})["y"]
+    assert np.square(after - before).mean() < 1e-3 * np.square(before).mean()

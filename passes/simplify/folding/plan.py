@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import Constant, Node, constant_value, dtypes, is_graph_output, producer
+from graphopt.passes.simplify.folding import packed
 from graphopt.passes.simplify.folding.sizes import output_sizes
 from graphopt.passes.simplify.look import INTEGERS
 from graphopt.passes.simplify.purity import is_constant, is_constant_node, why_impure
@@ -129,6 +130,9 @@ class Plan:
             return
         if any(self.types.dtype(tensor) == dtypes.STRING for tensor in outputs):
             self.skips[node] = "strings are not evaluated"
+            return
+        if packed.unpacks(node, sum(sizes)):
+            self.skips[node] = packed.REASON
             return
         if node.op in _DIVISIONS and self.types.dtype(outputs[0]) in INTEGERS:
             self._consider_division(node, outputs[0], sizes[0])

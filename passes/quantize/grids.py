@@ -1,0 +1,56 @@
+"""Finds the grids of activations from the ranges that were seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphopt.target.grid import Grid, activation_grid
+
+if TYPE_CHECKING:
+    from graphopt.analysis.ranges import Ranges, TensorRange
+    from graphopt.graph import Tensor
+    from graphopt.target.placement import Group
+
+
+class GridOf:
+    """The grid of a group of tensors, from the ranges seen.
+
+    Args:
+        ranges: What was seen.
+        calibrator: How a range follows from it.
+        percentile: For the calibrator ``percentile``.
+    """
+
+    def __init__(self, ranges: Ranges, calibrator: str, percentile: float) -> None:
+        self._ranges = ranges
+        self._calibrator = calibrator
+        self._percentile = percentile
+        self._grids: dict[int, Grid] = {}
+
+    def __call__(self, group: Group) -> Grid:
+        """Return the grid of a group; equal on every call."""
+        if id(group) not in self._grids:
+            seen = [found for tensor in group.tensors if (found := self._ranges.get(tensor.name)) is not None]
+            self._grids[id(group)] = self._over(group, seen, 256)
+        return self._grids[id(group)]
+
+    def few(self, group: Group, tensor: Tensor, levels: int) -> Grid:
+        """Return a grid of few levels for one tensor of a group."""
+        seen = self._ranges.get(tensor.name)
+        return self._over(group, [] if seen is None else [seen], levels)
+
+    def _over(self, group: Group, seen: list[TensorRange], levels: int) -> Grid:
+        if group.fixed is not None or not seen:
+            return activation_grid(*(group.fixed or (0.0, 0.0)), levels=levels)
+        spans = [self._span(found, levels) for found in seen]
+        low, high = min(span[0] for span in spans), max(span[1] for span in spans)
+        if group.bounds is not None:
+            low, high = max(low, group.bounds[0]), min(high, group.bounds[1])
+        return activation_grid(low, high, levels=levels)
+
+    def _span(self, seen: TensorRange, levels: int) -> tuple[float, float]:
+        if self._calibrator == "percentile":
+            return seen.percentile(self._percentile)
+        if self._calibrator in {"mse", "auto"}:
+            return seen.least_error(levels)
+        return seen.low, seen.high

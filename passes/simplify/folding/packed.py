@@ -1,0 +1,43 @@
+"""Tells what unpacks weights that are stored in few bits: runtimes do it when they load, the file stays small."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnx import TensorProto
+
+from graphopt.graph import Constant
+from graphopt.graph.dtypes import is_sub_byte
+from graphopt.passes.simplify.purity import is_op
+
+if TYPE_CHECKING:
+    from graphopt.graph import Node
+
+REASON = "it unpacks weights that are stored in few bits; whoever loads the model does that"
+BITS_OF_A_BYTE = 8
+
+
+def unpacks(node: Node, size: int) -> bool:
+    """Tell whether a node that reads constants is the first step out of a packed form.
+
+    That is a Cast of a type of less than a byte, a Cast of places in a code book that a Gather looks up, or a BitShift
+    of bytes to each of their bits.
+
+    Args:
+        node: The node.
+        size: Bytes of its result.
+    """
+    source = node.inputs[0] if node.inputs else None
+    if not isinstance(source, Constant):
+        return False
+    if is_op(node, "Cast"):
+        return is_sub_byte(source.onnx_dtype) or _is_places(node, source)
+    return is_op(node, "BitShift") and source.onnx_dtype == TensorProto.UINT8 and size == BITS_OF_A_BYTE * source.nbytes
+
+
+def _is_places(node: Node, source: Constant) -> bool:
+    readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+    if source.onnx_dtype != TensorProto.UINT8 or len(readers) != 1 or not is_op(readers[0], "Gather"):
+        return False
+    book = readers[0].inputs[0]
+    return isinstance(book, Constant) and len(book.shape) == 1 and book.nbytes < source.nbytes
