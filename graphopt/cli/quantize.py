@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt.cli.choices import offered, require
 from graphopt.cli.job import add_judging, add_model, add_target, run_job
+from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -15,34 +16,98 @@ if TYPE_CHECKING:
 PASS = "insert-qdq"
 MAX_DROP = 1.0
 """Budget where data is given and the user names none, in percentage points; the same as that of the preset int8."""
-LATER_WEIGHTS = ("int8", "int16", "int4", "int3", "int2", "ternary", "binary", "fp8", "none")
-LATER_ACTIVATIONS = ("uint8", "int16", "int4", "fp8", "dynamic", "none")
+FEW_BITS_MAX_DROP = 3.0
+"""The same for weights of less than 4 bits."""
+INTEGERS = {"int8": 8, "int6": 6, "int4": 4, "int3": 3, "int2": 2}
+"""Integer types of weights by their bits."""
+SCHEMES = ("ternary", "binary")
+CODEBOOK = "kmeans"
+BOOKS = {f"{CODEBOOK}{2**bits}": bits for bits in range(1, 9)}
+"""Code books by their number of values, with the bits of a place in them."""
+LATER_WEIGHTS = ("int16", "fp8", "none")
+LATER_ACTIVATIONS = ("int16", "fp8")
+NEWEST_TYPES = (21, 25)
+"""The opsets with integers of 4 and of 2 bits; a model that cannot be raised to the newer one stays below."""
 
 
 def configure(parser: Parser) -> None:
     """Add the arguments."""
     add_model(parser, output="the file to write", metavar="OUT.onnx")
-    parser.add_argument("--weights", default="int8", metavar="W", help="type of the weights; default int8")
     parser.add_argument(
-        "--activations", metavar="A", help="uint8 (default when data is given) or dynamic (default without data)"
+        "--weights",
+        metavar="W",
+        help="type of the weights: int8 (default), int6, int4, int3, int2, ternary, binary, or kmeansN (N values)",
+    )
+    parser.add_argument("--bits", type=int, metavar="B", help="bits of a weight, for --weights intB")
+    parser.add_argument(
+        "--block",
+        type=int,
+        default=32,
+        metavar="N",
+        help="inputs of a matrix that share a scale below 8 bits; default 32, 0 is one scale per output",
+    )
+    parser.add_argument(
+        "--activations",
+        metavar="A",
+        help="uint8 (default when data is given), int4, dynamic (default without data), or none",
     )
     add_target(parser)
     add_judging(parser)
-    parser.epilog = "example:\n  graphopt quantize model.onnx -o int8.onnx --data feeds.npz"
+    parser.epilog = (
+        "examples:\n  graphopt quantize model.onnx -o int8.onnx --data feeds.npz\n"
+        "  graphopt quantize model.onnx -o int4.onnx --weights int4 --data feeds.npz"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantize, print the report, write the model."""
-    later = (*LATER_WEIGHTS, *(arguments.weights,) * arguments.weights.startswith("kmeans"))
-    options = {"weights": require(arguments.weights, offered(PASS, "weights"), flag="--weights", later=later)}
+    weights = _weights(arguments)
+    options: dict[str, Any] = {}
     if arguments.activations is not None:
         built = offered(PASS, "activations")
         options["activations"] = require(arguments.activations, built, flag="--activations", later=LATER_ACTIVATIONS)
+    rounding = _rounding(weights, arguments.block)
+    rounded = [{"raise-opset": {"to": opset}} for opset in NEWEST_TYPES[: 2 if _needs_two_bits(weights) else 1]]
     recipe = {
         "name": "quantize",
-        "description": f"Weights in {options['weights']}.",
-        "budget": {"max_drop": MAX_DROP},
+        "description": f"Weights in {weights}.",
+        "budget": {"max_drop": FEW_BITS_MAX_DROP if _is_coarse(weights) else MAX_DROP},
         "imports": ["default"],
-        "passes": ["raise-opset", "fuse-bias", {PASS: options}, "eliminate-dead"],
+        "passes": [
+            *(rounded if rounding else ["raise-opset"]),
+            "fuse-bias",
+            *([{"round-weights": rounding}] if rounding else []),
+            {PASS: options},
+            "eliminate-dead",
+        ],
     }
     return run_job(arguments, recipe, kind="file")
+
+
+def _weights(arguments: argparse.Namespace) -> str:
+    """Return the type of the weights out of the two flags that may name it."""
+    if arguments.bits is not None and arguments.weights is not None and arguments.weights != f"int{arguments.bits}":
+        raise UsageError(
+            f"{arguments.bits} with --weights {arguments.weights}", where="--bits", must="--bits B is --weights intB"
+        )
+    wanted = arguments.weights or (f"int{arguments.bits}" if arguments.bits is not None else "int8")
+    known = [*INTEGERS, *SCHEMES, *BOOKS]
+    return require(wanted, known, flag="--weights" if arguments.weights else "--bits", later=LATER_WEIGHTS)
+
+
+def _rounding(weights: str, block: int) -> dict[str, Any]:
+    """Return the options of round-weights, none where weights are rounded with the activations."""
+    sharing = {"granularity": "block", "block": block} if block else {}
+    if weights in BOOKS:
+        return {"scheme": "codebook", "bits": BOOKS[weights]}
+    if weights in SCHEMES:
+        return {"scheme": weights, **sharing}
+    return {"bits": INTEGERS[weights], **sharing} if weights != "int8" else {}
+
+
+def _needs_two_bits(weights: str) -> bool:
+    return weights in {"int2", *SCHEMES} or BOOKS.get(weights, 8) <= 2
+
+
+def _is_coarse(weights: str) -> bool:
+    return weights in {"int3", "int2", *SCHEMES} or BOOKS.get(weights, 8) <= 3
