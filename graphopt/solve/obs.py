@@ -43,10 +43,9 @@ class RemovalPath:
     losses: Matrix
 
     @property
-    def blocks(self) -> int:
-        """How many blocks there are, those that never go included."""
-        down, beside = self.pattern.grid(self.shape)
-        return down * beside
+    def sizes(self) -> NDArray[np.int64]:
+        """How many weights go with each step, [groups of rows, steps]."""
+        return np.take_along_axis(self.pattern.sizes(self.shape), self.order.astype(np.int64), axis=1)
 
     def mask(self, counts: NDArray[np.integer]) -> Mask:
         """Return which weights stay, [R, C], where each group of rows loses the first so many of its path.
@@ -60,8 +59,8 @@ class RemovalPath:
         return self.pattern.spread(kept, self.shape)
 
     def highest_so_far(self) -> Matrix:
-        """Return for each step the largest loss up to it: what a threshold must reach for the step to be taken."""
-        return np.maximum.accumulate(self.losses, axis=1)
+        """Return for each step the largest loss per weight up to it: what a threshold must reach for it to be taken."""
+        return np.maximum.accumulate(self.losses / self.sizes, axis=1)
 
 
 def damped(inner: Matrix, damping: float) -> Matrix:
@@ -127,32 +126,48 @@ def inverted(system: Matrix) -> Matrix:
     return np.asarray((inverse + inverse.T) / 2)
 
 
-def cut_paths(paths: Sequence[RemovalPath], count: int) -> list[NDArray[np.int64]]:
-    """Return how far to follow each path so that together so many blocks go, at the least threshold of losses.
+def cut_paths(paths: Sequence[RemovalPath], share: float) -> list[NDArray[np.int64]]:
+    """Return how far to follow each path so that together a share of the weights goes, at the least threshold.
 
     Steps are taken while the largest loss so far is below one threshold for all rows of all paths; ties go in order.
 
     Args:
         paths: Of one layer, of several groups of it, or of layers whose losses are comparable.
-        count: Blocks that go, at most as many as the paths have steps.
+        share: Share of the weights that goes, 0..1, to the nearest block; all steps where the paths end before.
 
     Returns:
         One array per path: blocks that go, per group of rows.
-
-    Raises:
-        ValueError: The paths have fewer steps.
     """
-    levels = np.concatenate([path.highest_so_far().reshape(-1) for path in paths])
-    if count > len(levels):
-        raise ValueError(f"{count} blocks cannot go: the paths have {len(levels)}")
-    taken = np.zeros(len(levels), bool)
-    taken[np.argsort(levels, kind="stable")[:count]] = True
+    order, sizes = _ranking(paths)
+    total = sum(path.shape[0] * path.shape[1] for path in paths)
+    taken = np.zeros(len(order), bool)
+    taken[order] = np.cumsum(sizes) - sizes / 2 <= share * total * (1 + 1e-12)
     found, start = [], 0
     for path in paths:
         size = path.losses.size
         found.append(taken[start : start + size].reshape(path.losses.shape).sum(axis=1))
         start += size
     return found
+
+
+def losses_at(paths: Sequence[RemovalPath], shares: NDArray[np.float64]) -> Matrix:
+    """Return what it costs together to cut paths at each of several shares, in units of the error.
+
+    Args:
+        paths: Of one layer: one per group.
+        shares: Shares of the weights that go, 0..1.
+    """
+    order, sizes = _ranking(paths)
+    total = sum(path.shape[0] * path.shape[1] for path in paths)
+    spent = np.concatenate([[0.0], np.cumsum(np.concatenate([path.losses.reshape(-1) for path in paths])[order])])
+    return np.asarray(spent[np.searchsorted(np.cumsum(sizes) - sizes / 2, shares * total, side="right")])
+
+
+def _ranking(paths: Sequence[RemovalPath]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Return the steps of all paths in the order in which a rising threshold takes them, and their sizes."""
+    levels = np.concatenate([path.highest_so_far().reshape(-1) for path in paths])
+    order = np.argsort(levels, kind="stable")
+    return order, np.concatenate([path.sizes.reshape(-1) for path in paths])[order]
 
 
 def path_flops(shape: tuple[int, ...], pattern: Pattern) -> float:

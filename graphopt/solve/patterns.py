@@ -72,6 +72,12 @@ class Pattern:
         """Return how many blocks lie below and beside each other in a matrix of this shape."""
         return -(-shape[0] // self.rows), -(-shape[1] // self.columns)
 
+    def sizes(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Return how many weights each block has, [groups of rows, blocks]."""
+        down, beside = self.grid(shape)
+        high = np.minimum(self.rows, shape[0] - self.rows * np.arange(down))
+        return np.outer(high, np.minimum(self.columns, shape[1] - self.columns * np.arange(beside)))
+
     def pooled(self, scores: Matrix) -> Matrix:
         """Return the sum of the scores in each block, [groups of rows, blocks]."""
         if self.rows * self.columns == 1:
@@ -103,9 +109,9 @@ def keep_best(scores: Matrix, pattern: Pattern, share: float, *, per_row: bool =
     """Return which weights stay where those of least score go.
 
     Args:
-        scores: What each weight is worth, [R, C], finite and not negative; a block is worth the sum of its weights.
+        scores: What each weight is worth, [R, C], finite and not negative; a block is worth the mean of its weights.
         pattern: N:M keeps its own share and looks at no other.
-        share: Share of blocks that goes, 0..1, rounded to the nearest number.
+        share: Share of weights that goes, 0..1, to the nearest block.
         per_row: Every group of rows loses the same number, instead of one ranking over the matrix.
 
     Returns:
@@ -116,10 +122,12 @@ def keep_best(scores: Matrix, pattern: Pattern, share: float, *, per_row: bool =
     if pattern.of:
         return _keep_of_groups(scores, pattern)
     blocks = pattern.pooled(scores)
-    table = blocks if per_row else blocks.reshape(1, -1)
-    count = _count(share, table.shape[1])
-    kept = np.ones(table.shape, bool)
-    np.put_along_axis(kept, np.argsort(table, axis=1, kind="stable")[:, :count], values=False, axis=1)
+    sizes = pattern.sizes(scores.shape)
+    shape = blocks.shape if per_row else (1, blocks.size)
+    order = np.argsort((blocks / sizes).reshape(shape), axis=1, kind="stable")
+    kept = np.ones(shape, bool)
+    going = within(np.take_along_axis(sizes.reshape(shape), order, axis=1), share)
+    np.put_along_axis(kept, order, ~going, axis=1)
     return pattern.spread(kept.reshape(blocks.shape), scores.shape)
 
 
@@ -135,8 +143,10 @@ def _keep_of_groups(scores: Matrix, pattern: Pattern) -> Mask:
     return np.ascontiguousarray(kept.reshape(rows, width)[:, :columns])
 
 
-def _count(share: float, size: int) -> int:
-    return min(size, max(0, int(np.floor(share * size + 0.5))))
+def within(sizes: NDArray[np.int64], share: float) -> Mask:
+    """Return which blocks of a ranking go, [..., blocks], so that the weights gone are nearest to a share of all."""
+    total = sizes.sum(axis=-1, keepdims=True)
+    return np.asarray(np.cumsum(sizes, axis=-1) - sizes / 2 <= share * total * (1 + 1e-12))
 
 
 def channels_last(shape: tuple[int, ...]) -> NDArray[np.intp]:

@@ -36,7 +36,7 @@ def sparse_gpt(
             zero stay zero and count as gone.
         inner: H, [C, C], positive definite: damped.
         pattern: What goes together; N:M keeps its own share.
-        share: Share of blocks that goes, 0..1, the same in every block of columns.
+        share: Share of weights that goes, 0..1, the same in every block of columns.
         block: Columns whose mask is chosen at once; rounded up to whole blocks of the pattern.
 
     Returns:
@@ -55,20 +55,21 @@ def sparse_gpt(
     pivots = np.diag(upper)
     left, support = weight.copy(), weight != 0
     kept = np.ones(weight.shape, bool)
-    asked = went = 0.0
+    asked = 0.0
+    went = 0
     for start in range(0, columns, width):
         stop = min(start + width, columns)
         here = np.arange(start, stop)
         scores = np.where(support[:, here], np.square(left[:, here] / pivots[here]), 0.0)
-        down, beside = pattern.grid((len(weight), len(here)))
-        # Shares are rounded over all columns so far, so that the number over the matrix is exact.
-        asked += share * down * beside
-        count = min(down * beside, int(np.floor(asked - went + 0.5)))
-        went += count
+        # What rounding to whole blocks left over is asked of the next columns, so that the share over all is exact.
+        size = scores.size
+        asked += share * size
         if pattern.of:
             mask = _n_of_m(left[:, here], support[:, here], upper[np.ix_(here, here)], pattern)
         else:
-            mask = keep_best(scores, pattern, count / (down * beside)) & support[:, here]
+            mask = keep_best(scores, pattern, min(1.0, max(0.0, (asked - went) / size)))
+            went += int(np.count_nonzero(~mask))
+            mask &= support[:, here]
         kept[:, here] = mask
         errors = _settle(left[:, here], upper[np.ix_(here, here)], mask)
         left[:, stop:] -= errors @ upper[here, stop:]

@@ -33,13 +33,13 @@ def wanda_scores(weight: Matrix, squares: Vector) -> Matrix:
 def wanda_mask(weight: Matrix, squares: Vector, pattern: Pattern, share: float) -> Mask:
     """Return which weights stay, [R, C]: every group of rows loses the same number.
 
-    Blocks are worth the sum of the squares of their weights' scores: the error that each alone would make.
+    Blocks are worth the mean of the squares of their weights' scores: the error that each alone would make.
 
     Args:
         weight: W, [R, C].
         squares: Mean square of each input, [C].
         pattern: What goes together; N:M keeps its own share.
-        share: Share of blocks that goes, 0..1.
+        share: Share of weights that goes, 0..1.
 
     Cost: R C, and one sort.
     """

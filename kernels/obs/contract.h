@@ -4,7 +4,8 @@
 // The rows of a weight matrix W [rows, columns] have the error (v - w) H (v - w)'. Weights go in blocks of `group_rows`
 // rows x `block` columns. Each group of rows is on its own: again and again the block goes whose loss raises the error
 // least, and the weights that stay move to where they make up for it best. The loss of block B is the sum over the
-// group's rows of w_B (inverse of [H^-1]_BB) w_B': exactly what the least error on the smaller support gains.
+// group's rows of w_B (inverse of [H^-1]_BB) w_B': exactly what the least error on the smaller support gains. Blocks
+// compare by their loss per weight: the last one may be narrower.
 //
 // H^-1 of the weights that stay, after blocks went, is H^-1 minus the sum of u u' over the vectors u taken so far, one
 // for each column that went (pivoted Cholesky). Only the columns that are about to go are ever formed, so a row costs

@@ -21,6 +21,8 @@ Elimination::Elimination(const Problem& problem, Subtract subtract)
       blocks_(problem.width / problem.block),
       width_(problem.width),
       stride_(padded(problem.width)),
+      last_block_(static_cast<double>(problem.block) /
+                  static_cast<double>(problem.columns - (blocks_ - 1) * problem.block)),
       weight_(problem.group_rows * stride_),
       basis_(problem.steps * problem.block * stride_),
       diagonal_(blocks_ * problem.block * problem.block),
@@ -75,7 +77,10 @@ double Elimination::cheapest(size_t* position) {
     }
     for (size_t i = 0; i < active_; ++i) losses_[i] /= diagonal_[i];
   } else {
-    for (size_t i = 0; i < active_; ++i) losses_[i] = loss(i);
+    for (size_t i = 0; i < active_; ++i) {
+      losses_[i] = loss(i);
+      if (static_cast<size_t>(id_[i]) + 1 == blocks_) losses_[i] *= last_block_;
+    }
   }
   size_t best = active_;
   for (size_t i = 0; i < active_; ++i) {
@@ -90,7 +95,7 @@ double Elimination::cheapest(size_t* position) {
     if (problem_.of == 0 || may_go(i)) best = i;
   }
   *position = best;
-  return losses_[best];
+  return static_cast<size_t>(id_[best]) + 1 == blocks_ ? losses_[best] / last_block_ : losses_[best];
 }
 
 bool Elimination::may_go(size_t position) const {

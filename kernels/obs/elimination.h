@@ -27,6 +27,7 @@ class Elimination {
   const Problem& problem_;
   Subtract subtract_;
   size_t blocks_, width_, stride_, active_ = 0, taken_ = 0;
+  double last_block_;               // by what the loss of the last block is multiplied where blocks compare
   std::vector<double> weight_;     // [group_rows, stride]: the weights as they are now, by position
   std::vector<double> basis_;      // [taken, stride]: the vectors u, by position
   std::vector<double> diagonal_;   // [blocks, block, block]: the blocks on the diagonal of the present inverse

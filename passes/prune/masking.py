@@ -10,7 +10,9 @@ import numpy as np
 
 from graphopt.analysis.layer_statistics import end_layers
 from graphopt.passes.prune.gradual import polynomial, quietly
+from graphopt.passes.prune.measured import measured_damages
 from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution
+from graphopt.rewrite.sensitivity import finish
 from graphopt.solve import allocation, least_squares, scores
 from graphopt.solve.patterns import Pattern, channels_last
 from graphopt.solve.threads import one_thread
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from graphopt.rewrite import Patch, Skip
     from graphopt.rewrite.layer_stop import Stop
     from graphopt.rewrite.layerwise import Sweep
+    from graphopt.rewrite.sensitivity import Candidate
     from graphopt.solve.least_squares import Statistics
     from graphopt.solve.patterns import Mask
 
@@ -53,7 +56,8 @@ class MaskingPass(LayerwisePass):
         pattern: Where zeros may lie: ``unstructured``, ``N:M``, or the blocks of outputs by inputs ``4x1``, ``8x1``,
             ``16x1``, ``1x4``, ``4x4``. Inputs of a convolution are grouped along the channels of one kernel place.
         allocation: How layers share it out: ``uniform``, all the same; ``erk``, by their shapes, large ones sparser;
-            ``loss``, by what each share costs each layer, relative to what varies in its output.
+            ``loss``, by what each share costs each layer, relative to what varies in its output; ``kl``, by what it
+            costs the outputs of the model where only that layer is pruned, measured.
         protect_ends: Leave the first and the last layers as they are, where they hold few of the weights.
         steps: In how many steps, each solving all layers: step k of n reaches sparsity * (1 - (1 - k/n)^3).
     """
@@ -63,7 +67,7 @@ class MaskingPass(LayerwisePass):
 
     sparsity: float = 0.5
     pattern: str = "unstructured"
-    allocation: Literal["uniform", "erk", "loss"] = "uniform"
+    allocation: Literal["uniform", "erk", "loss", "kl"] = "uniform"
     protect_ends: bool = True
     steps: int = 1
 
@@ -86,8 +90,14 @@ class MaskingPass(LayerwisePass):
                 the pattern groups them.
             given: Statistics of the inputs, columns in the same order.
             squares: Mean squares of the inputs, in the same order.
-            share: Share of blocks that goes.
+            share: Share of weights that goes.
         """
+
+    def choose_each(
+        self, weights: Sequence[Matrix], given: Sequence[Statistics], squares: Sequence[Vector], shares: Sequence[float]
+    ) -> list[list[tuple[Matrix, Mask]]]:
+        """Return what `choose` returns, for several shares."""
+        return [self.choose(weights, given, squares, share) for share in shares]
 
     @abstractmethod
     def losses(self, weights: Sequence[Matrix], given: Sequence[Statistics], squares: Sequence[Vector]) -> Vector:
@@ -125,26 +135,55 @@ class MaskingPass(LayerwisePass):
             return "its share of zeros is 0"
         if not problem.fit:
             return self._by_squares(problem, supports, share)
-        order = self._columns(problem.stop)
-        given = [permuted(each, order) for each in problem.fit]
-        full = self._affordable(supports)
-        starts = [
-            least_squares.solve_rows(wanted, support, fit, damping=self.damping)
-            if full
-            else np.where(support, wanted, 0)
-            for wanted, support, fit in zip(problem.dense, supports, problem.fit, strict=True)
-        ]
-        squares = [each[order] for each in problem.squares]
-        chosen = self.choose([start[:, order] for start in starts], given, squares, share)
-        back = np.argsort(order)
-        masks = [mask[:, back] & support for (_, mask), support in zip(chosen, supports, strict=True)]
-        solved = [found[:, back] for found, _ in chosen]
-        if self._affordable(masks):
-            groups = zip(problem.dense, masks, problem.fit, strict=True)
-            solved = [least_squares.solve_rows(*each, damping=self.damping) for each in groups]
+        ((solved, masks),) = self._solved(problem.stop, problem.dense, supports, problem.fit, problem.squares, [share])
         masked = [np.where(mask, wanted, 0.0) for wanted, mask in zip(problem.dense, masks, strict=True)]
         zeros = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
         return Solution(solved, otherwise=masked, what=f"{zeros:.1%} zeros")
+
+    def _solved(
+        self,
+        stop: Stop,
+        dense: Sequence[Matrix],
+        supports: Sequence[Mask],
+        fit: Sequence[Statistics],
+        squares: Sequence[Vector],
+        shares: Sequence[float],
+    ) -> list[tuple[list[Matrix], list[Mask]]]:
+        """Return for each share of zeros the solved weights of each group and which stay."""
+        order = self._columns(stop)
+        back = np.argsort(order)
+        full = self._affordable(supports)
+        starts = [
+            least_squares.solve_rows(wanted, support, given, damping=self.damping)
+            if full
+            else np.where(support, wanted, 0)
+            for wanted, support, given in zip(dense, supports, fit, strict=True)
+        ]
+        weights = [start[:, order] for start in starts]
+        given = [permuted(each, order) for each in fit]
+        found = []
+        for chosen in self.choose_each(weights, given, [each[order] for each in squares], shares):
+            masks = [mask[:, back] & support for (_, mask), support in zip(chosen, supports, strict=True)]
+            solved = [each[:, back] for each, _ in chosen]
+            if self._affordable(masks):
+                groups = zip(dense, masks, fit, strict=True)
+                solved = [least_squares.solve_rows(*each, damping=self.damping) for each in groups]
+            found.append((solved, masks))
+        return found
+
+    def candidates(self, stop: Stop, given: Sequence[Statistics], shares: Sequence[float]) -> list[Candidate]:
+        """Return what a layer becomes at each share of zeros, all others being as they are.
+
+        Args:
+            stop: The layer.
+            given: Statistics of its inputs, centred where it has a bias.
+            shares: Shares of blocks that go.
+        """
+        present = stop.form.matrices(stop.layer.array())
+        supports = [part != 0 for part in present]
+        squares = [np.diag(each.inner) + (each.compressed_mean**2 if stop.bias else 0.0) for each in given]
+        solved = self._solved(stop, present, supports, given, squares, shares)
+        return [finish(stop, matrices, given, scales_rows=self.variance) for matrices, _ in solved]
 
     def describe(self, problem: Problem, solution: Solution, taken: int) -> str:
         """Say how many weights are zero, and how many rows were solved."""
@@ -228,6 +267,8 @@ class MaskingPass(LayerwisePass):
         return found
 
     def _damages(self, sweep: Sweep, stops: Sequence[Stop]) -> list[Vector]:
+        if self.allocation == "kl":
+            return measured_damages(self, sweep, stops, LEVELS)
         sums = sweep.observe(stops)
         found = []
         with one_thread():

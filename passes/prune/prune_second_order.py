@@ -37,7 +37,8 @@ class PruneSecondOrder(MaskingPass):
         pattern: Where zeros may lie: ``unstructured``, ``N:M``, or the blocks of outputs by inputs ``4x1``, ``8x1``,
             ``16x1``, ``1x4``, ``4x4``. Inputs of a convolution are grouped along the channels of one kernel place.
         allocation: How layers share it out: ``uniform``, all the same; ``erk``, by their shapes, large ones sparser;
-            ``loss``, by what each share costs each layer, relative to what varies in its output.
+            ``loss``, by what each share costs each layer, relative to what varies in its output; ``kl``, by what it
+            costs the outputs of the model where only that layer is pruned, measured.
         protect_ends: Leave the first and the last layers as they are, where they hold few of the weights.
         steps: In how many steps, each solving all layers: step k of n reaches sparsity * (1 - (1 - k/n)^3).
         method: ``obs``, the exact order of every row; ``sparsegpt``, columns from left to right, for wide layers;
@@ -66,16 +67,24 @@ class PruneSecondOrder(MaskingPass):
         self, weights: Sequence[Matrix], given: Sequence[Statistics], squares: Sequence[Vector], share: float
     ) -> list[tuple[Matrix, Mask]]:
         """Return the weights and which stay: one ranking over all rows of the layer."""
+        return self.choose_each(weights, given, squares, [share])[0]
+
+    def choose_each(
+        self, weights: Sequence[Matrix], given: Sequence[Statistics], squares: Sequence[Vector], shares: Sequence[float]
+    ) -> list[list[tuple[Matrix, Mask]]]:
+        """Return what `choose` returns, for several shares: the exact order serves all of them."""
         systems = [obs.damped(each.inner, self.damping) for each in given]
         if not self._exact(weights):
-            return [sparse_gpt(*each, self.parsed, share) for each in zip(weights, systems, strict=True)]
+            groups = list(zip(weights, systems, strict=True))
+            return [[sparse_gpt(*each, self.parsed, share) for each in groups] for share in shares]
         paths = [
             obs.removal_path(*each, self.parsed, threads=_threads()) for each in zip(weights, systems, strict=True)
         ]
-        steps = sum(path.losses.size for path in paths)
-        wanted = int(np.floor(share * sum(path.blocks for path in paths) + 0.5))
-        counts = obs.cut_paths(paths, min(steps, wanted))
-        return [(weight, path.mask(count)) for weight, path, count in zip(weights, paths, counts, strict=True)]
+        cuts = [obs.cut_paths(paths, share) for share in shares]
+        return [
+            [(weight, path.mask(count)) for weight, path, count in zip(weights, paths, counts, strict=True)]
+            for counts in cuts
+        ]
 
     def losses(self, weights: Sequence[Matrix], given: Sequence[Statistics], squares: Sequence[Vector]) -> Vector:
         """Return the least error at each level, relative to the power of the output."""
@@ -87,10 +96,7 @@ class PruneSecondOrder(MaskingPass):
         paths = [
             obs.removal_path(*each, self.parsed, threads=_threads()) for each in zip(weights, systems, strict=True)
         ]
-        losses = np.sort(np.concatenate([path.highest_so_far().reshape(-1) for path in paths]))
-        spent = np.concatenate([[0.0], np.cumsum(losses)])
-        places = np.minimum(len(losses), LEVELS * sum(path.blocks for path in paths)).astype(np.int64)
-        return np.asarray(spent[places]) / max(power, np.finfo(np.float64).tiny)
+        return obs.losses_at(paths, LEVELS) / max(power, np.finfo(np.float64).tiny)
 
     def _error(self, weights: Sequence[Matrix], systems: Sequence[Matrix], share: float) -> float:
         total = 0.0

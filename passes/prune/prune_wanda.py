@@ -33,7 +33,8 @@ class PruneWanda(MaskingPass):
         pattern: Where zeros may lie: ``unstructured``, ``N:M``, or the blocks of outputs by inputs ``4x1``, ``8x1``,
             ``16x1``, ``1x4``, ``4x4``. Inputs of a convolution are grouped along the channels of one kernel place.
         allocation: How layers share it out: ``uniform``, all the same; ``erk``, by their shapes, large ones sparser;
-            ``loss``, by the share of its scores that each layer loses.
+            ``loss``, by the share of its scores that each layer loses; ``kl``, by what it costs the outputs of the
+            model where only that layer is pruned, measured.
         protect_ends: Leave the first and the last layers as they are, where they hold few of the weights.
         steps: In how many steps, each solving all layers: step k of n reaches sparsity * (1 - (1 - k/n)^3).
         refit: Solve the weights that stay again for the dense outputs; without it they stay as they were, as the
