@@ -9,15 +9,27 @@ Source: He et al. 2017, arXiv:1707.06168, section 3.1.2; Hubara et al. 2021, arX
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.solve.threads import cores
+
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
 _BLOCK_ROWS = 2048
+
+_FEWER = 0.9
+"""Where less than this times as many weights go as stay, a row is solved for those that go."""
+
+_SAFE_DAMPING = 1e-4
+"""From here on the damped system has an inverse to many digits, whatever the samples: its condition is C / damping."""
+
+_WORTH_THREADS = 1e8
+"""Floating-point operations from which on rows are solved on several threads."""
 
 
 @dataclass(slots=True)
@@ -176,20 +188,74 @@ def solve_rows(weight: Matrix, support: NDArray[np.bool_], given: Statistics, *,
 
     Returns:
         V, [R, C], zero off the support. Rows that have no solution in float64 keep the weights they had.
+
+    Cost: `solve_flops`, divided over the cores where that is much.
     """
     strength = damping * float(np.mean(np.diag(given.inner))) + np.finfo(np.float64).tiny
     wanted = weight @ given.cross + strength * weight
+    system = given.inner.copy()
+    system[np.diag_indices_from(system)] += strength
     solved = np.where(support, weight, 0.0)
-    for rows, columns in _by_support(support):
-        system = given.inner[np.ix_(columns, columns)]
-        system[np.diag_indices_from(system)] += strength
+    groups = _by_support(support)
+    inverse = _inverse(system) if len(groups) > 1 and damping >= _SAFE_DAMPING and _few_zeros(support) else None
+
+    def solve(group: tuple[NDArray[np.intp], NDArray[np.intp]]) -> None:
+        rows, columns = group
+        gone = support.shape[1] - len(columns)
         try:
-            found = np.linalg.solve(system, wanted[np.ix_(rows, columns)].T).T
+            if inverse is not None and gone < _FEWER * len(columns):
+                found = _without(inverse, wanted[rows], support[rows[0]])
+            else:
+                found = _solution(system[np.ix_(columns, columns)], wanted[np.ix_(rows, columns)])
         except np.linalg.LinAlgError:
-            continue
+            return
         good = np.isfinite(found).all(axis=1)
         solved[np.ix_(rows[good], columns)] = found[good]
+
+    if len(groups) > 1 and _flops(groups, support) > _WORTH_THREADS:
+        with ThreadPoolExecutor(cores()) as pool:
+            list(pool.map(solve, groups))
+    else:
+        for group in groups:
+            solve(group)
     return solved
+
+
+def _inverse(system: Matrix) -> Matrix | None:
+    try:
+        found = np.asarray(np.linalg.inv(system), np.float64)
+    except np.linalg.LinAlgError:
+        return None
+    return found if np.isfinite(found).all() else None
+
+
+def _solution(system: Matrix, wanted: Matrix) -> Matrix:
+    """Return v with v A = w per row, for a symmetric A."""
+    return np.asarray(np.linalg.solve(system, wanted.T).T, np.float64)
+
+
+def _without(inverse: Matrix, wanted: Matrix, kept: NDArray[np.bool_]) -> Matrix:
+    """Return the solution of a system without some of its unknowns, from the inverse of the whole.
+
+    With B the inverse and P what goes, the solution is u - B_:P (B_PP)^-1 u_P for u = B b, b zero on P: the unknowns of
+    P get what makes them zero.
+
+    Args:
+        inverse: B, [C, C].
+        wanted: The right sides, [n, C].
+        kept: Which unknowns stay, [C].
+    """
+    u = np.where(kept, wanted, 0.0) @ inverse
+    gone = np.flatnonzero(~kept)
+    if len(gone):
+        u = u - _solution(inverse[np.ix_(gone, gone)], u[:, gone]) @ inverse[gone]
+    return u[:, kept]
+
+
+def _few_zeros(support: NDArray[np.bool_]) -> bool:
+    """Tell whether most rows keep so much that solving for what goes is cheaper."""
+    kept = support.sum(axis=1)
+    return bool(np.median(support.shape[1] - kept) < _FEWER * np.median(kept))
 
 
 def _by_support(support: NDArray[np.bool_]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -253,4 +319,17 @@ def bias_shift(weight: Matrix, candidate: Matrix, given: Statistics) -> Vector:
 
 def solve_flops(support: NDArray[np.bool_]) -> float:
     """Return about how many floating-point operations `solve_rows` takes for this support."""
-    return sum(2 / 3 * len(columns) ** 3 + 2 * len(rows) * len(columns) ** 2 for rows, columns in _by_support(support))
+    return _flops(_by_support(support), support)
+
+
+def _flops(groups: list[tuple[NDArray[np.intp], NDArray[np.intp]]], support: NDArray[np.bool_]) -> float:
+    columns = support.shape[1]
+    inverts = len(groups) > 1 and _few_zeros(support)
+    total = 2.0 * columns**3 if inverts else 0.0
+    for rows, kept in groups:
+        gone = columns - len(kept)
+        if inverts and gone < _FEWER * len(kept):
+            total += 2 / 3 * gone**3 + 2 * len(rows) * (gone**2 + columns**2 + gone * columns)
+        else:
+            total += 2 / 3 * len(kept) ** 3 + 2 * len(rows) * len(kept) ** 2
+    return total

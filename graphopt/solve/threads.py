@@ -6,6 +6,7 @@ little, on a busy machine it costs tenfold, and sums in another order give other
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
@@ -26,3 +27,8 @@ def one_thread() -> Iterator[None]:
     """Run a block with the matrix products and solvers of numpy on one thread."""
     with _controller().limit(limits=1, user_api="blas"):
         yield
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graphopt.solve.least_squares import (
     Moments,
+    Squares,
     bias_shift,
     row_errors,
     rows_improved,
@@ -116,3 +121,92 @@ def test_rows_improved_are_those_whose_error_falls() -> None:
     wanted = row_errors(weight, candidate, given) < row_errors(weight, present, given)
     assert wanted.tolist() == [True, False, True, False]
     np.testing.assert_array_equal(rows_improved(weight, candidate, present, given), wanted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    columns=st.integers(1, 24),
+    share=st.floats(0, 1),
+    damping=st.sampled_from([1e-4, 1e-2, 1.0]),
+)
+def test_rows_are_the_direct_solutions_of_their_systems(seed: int, columns: int, share: float, damping: float) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((3 * columns, columns)) @ rng.standard_normal((columns, columns))
+    z = x + 0.1 * rng.standard_normal(x.shape)
+    given_moments = moments(x.astype(np.float32), z.astype(np.float32)).mean(centred=False)
+    weight = rng.standard_normal((7, columns))
+    support = rng.random((7, columns)) >= share
+    found = solve_rows(weight, support, given_moments, damping=damping)
+    strength = damping * np.mean(np.diag(given_moments.inner))
+    for row, kept in enumerate(support):
+        system = given_moments.inner[np.ix_(kept, kept)] + strength * np.eye(int(kept.sum()))
+        wanted = (weight[row] @ given_moments.cross + strength * weight[row])[kept]
+        np.testing.assert_allclose(found[row, kept], np.linalg.solve(system, wanted), rtol=1e-6, atol=1e-8)
+        assert (found[row, ~kept] == 0).all()
+
+
+def test_large_layers_are_solved_alike_on_several_threads() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 200)).astype(np.float32)
+    seen = moments(x, x).mean(centred=False)
+    weight, support = rng.standard_normal((300, 200)), rng.random((300, 200)) < 0.6
+    assert solve_flops(support) > 1e8
+    found = solve_rows(weight, support, seen)
+    apart = np.concatenate([solve_rows(weight[[row]], support[[row]], seen) for row in range(300)])
+    np.testing.assert_allclose(found, apart, rtol=1e-9, atol=1e-11)
+    np.testing.assert_array_equal(found, solve_rows(weight, support, seen))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(2, 40), share=st.floats(0.1, 0.9))
+def test_rows_taken_by_held_back_samples_never_raise_their_error(seed: int, rows: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((2 * rows, 6)) @ rng.standard_normal((6, 6))).astype(np.float32)
+    z = (x + 0.5 * rng.standard_normal(x.shape)).astype(np.float32)
+    fit, judge = moments(x[::2], z[::2]).mean(centred=False), moments(x[1::2], z[1::2]).mean(centred=False)
+    weight = rng.standard_normal((5, 6))
+    masked = np.where(rng.random((5, 6)) >= share, weight, 0)
+    solved = solve_rows(weight, masked != 0, fit)
+    chosen = np.where(rows_improved(weight, solved, masked, judge)[:, None], solved, masked)
+    before, after = row_errors(weight, masked, judge), row_errors(weight, chosen, judge)
+    assert (after <= before + 1e-9 * (1 + np.abs(before))).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 60), min_size=1, max_size=4), symmetric=st.booleans())
+def test_moments_of_parts_merge_to_the_whole(seed: int, cuts: list[int], symmetric: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((60, 3)).astype(np.float32)
+    z = x if symmetric else rng.standard_normal((60, 3)).astype(np.float32)
+
+    def summed(start: int, end: int) -> Moments:
+        found = Moments(3, symmetric=symmetric)
+        found.add(x[start:end], z[start:end])
+        return found
+
+    places = [0, *sorted(cuts), 60]
+    parts = [summed(start, end) for start, end in itertools.pairwise(places)]
+    left, right = parts[0], parts[-1]
+    for part in parts[1:]:
+        left = left.merge(part)
+    for part in parts[-2::-1]:
+        right = part.merge(right)
+    for merged in (left, right):
+        assert merged.count == 60
+        for centred in (False, True):
+            mine, wanted = merged.mean(centred=centred), summed(0, 60).mean(centred=centred)
+            for name in ("inner", "outer", "cross", "dense_mean", "compressed_mean"):
+                np.testing.assert_allclose(getattr(mine, name), getattr(wanted, name), rtol=1e-4, atol=1e-5)
+
+
+def test_squares_are_the_diagonal_of_the_moments() -> None:
+    x, z = samples()
+    one, other = Squares(8), Squares(8)
+    one.add(z[:2000])
+    other.add(z[2000:])
+    found = one.merge(other)
+    assert found.finite()
+    assert not Squares(2).finite()
+    np.testing.assert_allclose(found.inner / found.count, np.diag(moments(x, z).mean(centred=False).inner), rtol=1e-5)
+    np.testing.assert_allclose(found.compressed / found.count, z.mean(axis=0), rtol=1e-5)
