@@ -72,6 +72,15 @@ class RowScale(Analysis):
         rest = {name: entry for name, entry in self._scales.items() if name != old}
         return type(self)({**rest, new: self._scales[old]})
 
+    def cut(self, name: str, stays: NDArray[np.bool_]) -> Self:
+        """Return a record in which a weight has only some of its output channels; one for another number stays."""
+        known = self._scales.get(name)
+        if known is None or len(known[1]) != len(stays):
+            return self
+        factor = known[1][stays]
+        factor.setflags(write=False)
+        return type(self)({**self._scales, name: (known[0], factor)})
+
     def __len__(self) -> int:
         return len(self._scales)
 

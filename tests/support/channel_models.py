@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from graphopt.analysis import Facts
 from graphopt.analysis.channel_groups import ChannelGroups, Role
-from graphopt.graph import Constant, Model, Rewriter, read_model
+from graphopt.graph import Model, Rewriter, constant_value, read_model
 from graphopt.passes.prune.channels.slicing import slice_units
 from graphopt.runtime import run, session
 
@@ -64,13 +64,12 @@ def masked(model: Model, removed: Units) -> Model:
     channels = groups_of(copy)
     with Rewriter(copy) as rewriter:
         for cut in channels.cuts:
-            tensor = cut.node.inputs[cut.index]
-            if cut.role is Role.CONSUME and isinstance(tensor, Constant):
-                value = tensor.array()
-                stays = channels.stays(cut.labels, removed).reshape(
-                    [-1 if a == cut.axis else 1 for a in range(value.ndim)]
-                )
-                rewriter.set_weight(tensor, np.where(stays, value, np.zeros((), value.dtype)))
+            value = constant_value(cut.node.inputs[cut.index])
+            if cut.role is Role.CONSUME and value is not None:
+                shape = [-1 if axis == cut.axis else 1 for axis in range(value.ndim)]
+                stays = channels.stays(cut.labels, removed).reshape(shape)
+                zeroed = np.where(stays, value, np.zeros((), value.dtype))
+                rewriter.set_input(cut.node, cut.index, rewriter.constant(zeroed, near=cut.node))
     return copy
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from graphopt.graph import constant_value
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from graphopt.analysis.channel_groups.units import Labels
     from graphopt.graph import Node, Tensor
 
@@ -105,3 +109,9 @@ class Layer:
         """The weight."""
         weight: Tensor = self.node.inputs[self.index]
         return weight
+
+    def array(self) -> NDArray[Any]:
+        """Return the values of the weight, read-only."""
+        value = constant_value(self.weight)
+        assert value is not None
+        return value
