@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.solve.threads import cores
+from graphopt.solve.threads import cores, one_thread
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -213,7 +213,7 @@ def solve_rows(weight: Matrix, support: NDArray[np.bool_], given: Statistics, *,
         solved[np.ix_(rows[good], columns)] = found[good]
 
     if len(groups) > 1 and _flops(groups, support) > _WORTH_THREADS:
-        with ThreadPoolExecutor(cores()) as pool:
+        with one_thread(), ThreadPoolExecutor(cores()) as pool:
             list(pool.map(solve, groups))
     else:
         for group in groups:
