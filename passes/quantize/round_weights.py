@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.layer_statistics import Layer, Refusal, end_layers, find_layers
 from graphopt.passes.quantize import storage
+from graphopt.passes.quantize.measured import allocate_bits
 from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution
 from graphopt.solve import rounding
 from graphopt.solve.least_squares import solve_rows
@@ -38,6 +39,7 @@ class _Plan:
     bits: int
     granularity: rounding.Granularity
     opset: int
+    end: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +57,11 @@ class RoundWeights(LayerwisePass):
             channel where the layer is a matrix (convolutions of larger kernels have one scale per channel then).
         block: Inputs of a block.
         symmetric: Zero lies in the middle of the grid; else each scale has a zero point, which integer kernels lack.
+            None: blocks, which they lack as well, have zero points, channels and tensors none.
         method: ``auto``: GPTQ, then coordinate descent with refitted scales; ``gptq`` alone; ``adaround``, then the
             same descent: slower and as good; ``nearest``: the nearest level of a grid up to the largest weight.
+        allocation: ``uniform``: every layer has ``bits``; ``kl``: each has 2 to 8, ``bits`` on average over the
+            weights, by what rounding that layer alone costs the model's outputs, measured; for integers, with data.
         ends_bits: Bits of the first and the last layers and of depthwise convolutions, as integers per channel.
         samples: Calibration samples that are run at most.
         rows: Rows of input that a layer is fitted and judged on, at most.
@@ -85,8 +90,9 @@ class RoundWeights(LayerwisePass):
     scheme: Literal["integer", "ternary", "binary", "codebook"] = "integer"
     granularity: Literal["tensor", "channel", "block"] = "channel"
     block: int = 32
-    symmetric: bool = True
+    symmetric: bool | None = None
     method: Literal["auto", "gptq", "adaround", "nearest"] = "auto"
+    allocation: Literal["uniform", "kl"] = "uniform"
     ends_bits: int = 8
 
     def __post_init__(self) -> None:
@@ -120,12 +126,25 @@ class RoundWeights(LayerwisePass):
     def plan(self, sweep: Sweep, stops: Sequence[Stop], facts: Facts) -> Mapping[str, Any]:
         """Return what each layer is rounded to."""
         ends = end_layers(sweep.model.graph, {stop.layer.node for stop in stops})
-        return {stop.key: self._plan(stop, sweep.model.opset, end=stop.layer.node in ends) for stop in stops}
+        plans = {stop: self._plan(stop, sweep.model.opset, end=stop.layer.node in ends) for stop in stops}
+        chosen: dict[str, int] = {}
+        if self.allocation == "kl" and self.scheme == "integer":
+            free = {
+                stop: plan.granularity
+                for stop, plan in plans.items()
+                if not (stop.layer.node in ends or is_depthwise(stop.layer.node) or stop.reading is None)
+            }
+
+            def levels_of(stop: Stop, bits: int) -> rounding.Levels:
+                return self._levels(replace(plans[stop], bits=bits))
+
+            chosen = allocate_bits(sweep, free, self.bits, levels_of, damping=self.damping, variance=self.variance)
+        return {stop.key: replace(plan, bits=chosen.get(stop.key, plan.bits)) for stop, plan in plans.items()}
 
     def _plan(self, stop: Stop, opset: int, *, end: bool) -> _Plan:
         channel: rounding.Granularity = "row" if opset >= storage.AXIS_SINCE else "tensor"
         if end or is_depthwise(stop.layer.node):
-            return _Plan("integer", self.ends_bits, channel, opset)
+            return _Plan("integer", self.ends_bits, channel, opset, end=True)
         matrix = not stop.layer.node.op.startswith("Conv") or set(stop.dense.shape[2:]) == {1}
         if self.granularity == "tensor":
             channel = "tensor"
@@ -192,7 +211,9 @@ class RoundWeights(LayerwisePass):
             return rounding.TERNARY
         if plan.scheme == "binary":
             return rounding.BINARY
-        return rounding.integer_levels(plan.bits, symmetric=self.symmetric, narrow=plan.bits == 8)
+        blocks = not isinstance(plan.granularity, str)
+        symmetric = plan.end or (not blocks if self.symmetric is None else self.symmetric)
+        return rounding.integer_levels(plan.bits, symmetric=symmetric, narrow=plan.bits == 8)
 
     def _codebook(self, problem: Problem, given: rounding.Problem, plan: _Plan) -> Solution:
         book = rounding.lloyd(given, 2**plan.bits)

@@ -28,6 +28,7 @@ SCHEMES: list[dict[str, Any]] = [
     {"bits": 2},
     {"bits": 8, "granularity": "tensor"},
     {"bits": 4, "granularity": "block", "block": 16},
+    {"bits": 2, "granularity": "block", "block": 16, "symmetric": True},
     {"bits": 4, "symmetric": False},
     {"scheme": "ternary"},
     {"scheme": "binary"},
@@ -96,10 +97,10 @@ def test_little_changes_on_unseen_images(options: dict[str, Any]) -> None:
 def test_transformer_blocks_are_stored_in_four_bits() -> None:
     model, outcome = rounded(demo.TRANSFORMER, granularity="block", block=16, data=16)
     layers = [layer for layer in outcome.records[-1].layers if layer.kept]
-    assert any(layer.what.startswith("4 bits per block of 16, stored as int4") for layer in layers)
+    assert any(layer.what.startswith("4 bits per block of 16, stored as uint4") for layer in layers)
     blocks = [node for node in model.graph.nodes if node.op == "DequantizeLinear" and node.attrs.get("block_size")]
     assert blocks
-    assert all(node.inputs[0].onnx_dtype == TensorProto.INT4 for node in blocks)
+    assert all(node.inputs[0].onnx_dtype == node.inputs[2].onnx_dtype == TensorProto.UINT4 for node in blocks)
     assert agreement(demo.TRANSFORMER, model) > 0.95
 
 
@@ -408,7 +409,7 @@ def test_sixteen_levels_reach_the_inner_layers_only(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"granularity": "block", "block": 16}, "a scale per block"),
+        ({"granularity": "block", "block": 16, "symmetric": True}, "a scale per block"),
         ({"symmetric": False}, "stored in uint4"),
         ({"scheme": "codebook"}, "in a code book"),
         ({"scheme": "binary"}, "in single bits"),
