@@ -31,6 +31,8 @@ RECIPES: dict[str, list[Step]] = {
     "4x1-70": _pruned(0.7, "4x1"),
     "w8a8": [("raise-opset", {}), ("fuse-bias", {}), ("insert-qdq", {})],
     "w4": _rounded(bits=4),
+    "w4a8": [*_rounded(bits=4), ("insert-qdq", {})],
+    "w4a4": [*_rounded(bits=4), ("insert-qdq", {"activations": "int4"})],
     "w4-32": _rounded(bits=4, granularity="block", block=32),
     "w3": _rounded(bits=3),
     "ternary": _rounded(scheme="ternary"),
