@@ -26,6 +26,12 @@ MOST = 1e3
 STEPS = 20
 """Exponents that `protect` tries: 0, 1/20, ... 19/20."""
 
+ROUNDS = 4
+"""Searches that `protect` makes at most, each on what the one before left."""
+
+LEAST_GAIN = 0.02
+"""A search that lowers the error by less than this share is the last, and its scales are not taken."""
+
 
 def smooth(inputs: Vector, weights: Vector, alpha: float) -> Vector:
     """Return the scales max|x_j|^alpha / max|w_j|^(1 - alpha), [C]; 1 for channels that are always zero.
@@ -48,53 +54,74 @@ class Protection:
 
     Attributes:
         scales: Per column, [C]; all 1 where nothing is better.
-        exponent: The exponent of the inputs' size.
+        exponents: The exponents of the inputs' size, one per round.
         before: Error of the layers' outputs when the weights are rounded as they are.
         after: The same with the scales.
     """
 
     scales: Vector
-    exponent: float
+    exponents: tuple[float, ...]
     before: float
     after: float
 
 
 def protect(
-    weights: Sequence[Matrix], moment: Matrix, sizes: Vector, rounded: Callable[[Matrix], Matrix], *, steps: int = STEPS
+    weights: Sequence[Matrix],
+    moment: Matrix,
+    sizes: Vector,
+    rounded: Callable[[Matrix], Matrix],
+    *,
+    steps: int = STEPS,
+    rounds: int = ROUNDS,
 ) -> Protection:
     """Return the scales mean|x_j|^a whose exponent a makes the rounded layers' outputs change least.
 
     The error of a try is the sum over layers of tr((Q(W s) / s - W) H (Q(W s) / s - W)'), the mean square change of
-    their outputs, so no try runs the model.
+    their outputs, so no try runs the model. What was found is taken for granted and searched again while that helps.
 
     Args:
         weights: W of each layer that reads the channels, [R, C].
         moment: H = E[x x'], [C, C].
         sizes: Mean size of each column's input, [C].
         rounded: Rounds a matrix, [R, C], to the grid that will be used.
-        steps: Exponents tried, from 0 in equal steps below 1.
+        steps: Exponents tried in a round, from 0 in equal steps below 1.
+        rounds: Searches at most.
 
-    Cost: steps * R C^2 for R rows in all.
+    Cost: rounds * steps * R C^2 for R rows in all.
     Source: Lin et al. 2024, arXiv:2306.00978, section 3.2 and equation 5.
     """
+    total = np.ones(len(sizes))
+    before = after = _lost(weights, moment, total, rounded)
+    exponents: list[float] = []
+    for _ in range(rounds):
+        tries = [(step / steps, _powers(sizes / total, step / steps)) for step in range(1, steps)]
+        errors = [_lost(weights, moment, _bounded(total * scales), rounded) for _, scales in tries]
+        best = int(np.argmin(errors)) if errors else 0
+        if not errors or errors[best] > after * (1 - LEAST_GAIN):
+            break
+        exponents.append(tries[best][0])
+        total, after = _bounded(total * tries[best][1]), errors[best]
+    return Protection(total, tuple(exponents), before, after)
+
+
+def _powers(sizes: Vector, exponent: float) -> Vector:
+    """Return sizes to a power, their largest and smallest equally far from 1; 1 for channels that are always zero."""
     used = sizes > 0
-    known = np.where(used, sizes, 1.0)
-    best: Protection | None = None
-    before = 0.0
-    for step in range(steps):
-        exponent = step / steps
-        scales = np.where(used, known**exponent, 1.0)
-        if used.any():
-            scales = np.where(used, scales / np.sqrt(scales[used].max() * scales[used].min()), 1.0)
-        scales = np.clip(scales, 1 / MOST, MOST)
-        error = sum(_error(rounded(weight * scales) / scales - weight, moment) for weight in weights)
-        if step == 0:
-            before = error
-        if best is None or error < best.after:
-            best = Protection(scales, exponent, before, error)
-    assert best is not None
-    return best
+    if not used.any():
+        return np.ones(len(sizes))
+    scales = np.where(used, sizes, 1.0) ** exponent
+    middle = np.sqrt(scales[used].max() * scales[used].min())
+    return np.asarray(np.where(used, scales / middle, 1.0))
 
 
-def _error(difference: Matrix, moment: Matrix) -> float:
-    return float(np.einsum("rc,rc->", difference @ moment, difference))
+def _bounded(scales: Vector) -> Vector:
+    return np.asarray(np.clip(scales, 1 / MOST, MOST))
+
+
+def _lost(weights: Sequence[Matrix], moment: Matrix, scales: Vector, rounded: Callable[[Matrix], Matrix]) -> float:
+    """Return the mean square change of the outputs when weights are rounded with scales."""
+    total = 0.0
+    for weight in weights:
+        difference = rounded(weight * scales) / scales - weight
+        total += float(np.einsum("rc,rc->", difference @ moment, difference))
+    return total

@@ -134,6 +134,7 @@ def test_protection_is_the_best_of_its_exponents_and_never_worse_than_none(seed:
         changes = [rounded(w * scales) / scales - w for w in weights]
         return float(sum(np.square(inputs @ change.T).sum() / 300 for change in changes))
 
+    assert bool(found.exponents) == (found.after < found.before)
     assert found.before == pytest.approx(error(np.ones(16)))
     assert found.after == pytest.approx(error(found.scales))
 
@@ -146,7 +147,9 @@ def test_protection_helps_where_few_inputs_are_large() -> None:
     rounded = nearest(3)
     assert callable(rounded)
     found = protect([rng.standard_normal((16, 32))], inputs.T @ inputs / 500, np.abs(inputs).mean(axis=0), rounded)
-    assert found.exponent > 0
+    assert found.exponents[0] > 0
     assert found.after < 0.5 * found.before
     dead = protect([np.ones((2, 3))], np.zeros((3, 3)), np.zeros(3), rounded)
     np.testing.assert_array_equal(dead.scales, 1.0)
+    again = protect([np.ones((2, 3))], np.eye(3), np.ones(3), rounded)
+    assert again.exponents == ()

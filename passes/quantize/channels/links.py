@@ -83,16 +83,23 @@ def _present(layer: Layer) -> Layer:
     return found
 
 
-def find_links(model: Model, keep: Collection[str] = ()) -> Iterator[Link | Skip]:
+def find_links(
+    model: Model, keep: Collection[str] = (), *, ops: Collection[str] = LAYERS, observed: bool = False
+) -> Iterator[Link | Skip]:
     """Yield the channels that layers read, with where they are written, in model order; else why no scale can move.
 
     Args:
         model: The model.
         keep: Names of nodes whose weights stay as they are.
+        ops: Operators whose inputs are looked at.
+        observed: Refuse what lies in bodies, where activations cannot be observed.
     """
     seen: set[Tensor] = set()
-    for _, node in model.walk(functions=False):
-        if node.domain not in STANDARD or node.op not in LAYERS:
+    for graph, node in model.walk(functions=False):
+        if node.domain not in STANDARD or node.op not in ops:
+            continue
+        if observed and graph is not model.graph:
+            yield Skip(node, "it lies in a body, whose activations cannot be observed")
             continue
         layer = layer_of(node)
         if isinstance(layer, str):

@@ -1,0 +1,113 @@
+"""The pass ``smooth-activations``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from graphopt.analysis.layer_statistics import Batches
+from graphopt.graph.labels import node_label
+from graphopt.passes.quantize.channels.links import Link, find_links, write
+from graphopt.passes.quantize.channels.observed import largest
+from graphopt.passes.quantize.channels.readers import Layer, layer_of
+from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip
+from graphopt.solve.smoothing import smooth
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from numpy.typing import NDArray
+
+    from graphopt.analysis import Facts
+    from graphopt.graph import Model, Node, Rewriter
+
+    Vector = NDArray[np.float64]
+
+LEAST_CHANGE = 0.02
+"""Scales closer to 1 than this are not worth a patch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothActivations(Pass):
+    """Move outliers of activations into the weights, so that one scale per tensor serves all channels of an activation.
+
+    Needed before the activations of transformers are quantized, in which a few channels are much larger than the rest.
+
+    Attributes:
+        alpha: How much is moved: 1 all unevenness of the activations, 0 none but that of the weights; 0.75 for models
+            with extreme outliers.
+        samples: Calibration samples that ranges are taken from, at most.
+        keep: Names of nodes left as they are.
+
+    Matches: MatMul and Gemm with constant weights that alone read what a LayerNormalization, RMSNormalization, a factor
+        per channel or a layer writes, past sums and products with constants, Relu, or a product of two activations.
+    Produces: The same nodes: channel j divided by s_j where it is written, row j of every weight that reads it
+        multiplied by it, s_j = max|x_j|^alpha / max|w_j|^(1 - alpha). No cost at run time.
+    Requires: Calibration data; constants that the types can hold when scaled.
+    Preserves: Names, types, shapes, structure; values up to rounding. Zeros stay zeros. A second run changes nothing.
+    Source: Xiao et al. 2023, arXiv:2211.10438.
+    """
+
+    name: ClassVar[str] = "smooth-activations"
+    contract: ClassVar[Contract] = Contract.ROUNDING
+
+    alpha: float = 0.5
+    samples: int = 256
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is {self.alpha}, but it is between 0 and 1")
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}, but it must be 1 or more")
+
+    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
+        """Yield one patch per group of layers, the last first: what a layer writes changes how it is read."""
+        if facts.feeds is None:
+            yield Skip(model.graph.name or "model", "smoothing activations needs calibration data; give --data")
+            return
+        links: list[Link] = []
+        for found in find_links(model, self.keep, ops=("MatMul", "Gemm"), observed=True):
+            if isinstance(found, Skip):
+                yield found
+            else:
+                links.append(found)
+        seen = largest(model, links, Batches.of(facts.feeds, self.samples))
+        for link in reversed(links):
+            yield self._smoothed(link, seen[link.tensor.name])
+
+    def _smoothed(self, link: Link, inputs: Vector) -> Patch | Skip:
+        node = link.readers[0].node
+        scales = smooth(inputs, _weights(link), self.alpha)
+        if float(np.abs(scales - 1).max(initial=0.0)) < LEAST_CHANGE:
+            return Skip(node, "its inputs are as even as its weights")
+        changes = link.changes(scales)
+        if isinstance(changes, str):
+            return Skip(node, changes)
+
+        def apply(rewriter: Rewriter) -> None:
+            for (changed, index), value in changes.items():
+                write(rewriter, changed, index, value)
+
+        before, after = _unevenness(inputs), _unevenness(inputs / scales)
+        what = f"inputs smoothed: the largest channel is {after:.3g} times the mean one, was {before:.3g}"
+        records = tuple(LayerRecord(node_label(each.node), each.node.op, what) for each in link.readers)
+        names = ", ".join(f"'{node_label(each.node)}'" for each in link.readers)
+        return Patch(f"smooth what {names} read", link.nodes, apply, records)
+
+
+def _weights(link: Link) -> Vector:
+    """Return the size of the largest weight that each channel meets, as the weights are now."""
+    found = np.zeros(link.channels)
+    for reader in link.readers:
+        current = layer_of(reader.node)
+        assert isinstance(current, Layer)
+        found = np.maximum(found, np.abs(current.grouped()[0]).max(axis=(0, 2)).astype(np.float64))
+    return found
+
+
+def _unevenness(sizes: Vector) -> float:
+    used = sizes[sizes > 0]
+    return float(used.max() / used.mean()) if used.size else 1.0
