@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.dense_reference import DenseReference
 from graphopt.analysis.layer_statistics import Batches, Layer, Refusal, Segments, collect, find_layers, stream
+from graphopt.analysis.layer_statistics.statistics import MATRIX_BYTES
 from graphopt.graph import Constant
 from graphopt.graph.labels import node_label
 from graphopt.rewrite.layer_stop import Stop, find_stops, stages
@@ -136,7 +137,7 @@ class Sweep:
     def observe(self, stops: Sequence[Stop]) -> dict[str, Sums]:
         """Return what all these layers read in the model as it is now (x is z), by ``stop.key``; one run over the data.
 
-        Memory holds the sums of all of them at once. Layers that cannot be observed are missing.
+        Memory holds the sums of all of them at once; `observed` bounds it. Layers that cannot be observed are missing.
         """
         readings = [each for stop in stops for each in (*stop.readings, *stop.ahead)]
         if not readings or not self.batches:
@@ -145,6 +146,21 @@ class Sweep:
         with one_thread():
             values = ((found, found) for found in stream(self.model, names, self.batches))
             return collect(values, readings, rows=self.rows, seed=self.seed)
+
+    def observed(self, stops: Sequence[Stop], most: int = MATRIX_BYTES) -> Iterator[tuple[Stop, Sums]]:
+        """Yield what `observe` returns layer by layer, in as many runs as it takes for sums of ``most`` bytes each."""
+        group: list[Stop] = []
+        held = 0
+        for stop in stops:
+            size = 0 if stop.wide else 16 * stop.form.groups * stop.form.columns(stop.dense.shape) ** 2
+            if group and held + size > most:
+                found = self.observe(group)
+                yield from ((each, found[each.key]) for each in group if each.key in found)
+                group, held = [], 0
+            group.append(stop)
+            held += size
+        found = self.observe(group)
+        yield from ((each, found[each.key]) for each in group if each.key in found)
 
     def walk(self, stops: Sequence[Stop]) -> Iterator[tuple[Stop, Sums]]:
         """Yield the layers front to back with their statistics; each may be changed before the next is asked for.

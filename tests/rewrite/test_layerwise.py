@@ -11,11 +11,11 @@ import onnx.parser
 import pytest
 
 from graphopt import demo
-from graphopt.analysis.layer_statistics import Layer, Refusal, find_layers, reading, segments
+from graphopt.analysis.layer_statistics import Layer, Refusal, find_layers, reading, segments, stream
 from graphopt.graph import Constant, constant_value, read_model
 from graphopt.passes.prune.prune_magnitude import PruneMagnitude
 from graphopt.passes.prune.refit_weights import RefitWeights
-from graphopt.rewrite import Outcome, PassManager
+from graphopt.rewrite import Outcome, PassManager, layerwise
 from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution, Sweep, Written
 from graphopt.runtime import Feeds, run, session
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HEAD = '<ir_version: 9, opset_import: ["" : 17]>'
 SEEN: list[Problem] = []
 WRITTEN: list[Written] = []
+SWEPT: list[tuple[Sweep, Sequence[Stop]]] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class Change(LayerwisePass):
         return find_layers(model, keep=self.keep, depthwise=True, recurrent=self.recurrent)
 
     def plan(self, sweep: Sweep, stops: Sequence[Stop], facts: Facts) -> Mapping[str, Any]:
+        SWEPT.append((sweep, stops))
         return {stop.key: place for place, stop in enumerate(stops)}
 
     def solve(self, problem: Problem) -> Solution | str:
@@ -80,6 +82,7 @@ class ChangeFreely(Change):
 def forgotten() -> None:
     SEEN.clear()
     WRITTEN.clear()
+    SWEPT.clear()
 
 
 def parsed(text: str) -> Model:
@@ -300,3 +303,29 @@ def test_a_sweep_runs_each_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     applied(model, Change(by=lambda part: part * 0.9), data=feeds)
     assert len(SEEN) > 3
     assert set(ran.values()) == {2}  # once in the dense model, once in the changed one
+
+
+def test_all_layers_are_observed_in_runs_that_fit_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = parsed(CHAIN)
+    applied(model, Change(by=np.array), data=feeds_of(model))
+    ((sweep, stops),) = SWEPT
+    runs: list[Sequence[str]] = []
+
+    def counted(model: Model, names: Sequence[str], batches: Any) -> Any:
+        runs.append(names)
+        return stream(model, names, batches)
+
+    monkeypatch.setattr(layerwise, "stream", counted)
+    together = sweep.observe(stops)
+    assert len(runs) == 1
+    for most, count in ((10**6, 1), (16 * 36, 2), (1, 2)):
+        runs.clear()
+        apart = {stop.key: sums for stop, sums in sweep.observed(stops, most)}
+        assert len(runs) == count
+        assert apart.keys() == together.keys()
+        for key, sums in apart.items():
+            for mine, wanted in zip(sums.fit, together[key].fit, strict=True):
+                mine.settle()
+                wanted.settle()
+                np.testing.assert_allclose(mine.inner, wanted.inner, rtol=1e-5)
+                assert mine.outer is mine.inner
