@@ -18,6 +18,7 @@ from graphopt.solve import rounding
 from graphopt.solve.least_squares import Statistics, solve_flops, solve_rows
 from graphopt.solve.obs import cut_paths, damped, path_flops, removal_path
 from graphopt.solve.patterns import UNSTRUCTURED, Pattern, keep_best
+from graphopt.solve.wanda import wanda_scores
 
 Matrix = NDArray[np.float64]
 Given = Sequence[Statistics] | None
@@ -158,12 +159,10 @@ def _share(value: str) -> float:
 
 def _sparsify(matrices: Sequence[Matrix], given: Given, values: Sequence[str]) -> list[list[Matrix]]:
     shares = [_share(value) for value in values]
-    size = sum(each.size for each in matrices)
-    counts = [min(size, math.floor(share * size + 0.5)) for share in shares]
     flops = sum(path_flops(each.shape, UNSTRUCTURED) for each in matrices)
     if given is not None and flops <= MOST_FLOPS:
         paths = [removal_path(weight, damped(each.inner, 0.01)) for weight, each in zip(matrices, given, strict=True)]
-        cuts = [cut_paths(paths, count) for count in counts]
+        cuts = [cut_paths(paths, share) for share in shares]
         masks = [[path.mask(cut) for path, cut in zip(paths, each, strict=True)] for each in cuts]
     else:
         scores = np.concatenate(_scores(matrices, given))
@@ -200,8 +199,7 @@ def _pattern_size(value: str) -> float:
 def _scores(matrices: Sequence[Matrix], given: Given) -> list[Matrix]:
     if given is None:
         return [np.abs(weight) for weight in matrices]
-    groups = zip(matrices, given, strict=True)
-    return [np.abs(weight) * np.sqrt(np.diag(each.inner)) for weight, each in groups]
+    return [wanda_scores(weight, np.diag(each.inner)) for weight, each in zip(matrices, given, strict=True)]
 
 
 def _settle(matrices: Sequence[Matrix], masks: Sequence[NDArray[np.bool_]], given: Given) -> list[Matrix]:
