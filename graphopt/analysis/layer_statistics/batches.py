@@ -46,6 +46,10 @@ class Batches:
         """Yield the batches."""
         return self.feeds.batches(self.size)
 
+    def __bool__(self) -> bool:
+        """Return that there is data, without counting it."""
+        return True
+
     def __len__(self) -> int:
         """Return the number of batches: counted by reading the data where samples may differ in shape."""
         if not self.feeds.batchable:
