@@ -11,10 +11,11 @@ import numpy as np
 from graphopt.analysis.layer_statistics import end_layers
 from graphopt.passes.prune.gradual import polynomial, quietly
 from graphopt.passes.prune.measured import measured_damages
+from graphopt.passes.prune.structure import Structure
 from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution
 from graphopt.rewrite.sensitivity import finish
 from graphopt.solve import allocation, least_squares, scores
-from graphopt.solve.patterns import Pattern, channels_last
+from graphopt.solve.patterns import Pattern
 from graphopt.solve.threads import one_thread
 from graphopt.solve.wanda import wanda_mask
 
@@ -204,18 +205,11 @@ class MaskingPass(LayerwisePass):
         return sum(map(least_squares.solve_flops, supports)) <= MOST_FLOPS
 
     def _refusal(self, stop: Stop) -> str:
-        pattern = self.parsed
-        if not pattern.of:
-            return ""
-        inputs = stop.dense.shape[1] if stop.form.op == "Conv" else stop.form.columns(stop.dense.shape)
-        return f"its {inputs} inputs are no multiple of {pattern.of}" if inputs % pattern.of else ""
+        return Structure(stop.form, stop.dense.shape, self.parsed).refusal()
 
     def _columns(self, stop: Stop) -> NDArray[np.intp]:
         """Return the columns in the order in which the pattern groups them."""
-        pattern = self.parsed
-        if stop.form.op == "Conv" and max(pattern.columns, pattern.of) > 1:
-            return channels_last(stop.dense.shape)
-        return np.arange(stop.form.columns(stop.dense.shape))
+        return Structure(stop.form, stop.dense.shape, self.parsed).columns
 
     def _ends(self, model: Model, stops: Sequence[Stop]) -> set[int]:
         if not self.protect_ends:

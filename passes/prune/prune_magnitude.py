@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import numpy as np
 
 from graphopt.analysis.dense_reference import DenseReference
-from graphopt.analysis.layer_statistics import Layer, Refusal, end_layers, find_layers
+from graphopt.analysis.layer_statistics import Layer, Refusal, end_layers, find_layers, form_of
 from graphopt.analysis.row_scale import RowScale
 from graphopt.graph import Constant
+from graphopt.passes.prune.gradual import quietly
 from graphopt.passes.prune.refit_weights import RefitWeights
+from graphopt.passes.prune.structure import Structure, blocks_above, masks_by_score
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip, node_label
 from graphopt.solve import scores
+from graphopt.solve.patterns import UNSTRUCTURED, Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -45,6 +48,10 @@ class PruneMagnitude(Pass):
         threshold: For ``threshold``: the least score that stays, which is the absolute value of the weight as the
             layer was trained, before BatchNormalization was folded into it.
         protect_ends: Leave the first and the last layers as they are.
+        pattern: Where zeros may lie: ``unstructured``, ``N:M``, or the blocks of outputs by inputs ``4x1``, ``8x1``,
+            ``16x1``, ``1x4``, ``4x4``; a block scores the mean of its weights. Inputs of a convolution are grouped
+            along the channels of one kernel place. N:M has a share of its own in every layer; where `sparsity` is
+            less, the layers whose scores lose least get it until the share is reached.
         depthwise: Prune depthwise convolutions too.
         steps: In how many steps, refitting the weights in between, where there is calibration data: step k of n keeps
             (1 - sparsity)^(k/n). 0 takes 4 steps for up to 2 million weights, 2 for up to 20 million, 1 beyond. Put
@@ -52,9 +59,10 @@ class PruneMagnitude(Pass):
         keep: Names of nodes left as they are.
 
     Matches: Conv, ConvTranspose, Gemm and MatMul with a constant float weight of rank 2 or more, in all bodies.
-    Produces: The same nodes; W becomes W * [score(W) >= cut], the number of zeros exact to the weight, ties in order.
-        The score is |W| divided by the scale that BatchNormalization left on each row when it was folded.
-    Requires: Finite weights that no other operator reads, that are not quantized, not graph outputs and not inputs.
+    Produces: The same nodes; W becomes W * [score(W) >= cut], the number of zeros exact to the weight or block, ties in
+        order. The score is |W| divided by the scale that BatchNormalization left on each row as it was folded.
+    Requires: Finite weights that no other operator reads, that are not quantized, not graph outputs and not inputs. For
+        N:M a number of inputs that is a multiple of M.
     Preserves: Names, types, shapes, structure. Not values: LOSSY. Zeros stay zeros; a second run changes nothing.
     Source: Han et al. 2015, arXiv:1506.02626; Lee et al. 2021, arXiv:2010.07611 (lamp); Evci et al. 2020,
         arXiv:1911.11134 (erk).
@@ -67,6 +75,7 @@ class PruneMagnitude(Pass):
     sparsity: float = 0.5
     scope: Literal["local", "global", "lamp", "erk", "threshold"] = "lamp"
     threshold: float = 0.0
+    pattern: str = "unstructured"
     protect_ends: bool = False
     depthwise: bool = False
     steps: int = 1
@@ -82,6 +91,7 @@ class PruneMagnitude(Pass):
             raise ValueError(f"sparsity is {self.sparsity}, but it is a share between 0 and 1 (0.8 for 80 %)")
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ValueError(f"threshold is {self.threshold}, but it is an absolute value, 0 or larger")
+        Pattern.parse(self.pattern)
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}, but it is a number of steps, or 0 to choose it by size")
 
@@ -95,8 +105,8 @@ class PruneMagnitude(Pass):
             count = self._count_steps(model)
             for step in range(1, count):
                 part = replace(self, sparsity=1 - (1 - self.sparsity) ** (step / count), steps=1)
-                yield from _quietly(part.run(model, facts))
-                yield from _quietly(RefitWeights(keep=self.keep).run(model, facts))
+                yield from quietly(part.run(model, facts))
+                yield from quietly(RefitWeights(keep=self.keep).run(model, facts))
         yield from self._once(model, facts)
 
     def _count_steps(self, model: Model) -> int:
@@ -120,8 +130,45 @@ class PruneMagnitude(Pass):
                     yield Skip(layer.node, "it is a first or last layer, and these are protected")
             layers = [layer for layer in layers if not ends.intersection(layer.nodes)]
         DenseReference.remember(model, facts)
-        for layer, mask in self._masks(layers, facts.get(RowScale)):
+        if Pattern.parse(self.pattern) == UNSTRUCTURED:
+            for layer, mask in self._masks(layers, facts.get(RowScale)):
+                yield _prune(layer, mask)
+            return
+        structures: list[Structure] = []
+        structured: list[Layer] = []
+        for layer in layers:
+            structure = _structure(layer, Pattern.parse(self.pattern))
+            if isinstance(structure, str):
+                yield Skip(layer.node, structure)
+            else:
+                structures.append(structure)
+                structured.append(layer)
+        values = [_scores(layer, facts.get(RowScale)) for layer in structured]
+        for layer, mask in zip(structured, self._structured(structured, structures, values), strict=True):
             yield _prune(layer, mask)
+
+    def _structured(
+        self, layers: Sequence[Layer], structures: Sequence[Structure], values: Sequence[scores.Scores]
+    ) -> list[Mask]:
+        """Return which weights of each layer stay, in blocks or N of every M."""
+        if self.scope == "threshold":
+            return blocks_above(structures, values, self.threshold)
+        shares = self._shares(layers) if self.scope in {"local", "erk"} else None
+        lamp = self.scope == "lamp"
+        masks = masks_by_score(structures, values, shares, share=self.sparsity, rank_within=lamp)
+        own = Pattern.parse(self.pattern).share
+        if own is None or self.sparsity >= own:
+            return masks
+        # Fewer zeros than N:M in every layer: the layers whose scores lose least get it.
+        lost = [float(value[~mask].sum() / max(value.sum(), 1e-30)) for value, mask in zip(values, masks, strict=True)]
+        budget = self.sparsity * sum(value.size for value in values)
+        for place in sorted(range(len(masks)), key=lost.__getitem__):
+            gone = own * values[place].size
+            if gone > budget:
+                masks[place] = np.ones(masks[place].shape, bool)
+            else:
+                budget -= gone
+        return masks
 
     def _masks(self, layers: Sequence[Layer], row_scale: RowScale) -> Iterator[tuple[Layer, Mask]]:
         """Yield every layer with the mask of what it keeps."""
@@ -147,17 +194,13 @@ class PruneMagnitude(Pass):
         return [1 - density for density in densities]
 
 
-def _quietly(
-    proposals: Generator[Patch | Skip, frozenset[Node], None],
-) -> Generator[Patch | Skip, frozenset[Node], None]:
-    """Yield the patches of a step on the way: the refusals and the rows of the per-layer table come with the last."""
-    touched: frozenset[Node] | None = None
-    while True:
-        try:
-            proposal = next(proposals) if touched is None else proposals.send(touched)
-        except StopIteration:
-            return
-        touched = (yield replace(proposal, layers=())) if isinstance(proposal, Patch) else frozenset()
+def _structure(layer: Layer, pattern: Pattern) -> Structure | str:
+    """Return how the pattern lies in a layer's weight, or why it cannot."""
+    form = form_of(layer.node, layer.index, layer.array())
+    if isinstance(form, str):
+        return form
+    structure = Structure(form, layer.array().shape, pattern)
+    return structure.refusal() or structure
 
 
 def _count(share: float, size: int) -> int:

@@ -156,14 +156,25 @@ def test_prune_sets_the_asked_share_to_zero(
     assert zeros == expected
 
 
-def test_prune_says_that_lamp_stands_in_for_second_order(
-    graphopt_here: Run, model: Path, feeds: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--sparsity", 0.5), "prune-second-order"),
+        (("--sparsity", 0.5, "--method", "sparsegpt", "--allocation", "erk"), "prune-second-order"),
+        (("--pattern", "2:4", "--method", "wanda"), "prune-wanda"),
+        (("--pattern", "1x4", "--sparsity", 0.5, "--method", "lamp"), "prune-magnitude"),
+    ],
+)
+def test_prune_by_what_layers_read(
+    graphopt_here: Run, model: Path, feeds: Path, tmp_path: Path, options: tuple[object, ...], expected: str
 ) -> None:
-    ran = graphopt_here(
-        "prune", model, "-o", tmp_path / "o.onnx", "--sparsity", 0.3, "--data", feeds, "--max-drop", 100
-    )
-    assert "note: second-order pruning is not built into this version: lamp is used" in ran.err
-    assert "refitted" in ran.err
+    out = tmp_path / "out.onnx"
+    ran = graphopt_here("prune", model, "-o", out, "--data", feeds, "--max-drop", 1000, "--json", *options)
+    assert ran.status == 0
+    assert expected in {each["name"] for each in json.loads(ran.out)["passes"]}
+    weights = [onnx.numpy_helper.to_array(each) for each in onnx.load(out).graph.initializer]
+    matrices = [weight for weight in weights if weight.ndim == 2]
+    assert sum(int((weight == 0).sum()) for weight in matrices) == sum(weight.size for weight in matrices) // 2
 
 
 @pytest.mark.parametrize(
@@ -171,13 +182,17 @@ def test_prune_says_that_lamp_stands_in_for_second_order(
     [
         (
             ("prune", "--sparsity", "0.5", "--method", "second-order"),
-            "'second-order' is not built into this version yet",
+            "--method: method second-order looks at what layers read. Give --data FEEDS",
         ),
         (
             ("prune", "--sparsity", "0.5", "--method", "lmp"),
-            "This version has magnitude, lamp, erk. Did you mean lamp?",
+            "wanda, magnitude, lamp, erk. Did you mean lamp?",
         ),
-        (("prune", "--sparsity", "0.5", "--pattern", "2:4"), "--pattern: '2:4' is not built into this version yet"),
+        (("prune", "--sparsity", "0.5", "--pattern", "4:2"), "--pattern: '4:2' is unknown"),
+        (("prune", "--sparsity", "0.5", "--pattern", "3x3"), "--pattern: '3x3' is unknown"),
+        (("prune", "--pattern", "4x1"), "--sparsity: pattern 4x1 has no share of its own. Give --sparsity S"),
+        (("prune", "--sparsity", "0.5", "--allocation", "erk"), "--allocation: method lamp shares zeros out by itself"),
+        (("prune", "--sparsity", "0.5", "--pattern", "channels", "--steps", "2"), "--steps: channels go"),
         (("quantize", "--weights", "int16"), "'int16' is not built into this version yet. This version has int8, int6"),
         (("quantize", "--weights", "int4", "--bits", "3"), "--bits B is --weights intB"),
         (("quantize", "--weights", "kmeans17"), "--weights: 'kmeans17' is unknown"),

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import demo
+from graphopt.analysis.layer_statistics import Layer, find_layers
 from graphopt.errors import RecipeError
 from graphopt.graph import Model, constant_value, read_model
-from graphopt.analysis.layer_statistics import Layer, find_layers
 from graphopt.passes.prune.prune_magnitude import PruneMagnitude
 from graphopt.rewrite import PassManager, create
 from graphopt.runtime import Feeds
+from graphopt.solve.patterns import Pattern, channels_last
 from graphopt.verify.legality import check_legal
 from pass_oracle import check_pass, run_pass
 
@@ -368,3 +369,81 @@ def test_attribute_of_another_operator_is_not_read_as_a_group() -> None:
     text = "g (float[1, 2] x) => (float[1, 1] y) <float[2, 1] w = {1, 2}> { y = MatMul<group = 2>(x, w) }"
     done = run_pass(PruneMagnitude(sparsity=0.5), HEAD + text)
     assert done.record.patches == 1
+
+
+@pytest.mark.parametrize("name", ["4x1", "1x4", "4x4", "2:4", "3:5"])
+@pytest.mark.parametrize("scope", [*SCOPES, "threshold"])
+def test_what_stays_follows_the_pattern(name: str, scope: Any) -> None:
+    model = read_model(network())
+    dense = weights_of(read_model(network()))
+    one = PruneMagnitude(pattern=name, scope=scope, sparsity=0.6, threshold=0.5)
+    outcome = PassManager([one]).run(model)
+    check_legal(model)
+    pattern = Pattern.parse(name)
+    skipped = {node: reason for node, reason in outcome.records[0].skips if "multiple" in reason}
+    wanted = {("2:4", "conv"): 3, ("3:5", "conv"): 3, ("2:4", "mat"): 6, ("3:5", "mat"): 6, ("2:4", "gemm"): 10}
+    assert skipped == {
+        node: f"its {inputs} inputs are no multiple of {pattern.of}"
+        for (each, node), inputs in wanted.items()
+        if each == name
+    }
+    after = weights_of(model)
+    conv = after["conv_w"].reshape(6, -1)[:, channels_last((6, 3, 3, 3))]
+    for node, matrix in {"conv": conv, "mat": after["mat_w"].T, "gemm": after["gemm_w"]}.items():
+        assert pattern.holds(matrix != 0) or node in skipped
+    for key, value in after.items():
+        np.testing.assert_array_equal(value[value != 0], dense[key][value != 0])
+    if not pattern.of and scope != "threshold":
+        total = sum(value.size for value in after.values())
+        slack = pattern.rows * pattern.columns / 2 * (3 if scope in {"local", "erk"} else 1)
+        assert abs(zeros(model) - 0.6 * total) <= slack
+
+
+def test_blocks_of_least_mean_magnitude_go() -> None:
+    weight = np.array([[1, 1, 9, 9, 3], [1, 1, 1, 1, 1]], np.float32)
+    text = HEAD + "g (float[1, 5] x) => (float[1, 2] y) <float[2, 5] w = {1,1,9,9,3,1,1,1,1,1}> "
+    model = read_model(onnx.parser.parse_model(text + "{ y = Gemm<transB = 1>(x, w) }"))
+    PassManager([PruneMagnitude(pattern="1x4", scope="local", sparsity=0.5)]).run(model)
+    (found,) = weights_of(model).values()
+    # Blocks: 1 1 9 9 | 3 and 1 1 1 1 | 1; the narrow last block of a row counts by its mean.
+    np.testing.assert_array_equal(found, weight * np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]))
+
+
+def test_fewer_zeros_than_n_of_m_take_the_layers_that_lose_least() -> None:
+    rng = np.random.default_rng(0)
+    rough, smooth = rng.standard_normal((8, 8)), np.sign(rng.standard_normal((8, 8)))
+    smooth[:, ::2] *= 1e-3
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "a"], ["t"], name="a"),
+            helper.make_node("MatMul", ["t", "b"], ["y"], name="b"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
+        [numpy_helper.from_array(each.astype("f4"), name) for name, each in {"a": rough, "b": smooth.T}.items()],
+    )
+    model = read_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    PassManager([PruneMagnitude(pattern="2:4", sparsity=0.3)]).run(model)
+    found = weights_of(model)
+    assert np.count_nonzero(found["a"]) == 64
+    assert np.count_nonzero(found["b"]) == 32
+
+
+def test_a_group_of_a_convolution_has_blocks_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((12, 4, 3, 3)).astype("f4")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=2)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 5, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 12, 3, 3])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = read_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    PassManager([PruneMagnitude(pattern="4x1", sparsity=0.5)]).run(model)
+    (found,) = weights_of(model).values()
+    for part in np.split(found.reshape(12, -1), 2):
+        assert Pattern.parse("4x1").holds(part != 0)
+    assert float((found == 0).mean()) == pytest.approx(0.5, abs=0.02)
