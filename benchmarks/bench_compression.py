@@ -79,7 +79,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=3, help="calibration draws")
     parser.add_argument("--samples", type=int, default=512, help="samples in a draw, at most 1024")
     parser.add_argument("--threads", type=int, default=1, help="threads of the numeric libraries of every tool")
-    parser.add_argument("--limit", type=float, default=900, help="seconds that one run may take")
+    parser.add_argument("--limit", type=float, default=300, help="CPU seconds that one run may take")
     parser.add_argument("--reuse", action="store_true", help="take what a peer made before of the same model and data")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "compression.json")
     options = parser.parse_args(argv)

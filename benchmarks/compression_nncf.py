@@ -21,7 +21,7 @@ def ways(point: dict[str, Any], transformer: bool) -> Sequence[str]:
     if point["levels"] not in modes:
         return ()
     mode = modes[point["levels"]]
-    return (mode, f"{mode}+scales", f"{mode}+awq", f"{mode}+gptq") if transformer else (mode,)
+    return (mode, f"{mode}+scales", f"{mode}+awq") if transformer else (mode,)
 
 
 def prepare() -> None:
@@ -33,6 +33,7 @@ def run(request: dict[str, Any], feeds: list[dict[str, Any]]) -> list[str]:
     """Compress a model one way; return what there is to say about it."""
     import nncf
     import onnx
+    from nncf.quantization.advanced_parameters import GroupSizeFallbackMode
     from onnx import version_converter
 
     model = onnx.load(request["model"])
@@ -63,7 +64,7 @@ def run(request: dict[str, Any], feeds: list[dict[str, Any]]) -> list[str]:
             subset_size=len(feeds),
             awq=True if more == "awq" else None,
             scale_estimation=True if more == "scales" else None,
-            gptq=True if more == "gptq" else None,
+            advanced_parameters=nncf.AdvancedCompressionParameters(group_size_fallback_mode=GroupSizeFallbackMode.ADJUST),
         )
     onnx.save(found, request["output"])
     return [f"opset {opset}"] if now < opset else []

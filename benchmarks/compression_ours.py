@@ -29,6 +29,8 @@ RECIPES: dict[str, list[Step]] = {
     **{f"prune-{percent}": _pruned(percent / 100) for percent in (20, 30, 50, 70, 80, 90)},
     "2:4": _pruned(0.5, "2:4"),
     "4x1-70": _pruned(0.7, "4x1"),
+    "channels-25": [("prune-channels", {"ratio": 0.25})],
+    "channels-50": [("prune-channels", {"ratio": 0.5})],
     "w8a8": [("raise-opset", {}), ("fuse-bias", {}), ("insert-qdq", {})],
     "w4": _rounded(bits=4),
     "w4a8": [*_rounded(bits=4), ("insert-qdq", {})],

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ OURS = "graphopt"
 _ONNX = ("onnx==1.23.2", "onnxruntime==1.31.1")
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "onnxsim": ("onnxsim==0.8.1", *_ONNX, "numpy==2.4.6"),
-    "onnxruntime": ("onnxruntime==1.31.1", "onnx==1.23.2", "numpy==2.4.6", "onnx-ir"),
+    "onnxruntime": ("onnxruntime==1.31.1", "onnx==1.23.2", "numpy==2.4.6", "onnx-ir", "torch"),
     "nncf": ("nncf==3.4.0", *_ONNX, "openvino==2026.4.1"),
     "aimet": ("aimet-onnx==2.42.0", *_ONNX),
     "onnxnc": ("onnx-neural-compressor==1.0", "onnx", "onnxruntime", "prettytable", "scipy"),
@@ -32,10 +33,11 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
         *("nvidia-modelopt==0.47.0", *_ONNX, "onnxscript==0.7.2", "onnxslim", "onnxconverter-common", "polygraphy"),
         *("cppimport", "lief", "onnx-graphsurgeon"),
     ),
-    "quark": ("amd-quark==0.13", "onnx==1.22.0", "onnxruntime==1.31.1"),
+    "quark": ("amd-quark==0.13", "onnx==1.22.0", "onnxruntime==1.31.1", "torch==2.13.0"),
 }
 """Packages of each peer's environment, the peer itself first; some need packages that they do not declare."""
 MODULES = {OURS: "ours"}
+WALL_BY_CPU = 5
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -94,7 +96,7 @@ class Runner:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         asked = request | {"tool": MODULES.get(tool, tool), "feeds": str(feeds[0].parent)}
-        asked |= {"output": str(output), "report": str(report)}
+        asked |= {"output": str(output), "report": str(report), "cpu_limit": self._limit}
         (folder / "request.json").write_text(json.dumps(asked))
         error = self._process(tool, folder / "request.json", log)
         if error is None and not (report.exists() and output.exists()):
@@ -117,14 +119,16 @@ class Runner:
                     stdout=stream,
                     stderr=stream,
                     env=settings,
-                    timeout=self._limit,
+                    timeout=WALL_BY_CPU * self._limit,
                     check=False,
                     cwd=log.parent,
                 )
             except subprocess.TimeoutExpired:
-                return f"more than {self._limit:.0f} seconds"
+                return f"more than {WALL_BY_CPU * self._limit:.0f} seconds"
         if done.returncode == 0:
             return None
+        if done.returncode in {-signal.SIGXCPU, -signal.SIGKILL}:
+            return f"more than {self._limit:.0f} CPU seconds"
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         return f"exit {done.returncode}: {lines[-1][:240] if lines else ''}"
 

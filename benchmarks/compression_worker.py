@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ import numpy as np
 def main() -> None:
     """Do what the request says."""
     request: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    seconds = int(request["cpu_limit"])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     tool = importlib.import_module(f"compression_{request['tool']}")
     tool.prepare()
     imported = peak()
