@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.dense_reference import DenseReference
-from graphopt.analysis.layer_statistics import Batches, Layer, Refusal, Segments, collect, find_layers, stream
+from graphopt.analysis.layer_statistics import (
+    Batches,
+    Layer,
+    LayerStatistics,
+    Refusal,
+    Segments,
+    Sums,
+    collect,
+    find_layers,
+    stream,
+)
 from graphopt.analysis.layer_statistics.statistics import MATRIX_BYTES
 from graphopt.graph import Constant
 from graphopt.graph.labels import node_label
@@ -30,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from graphopt.analysis import Facts
-    from graphopt.analysis.layer_statistics import Reading, Sums
+    from graphopt.analysis.layer_statistics import Reading
     from graphopt.graph import Model, Node, Rewriter, Tensor
     from graphopt.solve.least_squares import Statistics
 
@@ -49,7 +59,7 @@ class Problem:
         dense: W of each group in the dense model, [R, C]: what the outputs are aimed at.
         present: W of each group as it is now.
         fit: Statistics of each group's inputs to solve on; centred where a bias takes up the means.
-        judge: The same of samples kept from the fit.
+        judge: The same of samples kept from the fit; ``fit`` again where statistics were collected before.
         centred: Whether there is a bias that takes up the means, so that only what varies must be matched.
         squares: Mean square of each column of z, [C]: the diagonal of E[z z'], never centred.
         measured: Whether the statistics were measured. Without data, and for layers that cannot be observed, E[z z'],
@@ -126,6 +136,7 @@ class Sweep:
         batches: Complete feeds; none where there is no data.
         rows: Rows of input per batch and layer.
         seed: Decides which.
+        known: Statistics that were collected before, used where there is no data.
     """
 
     model: Model
@@ -133,6 +144,7 @@ class Sweep:
     batches: Batches | tuple[()]
     rows: int
     seed: int
+    known: LayerStatistics | None = None
 
     def observe(self, stops: Sequence[Stop]) -> dict[str, Sums]:
         """Return what all these layers read in the model as it is now (x is z), by ``stop.key``; one run over the data.
@@ -140,7 +152,9 @@ class Sweep:
         Memory holds the sums of all of them at once; `observed` bounds it. Layers that cannot be observed are missing.
         """
         readings = [each for stop in stops for each in (*stop.readings, *stop.ahead)]
-        if not readings or not self.batches:
+        if not self.batches:
+            return {stop.key: sums for stop in stops if (sums := self._known(stop)) is not None}
+        if not readings:
             return {}
         names = list(dict.fromkeys(reading.tensor for reading in readings))
         with one_thread():
@@ -165,8 +179,12 @@ class Sweep:
     def walk(self, stops: Sequence[Stop]) -> Iterator[tuple[Stop, Sums]]:
         """Yield the layers front to back with their statistics; each may be changed before the next is asked for.
 
-        Both models are run once, and once more before where layers show what they read only further on.
+        Both models are run once, and once more before where layers show what they read only further on. Without data,
+        statistics that are known serve every layer: those of the model before it was changed.
         """
+        if not self.batches:
+            yield from ((stop, self._known(stop) or Sums()) for stop in stops)
+            return
         ahead = self._ahead([each for stop in stops for each in stop.ahead])
         before, now = Segments(self.batches), Segments(self.batches)
         for stage in stages(stops):
@@ -176,6 +194,10 @@ class Sweep:
             for stop in stage:
                 parts = [each[stop.key] for each in (sums, ahead) if stop.key in each]
                 yield stop, parts[0] if len(parts) == 1 else parts[0].merge(parts[1])
+
+    def _known(self, stop: Stop) -> Sums | None:
+        found = None if self.known is None else self.known.of(stop.key)
+        return None if found is None else Sums(found.moments, [], found.squares)
 
     def _ahead(self, readings: Sequence[Reading]) -> dict[str, Sums]:
         def run(model: Model, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -194,6 +216,9 @@ class Sweep:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerwisePass(Pass):
     """A pass that solves one layer after the other; subclasses define `solve`.
+
+    Without data, `LayerStatistics` that were recorded for the model as it is take its place: every layer is solved on
+    what it read before anything was changed, and judged on the same samples.
 
     Attributes:
         samples: Calibration samples that are run at most.
@@ -260,16 +285,16 @@ class LayerwisePass(Pass):
         if self.repairs and facts.get(DenseReference).model is None:
             yield Skip(model.graph.name or "model", "no weights were pruned before, so there is nothing to repair")
             return
-        if facts.feeds is None and not self.data_free:
+        known = facts.cached(LayerStatistics) if facts.feeds is None else None
+        observed = facts.feeds is not None or known is not None
+        if not observed and not self.data_free:
             yield Skip(model.graph.name or "model", f"{self.name} needs calibration data; give --data")
             return
         DenseReference.remember(model, facts)
         dense = facts.get(DenseReference).model
         assert dense is not None
         stops: list[Stop] = []
-        for found in find_stops(
-            model, dense, self.layers(model), observed=facts.feeds is not None, strict=self.repairs
-        ):
+        for found in find_stops(model, dense, self.layers(model), observed=observed, strict=self.repairs):
             if isinstance(found, Refusal):
                 yield Skip(found.node, found.reason)
             elif found.reading is None and not self.data_free:
@@ -279,7 +304,7 @@ class LayerwisePass(Pass):
             else:
                 stops.append(found)
         batches = () if facts.feeds is None else Batches.of(facts.feeds, self.samples)
-        sweep = Sweep(model, dense, batches, -(-self.rows // max(1, len(batches))), facts.seed)
+        sweep = Sweep(model, dense, batches, -(-self.rows // max(1, len(batches))), facts.seed, known)
         plans = self.plan(sweep, stops, facts)
         for stop in stops:
             if stop.reading is None:
@@ -364,7 +389,7 @@ def _state(stop: Stop, sums: Sums | None, plan: Any, seed: int, *, data_free: bo
         tuple(dense),
         tuple(present),
         tuple(moments.mean(centred=centred) for moments in sums.fit),
-        tuple(moments.mean(centred=centred) for moments in sums.judge),
+        tuple(moments.mean(centred=centred) for moments in sums.judge or sums.fit),
         tuple(squares or [np.diag(moments.inner) / moments.count for moments in sums.fit]),
         centred,
         True,

@@ -11,7 +11,8 @@ import onnx.parser
 import pytest
 
 from graphopt import demo
-from graphopt.analysis.layer_statistics import Layer, Refusal, find_layers, reading, segments, stream
+from graphopt.analysis import Facts
+from graphopt.analysis.layer_statistics import Layer, LayerStatistics, Refusal, find_layers, reading, segments, stream
 from graphopt.graph import Constant, constant_value, read_model
 from graphopt.passes.prune.prune_magnitude import PruneMagnitude
 from graphopt.passes.prune.refit_weights import RefitWeights
@@ -21,8 +22,8 @@ from graphopt.runtime import Feeds, run, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    from graphopt.analysis import Facts
     from graphopt.graph import Model, Rewriter
     from graphopt.rewrite.layer_stop import Stop
 
@@ -329,3 +330,23 @@ def test_all_layers_are_observed_in_runs_that_fit_memory(monkeypatch: pytest.Mon
                 wanted.settle()
                 np.testing.assert_allclose(mine.inner, wanted.inner, rtol=1e-5)
                 assert mine.outer is mine.inner
+
+
+def test_statistics_collected_before_take_the_place_of_data(tmp_path: Path) -> None:
+    model = parsed(CHAIN)
+    feeds = feeds_of(model)
+    LayerStatistics.collect(model, feeds).save(tmp_path / "statistics.npz")
+    facts = Facts(model)
+    facts.record(LayerStatistics.load(tmp_path / "statistics.npz", model))
+    PassManager([Change(by=lambda part: part * 2, variance=False)]).run(model, facts=facts)
+    x = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
+    assert [problem.measured for problem in SEEN] == [True, True]
+    np.testing.assert_array_equal(SEEN[0].judge[0].inner, SEEN[0].fit[0].inner)
+    np.testing.assert_allclose(SEEN[0].fit[0].inner, np.cov(x.T, bias=True), rtol=1e-3, atol=1e-6)
+    assert SEEN[1].fit[0].cross is SEEN[1].fit[0].inner
+    ((sweep, stops),) = SWEPT
+    assert sweep.observe(stops).keys() == {"h", "y"}
+    SEEN.clear()
+    outcome = PassManager([Change(by=np.negative)]).run(model, facts=facts)  # they are of weights that have changed
+    assert not SEEN
+    assert "needs calibration data" in outcome.records[0].skips[0][1]

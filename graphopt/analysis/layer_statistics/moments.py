@@ -68,9 +68,10 @@ class Sums:
         )
 
     def finite(self) -> bool:
-        """Tell whether there are samples of all kinds and no sum overflowed."""
+        """Tell whether there are samples of all kinds that there are sums for, and no sum overflowed."""
         moments = [*self.fit, *self.judge]
-        return all(each.finite() for each in moments) and all(each.finite() for each in self.squares)
+        every = all(each.finite() for each in moments) and all(each.finite() for each in self.squares)
+        return every and bool(self.fit or self.squares)
 
 
 def collect(
