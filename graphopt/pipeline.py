@@ -15,6 +15,7 @@ import onnxruntime
 
 from graphopt import preparation
 from graphopt.analysis import Facts
+from graphopt.analysis.dense_reference import DenseReference
 from graphopt.emit import Bundle, refuse_unsafe_target, write_bundle
 from graphopt.errors import BudgetError, OutputExistsError, RunError, UsageError, VerificationError
 from graphopt.graph import Model, is_sorted, read_model
@@ -294,15 +295,22 @@ class _Run:
     def _guarded(self, group: Sequence[Pass]) -> None:
         assert self.limit is not None
         assert self.judge is not None
-        facts = self._shared_facts()
+        facts, before = self._shared_facts(), self.model
+        aimed_at: list[DenseReference] = []
 
         def attempt(candidate: Model, steps: Sequence[Pass]) -> Outcome:
-            return self._manage(candidate, steps, facts.fork(candidate), None)
+            own = facts.fork(candidate)
+            outcome = self._manage(candidate, steps, own, None)
+            aimed_at.append(own.get(DenseReference))
+            return outcome
 
         judge = self.judge
         if self.feeds.unseen is not None and not any(step.uses_data for step in group):
             judge = judge.on(self.feeds.unseen)
         verdict = Guard(judge, self.limit, attempt).apply(self.model, group)
+        if verdict.outcome.patches and any(reference.model is not None for reference in aimed_at):
+            # Later passes aim at what the model was before this one too, not at what this one left of it.
+            DenseReference.remember(before, facts)
         self.model = verdict.model
         self.facts = facts.fork(self.model)
         self.records += verdict.outcome.records

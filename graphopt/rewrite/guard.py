@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from graphopt.rewrite.manager import Outcome
+from graphopt.rewrite.sensitivity import damage
 
 if TYPE_CHECKING:
     from graphopt.graph import Model
@@ -221,10 +222,13 @@ class Guard:
 
 
 def _damage(quality: Quality | None) -> tuple[float, float | None]:
-    """Return what layers are ranked by (a metric's drop, else the noise, which is smooth) and the loss to print."""
+    """Return what layers are ranked by and the loss to print.
+
+    They are ranked by a metric's drop, else by what is smooth: the divergence, or the noise where there is none.
+    """
     if quality is None:
         return -math.inf, None
-    return (quality.drop if quality.kind == "metric" else -quality.worst_sqnr_db), quality.drop
+    return (quality.drop if quality.kind == "metric" else damage(quality)[0]), quality.drop
 
 
 def changed(layer: LayerRecord) -> bool:
