@@ -117,11 +117,9 @@ def recipe(
     first = () if opset is None else (Step("raise-opset", {"to": opset}),)
     if inline:
         first = (Step("inline-functions"), *first)
-    last = () if precision is None else (Step("convert-precision", {"to": precision}), *map(Step, _BEHIND_CASTS))
+    # the Casts of a conversion meet others, and nodes that differed in their type only become equal
+    last = () if precision is None else (Step("convert-precision", {"to": precision}), *plan.passes)
     return replace(plan, passes=(*first, *plan.passes, *last))
 
 
 _ATTENTION_OPSET = 23
-
-_BEHIND_CASTS = ("eliminate-dead", "eliminate-identity", "merge-casts", "merge-equal-nodes")
-"""Passes that clean up where two conversions of precision meet."""

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.graph import Constant
 from graphopt.verify.equality import Tolerance, is_float
 from graphopt.verify.reference import evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from graphopt.graph import Constant, Model, Node
+    from graphopt.graph import Model, Node
 
 LAMBDA = 8.0
 """Probability of failure per inner product below 2 exp(-32), about 1e-14."""
@@ -44,6 +45,7 @@ _REDUCTIONS = (
     "GlobalAveragePool",
     "CumSum",
     "LpNormalization",
+    "MeanVarianceNormalization",
 )
 _ARITHMETIC = frozenset(
     (
@@ -136,15 +138,24 @@ def _unit_roundoff(dtype: np.dtype[Any]) -> float:
 
 
 def _weights(model: Model) -> Iterator[Constant]:
-    """Yield the float initializers that only arithmetic reads.
+    """Yield the float initializers and values of Constant nodes that only arithmetic reads.
 
     Not those that state a size, an exponent, a limit or a quantization grid: they define the function.
     """
     for graph in model.graphs():
         for constant in graph.initializers:
-            wide = is_float(constant.dtype) and constant.dtype.itemsize > 1
-            if wide and all(user.op in _ARITHMETIC for user in constant.outputs):
+            if _is_wide(constant) and all(user.op in _ARITHMETIC for user in constant.outputs):
                 yield constant
+    for _, node in model.walk():
+        value = node.attrs.get("value") if node.op == "Constant" and node.domain in {None, "", "ai.onnx"} else None
+        if not isinstance(value, Constant) or not _is_wide(value):
+            continue
+        if all(user.op in _ARITHMETIC for user in node.outputs[0].outputs):
+            yield value
+
+
+def _is_wide(constant: Constant) -> bool:
+    return is_float(constant.dtype) and constant.dtype.itemsize > 1
 
 
 def _shaken(value: Any, tau: float, generator: np.random.Generator) -> Any:

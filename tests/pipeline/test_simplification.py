@@ -47,6 +47,15 @@ def test_a_second_run_changes_nothing_and_two_runs_agree(tmp_path: Path) -> None
     assert len(contents) == 1
 
 
+def test_a_second_run_at_the_same_precision_changes_nothing() -> None:
+    """Sums of the same that differed in a Cast become equal nodes behind the conversion, and are merged at once."""
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    g (float[n, 4] x) => (float[n, 4] y) <float[4] w = {1, 2, 3, 4}> {
+        h = Cast<to = 10>(x) f = Cast<to = 1>(h) a = Mul(f, w) b = Mul(x, w) c = Tanh(a) d = Tanh(b) y = Add(c, d) }"""
+    once = graphopt.simplify(parse(text), precision="float16").model.to_bytes()
+    assert graphopt.simplify(once, precision="float16").model.to_bytes() == once
+
+
 def test_messages_bytes_and_models_are_taken_and_left_alone() -> None:
     model = parse(TEXT)
     data = model.to_bytes()

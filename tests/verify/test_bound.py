@@ -115,6 +115,21 @@ def test_sizes_exponents_limits_and_grids_are_not_shaken() -> None:
         assert tolerance["q"].flips <= right["q"].size
 
 
+def test_what_constant_nodes_hold_is_shaken_as_initializers_are() -> None:
+    """A weight counts wherever it stands."""
+    held = "g (float[2,8] x) => (float[2,1] y) <float[8,1] w = {9, 8, 7, 6, 5, 4, 3, 2}> { y = MatMul(x, w) }"
+    made = """g (float[2,8] x) => (float[2,1] y) {
+        w = Constant<value: tensor = float[8,1] {9, 8, 7, 6, 5, 4, 3, 2}>()
+        y = MatMul(x, w)
+    }"""
+    bounds = []
+    for text in (held, made):
+        model = parse(HEAD + text)
+        feeds = some_feeds(model)
+        bounds.append([found["y"] for found in rounding_tolerances(model, feeds, evaluate(model, feeds))])
+    assert bounds[0] == bounds[1]
+
+
 @pytest.mark.parametrize(
     ("text", "terms"),
     [

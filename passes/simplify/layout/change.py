@@ -32,6 +32,8 @@ class LayoutChange:
     def __init__(self, region: Region, changes: Mapping[Node, int]) -> None:
         self.region = region
         self.changes = changes
+        # decided before anything changes: who reads a constant decides too
+        self._relaid = {value for value in region.values if may_relay(value.root, region.types)}
         self._at: dict[tuple[Value, int], Tensor] = {}
         self._kept: set[Node] = set()
         self._replaced: list[tuple[Tensor, Tensor]] = []
@@ -97,7 +99,8 @@ class LayoutChange:
         if found is not None:
             return found
         source = self._at[value, 1 - layout]
-        for turn in value.turns:
+        # a turn of a constant goes, since the constant is laid out anew
+        for turn in () if value in self._relaid else value.turns:
             output: Tensor = turn.outputs[0]
             if turn.inputs[0] is source and value.tensors.get(output) == layout:
                 self._kept.add(turn)
@@ -115,7 +118,7 @@ class LayoutChange:
         target = constant_target(shapes[1 - layout], shapes[layout]) if value.keeps_order else None
         graph = self.region.graph
         made: Tensor
-        if may_relay(source, self.region.types):
+        if value in self._relaid:
             array = relaid(source, value.away(1 - layout), shorten=False)()
             made = rewriter.constant(array, name=f"{source.name}__laid_out", near=near)
         elif target is None or graph is None or graph.opset < 5:

@@ -252,6 +252,16 @@ def test_large_constant_is_not_kept_twice() -> None:
     assert (constant.weight.load() == weight[0].T).all()
 
 
+@pytest.mark.parametrize("readers", ["y = Add(t, u)", "c = ReduceMean<axes = [1]>(t) y = Mul(u, c)"])
+def test_transpose_of_a_constant_that_is_not_folded_goes(readers: str) -> None:
+    """Whoever leaves folding out must not meet a Transpose that moves for ever."""
+    nodes = f"t = Transpose(w) u = Transpose(x) {readers}"
+    model = f'<ir_version: 8, opset_import: ["" : 17]> g (float[3, 4] x) => (float[4, 3] y) <float[3, 4] w = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}}> {{ {nodes} }}'
+    done = check_pass(SinkTransposesLoosely(), model)
+    assert done.ops.count("Transpose") == 1
+    assert all(isinstance(node.inputs[0], Variable) for node in done.model.graph.nodes if node.op == "Transpose")
+
+
 def test_quantized_weight_is_laid_out_anew() -> None:
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["d"], axis=0),
