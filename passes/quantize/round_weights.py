@@ -31,6 +31,10 @@ SMALLEST_WEIGHT = 256
 """Values below which a weight stays float: its scales and the operator that restores it would take more."""
 
 
+RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+"""Errors of their weights add up from step to step."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What one layer is rounded to."""
@@ -62,14 +66,16 @@ class RoundWeights(LayerwisePass):
             same descent: slower and as good; ``nearest``: the nearest level of a grid up to the largest weight.
         allocation: ``uniform``: every layer has ``bits``; ``kl``: each has 2 to 8, ``bits`` on average over the
             weights, by what rounding that layer alone costs the model's outputs, measured; for integers, with data.
-        ends_bits: Bits of the first and the last layers and of depthwise convolutions, as integers per channel.
+        ends_bits: Bits of the first and the last layers, of depthwise convolutions, of recurrent layers and, where
+            there is data, of layers in bodies, which nobody can observe; integers per channel.
         samples: Calibration samples that are run at most.
         rows: Rows of input that a layer is fitted and judged on, at most.
         damping: Pull towards the dense weights, relative to the mean square of the inputs.
         variance: Also scale each row so that its output varies as much as before; needs a bias that takes the mean.
         keep: Names of nodes left as they are.
 
-    Matches: Conv, Gemm and MatMul with constant weights of 256 values or more, in bodies too.
+    Matches: Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN with constant weights of 256 values or more, in bodies
+        too.
     Produces: The same nodes behind a DequantizeLinear of integers (2 bits from opset 25 on, 4 from 21 on, else 8), one
         bit per weight behind BitShift and BitwiseAnd for large binary weights (opset 18), a Gather of values for code
         books; Q = argmin tr((Q - W)(H + d)(Q - W)') with H = E[z z'], z the layer's inputs in the compressed model; the
@@ -108,12 +114,13 @@ class RoundWeights(LayerwisePass):
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per layer."""
         # What rows share cannot follow a gain of one row.
-        alone = replace(self, variance=self.variance and self.granularity != "tensor" and self.scheme != "codebook")
+        shared = self.granularity == "tensor" or self.scheme == "codebook" or model.opset < storage.AXIS_SINCE
+        alone = replace(self, variance=self.variance and not shared)
         yield from LayerwisePass.run(alone, model, facts)
 
     def layers(self, model: Model) -> Iterator[Layer | Refusal]:
-        """Yield the layers, depthwise ones included, that gain by being stored in few bits."""
-        for found in find_layers(model, keep=self.keep, depthwise=True):
+        """Yield the layers, depthwise and recurrent ones too, that gain by being stored in few bits."""
+        for found in find_layers(model, keep=self.keep, depthwise=True, recurrent=True):
             if isinstance(found, Refusal):
                 yield found
                 continue
@@ -126,14 +133,15 @@ class RoundWeights(LayerwisePass):
     def plan(self, sweep: Sweep, stops: Sequence[Stop], facts: Facts) -> Mapping[str, Any]:
         """Return what each layer is rounded to."""
         ends = end_layers(sweep.model.graph, {stop.layer.node for stop in stops})
-        plans = {stop: self._plan(stop, sweep.model.opset, end=stop.layer.node in ends) for stop in stops}
+        # What lies in a body cannot be observed, so nothing makes up for rounding it.
+        blind = (
+            {stop.layer.node for stop in stops if stop.layer.scope is not sweep.model.graph} if sweep.batches else set()
+        )
+        safe = ends | blind
+        plans = {stop: self._plan(stop, sweep.model.opset, end=stop.layer.node in safe) for stop in stops}
         chosen: dict[str, int] = {}
         if self.allocation == "kl" and self.scheme == "integer":
-            free = {
-                stop: plan.granularity
-                for stop, plan in plans.items()
-                if not (stop.layer.node in ends or is_depthwise(stop.layer.node) or stop.reading is None)
-            }
+            free = {stop: plan.granularity for stop, plan in plans.items() if not (plan.end or stop.reading is None)}
 
             def levels_of(stop: Stop, bits: int) -> rounding.Levels:
                 return self._levels(replace(plans[stop], bits=bits))
@@ -143,7 +151,7 @@ class RoundWeights(LayerwisePass):
 
     def _plan(self, stop: Stop, opset: int, *, end: bool) -> _Plan:
         channel: rounding.Granularity = "row" if opset >= storage.AXIS_SINCE else "tensor"
-        if end or is_depthwise(stop.layer.node):
+        if end or is_depthwise(stop.layer.node) or stop.layer.node.op in RECURRENT:
             return _Plan("integer", self.ends_bits, channel, opset, end=True)
         matrix = not stop.layer.node.op.startswith("Conv") or set(stop.dense.shape[2:]) == {1}
         if self.granularity == "tensor":
@@ -155,6 +163,9 @@ class RoundWeights(LayerwisePass):
     def solve(self, problem: Problem) -> Solution | str:
         """Return the rounded weights with what writes them as integers."""
         plan: _Plan = problem.plan
+        stacked = len(problem.dense) > 1 and problem.layer.node.op != "Conv"
+        if stacked and plan.granularity != "tensor" and plan.opset < storage.BLOCKS_SINCE:
+            return f"its scales vary along two axes, which DequantizeLinear has from opset {storage.BLOCKS_SINCE} on"
         zeros = any((part == 0).any() for part in problem.present)
         mask = [part != 0 for part in problem.present] if zeros else None
         if plan.scheme == "binary" and mask is not None and np.mean([part.mean() for part in mask]) < 0.99:

@@ -242,6 +242,33 @@ def parsed(graph: str, opset: int = 21, *, override: bool = False) -> Model:
     return read_model(proto)
 
 
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("opset", [17, 21])
+def test_recurrent_layers_keep_eight_bits(directions: int, opset: int) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"w": (directions, 64, 12), "r": (directions, 64, 16)}
+    constants = [
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in shapes.items()
+    ]
+    direction = "bidirectional" if directions == 2 else "forward"
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], name="lstm", hidden_size=16, direction=direction)
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [4, 2, 12]), ("y", None))
+    ]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], constants)
+    model = read_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10))
+    x = rng.standard_normal((4, 2, 12)).astype(np.float32)
+    before = run(session(model), {"x": x})["y"]
+    outcome = PassManager([RoundWeights(bits=2)], verify="fast").run(model, None)
+    if directions == 2 and opset == 17:
+        assert outcome.patches == 0
+        assert all("along two axes" in reason for _, reason in outcome.records[0].skips)
+        return
+    assert {layer.what for layer in outcome.records[0].layers} == {"8 bits per channel, stored as int8"}
+    np.testing.assert_allclose(run(session(model), {"x": x})["y"], before, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("graph", "options", "words"),
     [

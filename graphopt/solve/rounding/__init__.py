@@ -10,7 +10,7 @@ from graphopt.solve.rounding.adaround import adaround
 from graphopt.solve.rounding.codebook import Codebook, alternate_codebook, lloyd
 from graphopt.solve.rounding.coordinate_descent import alternate, descend, descend_from, refit_scales
 from graphopt.solve.rounding.gptq import gptq
-from graphopt.solve.rounding.grids import Granularity, Grid, layer_error, min_max, row_errors, search
+from graphopt.solve.rounding.grids import Granularity, Grid, layer_error, min_max, nearest_grid, row_errors, search
 from graphopt.solve.rounding.levels import BINARY, TERNARY, Levels, integer_levels
 from graphopt.solve.rounding.method import Method, round_layer
 from graphopt.solve.rounding.problem import Problem, asymmetric_target
@@ -35,6 +35,7 @@ __all__ = [
     "layer_error",
     "lloyd",
     "min_max",
+    "nearest_grid",
     "refit_scales",
     "round_layer",
     "row_errors",

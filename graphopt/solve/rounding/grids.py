@@ -25,6 +25,9 @@ COARSE = 14
 FINE = 8
 """Shrink factors tried by a search: over the whole span first, then around the best."""
 
+FEW_LEVELS = 4
+"""Up to so many levels a grid that reaches the largest weight rounds most others to zero."""
+
 LEAST_SHRINK = 0.15
 """The smallest share of the largest weight that a search lets the highest level stand for."""
 
@@ -132,13 +135,40 @@ def search(problem: Problem, levels: Levels, granularity: Granularity = "row", *
     """
     if weight is None:
         weight = problem.target if problem.mask is None else np.where(problem.mask, problem.target, 0.0)
+    block = _ends(weight, granularity)[2]
+    return _searched(weight, problem.mask, levels, granularity, _diagonal_blocks(problem.moment, block))
+
+
+def nearest_grid(
+    weight: Cube, levels: Levels, granularity: Granularity = "row", *, mask: NDArray[np.bool_] | None = None
+) -> Grid:
+    """Return the grid for weights of which nothing else is known.
+
+    Down to 3 bits it reaches the largest weight. Four levels or fewer would leave little but zeros then, so their scale
+    is the one of least squared error.
+
+    Args:
+        weight: [G, R, C].
+        levels: The integers.
+        granularity: What shares a scale.
+        mask: Which weights may be other than zero.
+    """
+    if levels.count > FEW_LEVELS:
+        return min_max(weight, levels, granularity)
+    return _searched(weight, mask, levels, granularity, None)
+
+
+def _searched(
+    weight: Cube, mask: NDArray[np.bool_] | None, levels: Levels, granularity: Granularity, diagonal: Cube | None
+) -> Grid:
+    """Return the best of shrunken grids; errors are weighted with blocks of H, or not."""
     low, high, block = _ends(weight, granularity)
-    diagonal = _diagonal_blocks(problem.moment, block)
     ones = np.ones(low.shape)
 
     def errors(grid: Grid) -> Cube:
-        difference = _blocks(grid.nearest(weight, problem.mask) - weight, block)
-        found = np.einsum("grbk,grbk->grb", _times(difference, diagonal), difference)
+        difference = _blocks(grid.nearest(weight, mask) - weight, block)
+        pushed = difference if diagonal is None else _times(difference, diagonal)
+        found = np.einsum("grbk,grbk->grb", pushed, difference)
         return np.asarray(found.sum(keepdims=True) if granularity == "tensor" else found)
 
     shrinks, least = ones, errors(_shrunken(levels, low, high, ones, block))

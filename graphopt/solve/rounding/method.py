@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from graphopt.solve.rounding.adaround import adaround
 from graphopt.solve.rounding.coordinate_descent import alternate, descend_from
 from graphopt.solve.rounding.gptq import gptq
-from graphopt.solve.rounding.grids import min_max, search
+from graphopt.solve.rounding.grids import nearest_grid, search
 
 if TYPE_CHECKING:
     from graphopt.solve.rounding.grids import Granularity, Grid
@@ -39,14 +39,14 @@ def round_layer(
         problem: What is minimised.
         levels: The integers.
         granularity: What shares a scale.
-        method: ``nearest`` takes min-max scales; the others search scales: ``gptq``; ``auto``, which goes on from GPTQ
-            with coordinate descent and refitted scales; ``adaround``, which goes on from AdaRound in the same way.
+        method: ``nearest`` looks at the weights alone; the others search scales: ``gptq``; ``auto``, which goes on from
+            GPTQ with coordinate descent and refitted scales; ``adaround``, which goes on from AdaRound in the same way.
         rounds: Of descent and refitting.
         weight: Weights in the dense model's own scale that the first scales are searched for; None for the target.
     """
     if method == "nearest":
         kept = problem.target if weight is None else weight
-        grid = min_max(kept, levels, granularity)
+        grid = nearest_grid(kept, levels, granularity, mask=problem.mask)
         return grid, grid.nearest(kept, problem.mask)
     grid = search(problem, levels, granularity, weight=weight)
     if method == "adaround":

@@ -25,6 +25,7 @@ from graphopt.solve.rounding import (
     integer_levels,
     layer_error,
     min_max,
+    nearest_grid,
     refit_scales,
     search,
 )
@@ -228,6 +229,15 @@ def test_min_max_reaches_the_largest_weights() -> None:
     assert one_sided.nearest(np.zeros_like(weight)).any() == np.False_
     ends = min_max(weight, BINARY)
     np.testing.assert_allclose(np.abs(ends.nearest(weight)[0, 0]), [7, 7, 7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [TERNARY, BINARY, integer_levels(2)], ids=["ternary", "binary", "int2"])
+def test_few_levels_without_moments_keep_more_than_the_largest_weights(levels: Levels) -> None:
+    weight = np.random.default_rng(0).standard_normal((1, 6, 64))
+    errors = [np.square(grid(weight, levels).nearest(weight) - weight).sum() for grid in (nearest_grid, min_max)]
+    assert errors[0] < 0.8 * errors[1]
+    eight = integer_levels(8)
+    np.testing.assert_array_equal(nearest_grid(weight, eight).scale, min_max(weight, eight).scale)
 
 
 def test_levels_of_integer_types() -> None:
