@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from graphopt.analysis.dense_reference import DenseReference
 from graphopt.graph import constant_value, producer
 from graphopt.graph.labels import node_label
 from graphopt.passes.quantize.channels.links import Link, find_links, write
 from graphopt.passes.quantize.channels.readers import Layer, layer_of
+from graphopt.passes.quantize.channels.rescale import rescale
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip
 from graphopt.solve.equalization import absorbed, equalize, lower_bounds, unevenness
 
@@ -71,8 +73,10 @@ class EqualizeLayers(Pass):
             else:
                 links.append(found)
         for link, scales in zip(links, _scales(links), strict=True):
-            yield _rescale(link, scales)
-        for link in links if self.absorb else ():
+            yield from _rescale(link, scales, facts)
+        # What compression aims at would have to lose the same biases, but its channels have other bounds.
+        absorbs = self.absorb and facts.get(DenseReference).model is None
+        for link in links if absorbs else ():
             proposal = _absorb(link)
             if proposal is not None:
                 yield proposal
@@ -95,27 +99,17 @@ def _scales(links: Sequence[Link]) -> list[Vector]:
     return equalize(sizes, ends, iterations=ITERATIONS)
 
 
-def _rescale(link: Link, scales: Vector) -> Patch | Skip:
+def _rescale(link: Link, scales: Vector, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
     first, second = link.writer.node, link.readers[0].node
     if float(np.abs(scales - 1).max(initial=0.0)) < LEAST_CHANGE:
-        return Skip(second, "the channels that it reads have the same range as where they are written")
-    changes = link.changes(scales)
-    if isinstance(changes, str):
-        return Skip(second, changes)
-    layer = link.writer.layer
-    assert layer is not None
+        yield Skip(second, "the channels that it reads have the same range as where they are written")
+        return
+    layer = layer_of(first)
+    assert isinstance(layer, Layer)
     before = unevenness(layer.sizes().max(axis=1))
-
-    def apply(rewriter: Rewriter) -> None:
-        # Chains change a layer twice: what it is by now counts.
-        current = link.changes(scales)
-        assert not isinstance(current, str)
-        for (node, index), value in current.items():
-            write(rewriter, node, index, value)
-
     what = f"channels scaled by {scales.min():.3g} to {scales.max():.3g}; {before:.0%} of the range was unused"
     record = LayerRecord(node_label(first), first.op, what)
-    return Patch(f"equalize '{node_label(first)}' and '{node_label(second)}'", link.nodes, apply, (record,))
+    yield from rescale(link, scales, facts, f"equalize '{node_label(first)}' and '{node_label(second)}'", [record])
 
 
 def _absorb(link: Link) -> Patch | None:

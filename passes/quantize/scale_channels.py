@@ -9,9 +9,10 @@ import numpy as np
 
 from graphopt.analysis.layer_statistics import Batches, Form, Reading, Segments, collect, form_of
 from graphopt.graph.labels import node_label
-from graphopt.passes.quantize.channels.links import Link, find_links, write
+from graphopt.passes.quantize.channels.links import Link, find_links
 from graphopt.passes.quantize.channels.observed import MeanSizes
 from graphopt.passes.quantize.channels.readers import Layer, layer_of
+from graphopt.passes.quantize.channels.rescale import rescale
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip
 from graphopt.solve import rounding
 from graphopt.solve.smoothing import Protection, protect
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphopt.analysis import Facts
-    from graphopt.graph import Model, Node, Rewriter
+    from graphopt.graph import Model, Node
 
     Matrix = NDArray[np.float64]
 
@@ -96,7 +97,7 @@ class ScaleChannels(Pass):
         for link, form in links:
             with one_thread():
                 found_scales = self._search(link, form, segments, unchanged, batches, facts.seed)
-            yield self._scaled(link, found_scales)
+            yield from self._scaled(link, found_scales, facts)
 
     def _search(
         self, link: Link, form: Form, segments: Segments, model: Model, batches: Batches, seed: int
@@ -124,26 +125,22 @@ class ScaleChannels(Pass):
 
         return rounded
 
-    def _scaled(self, link: Link, found: Protection | str) -> Patch | Skip:
+    def _scaled(
+        self, link: Link, found: Protection | str, facts: Facts
+    ) -> Generator[Patch | Skip, frozenset[Node], None]:
         node = link.readers[0].node
         if isinstance(found, str):
-            return Skip(node, found)
+            yield Skip(node, found)
+            return
         if not found.exponents:
-            return Skip(node, "no scale of its channels makes rounding it lose less")
-        scales = found.scales.reshape(link.channels, -1)[:, 0]
-        changes = link.changes(scales)
-        if isinstance(changes, str):
-            return Skip(node, changes)
-
-        def apply(rewriter: Rewriter) -> None:
-            for (changed, index), value in changes.items():
-                write(rewriter, changed, index, value)
-
+            yield Skip(node, "no scale of its channels makes rounding it lose less")
+            return
         less = 1 - found.after / found.before
         what = f"channels scaled by mean|x|^{found.exponents[0]:.2g}: {less:.0%} less error at {self.bits} bits"
-        records = tuple(LayerRecord(node_label(each.node), each.node.op, what) for each in link.readers)
+        records = [LayerRecord(node_label(each.node), each.node.op, what) for each in link.readers]
         names = ", ".join(f"'{node_label(each.node)}'" for each in link.readers)
-        return Patch(f"scale the channels that {names} read", link.nodes, apply, records)
+        scales = found.scales.reshape(link.channels, -1)[:, 0]
+        yield from rescale(link, scales, facts, f"scale the channels that {names} read", records)
 
 
 def _form(link: Link) -> Form | str:

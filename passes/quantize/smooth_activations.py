@@ -9,9 +9,10 @@ import numpy as np
 
 from graphopt.analysis.layer_statistics import Batches
 from graphopt.graph.labels import node_label
-from graphopt.passes.quantize.channels.links import Link, find_links, write
+from graphopt.passes.quantize.channels.links import Link, find_links
 from graphopt.passes.quantize.channels.observed import largest
 from graphopt.passes.quantize.channels.readers import Layer, layer_of
+from graphopt.passes.quantize.channels.rescale import rescale
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip
 from graphopt.solve.smoothing import smooth
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphopt.analysis import Facts
-    from graphopt.graph import Model, Node, Rewriter
+    from graphopt.graph import Model, Node
 
     Vector = NDArray[np.float64]
 
@@ -76,26 +77,18 @@ class SmoothActivations(Pass):
                 links.append(found)
         seen = largest(model, links, Batches.of(facts.feeds, self.samples))
         for link in reversed(links):
-            yield self._smoothed(link, seen[link.tensor.name])
+            yield from self._smoothed(link, seen[link.tensor.name], facts)
 
-    def _smoothed(self, link: Link, inputs: Vector) -> Patch | Skip:
-        node = link.readers[0].node
+    def _smoothed(self, link: Link, inputs: Vector, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         scales = smooth(inputs, _weights(link), self.alpha)
         if float(np.abs(scales - 1).max(initial=0.0)) < LEAST_CHANGE:
-            return Skip(node, "its inputs are as even as its weights")
-        changes = link.changes(scales)
-        if isinstance(changes, str):
-            return Skip(node, changes)
-
-        def apply(rewriter: Rewriter) -> None:
-            for (changed, index), value in changes.items():
-                write(rewriter, changed, index, value)
-
+            yield Skip(link.readers[0].node, "its inputs are as even as its weights")
+            return
         before, after = _unevenness(inputs), _unevenness(inputs / scales)
         what = f"inputs smoothed: the largest channel is {after:.3g} times the mean one, was {before:.3g}"
-        records = tuple(LayerRecord(node_label(each.node), each.node.op, what) for each in link.readers)
+        records = [LayerRecord(node_label(each.node), each.node.op, what) for each in link.readers]
         names = ", ".join(f"'{node_label(each.node)}'" for each in link.readers)
-        return Patch(f"smooth what {names} read", link.nodes, apply, records)
+        yield from rescale(link, scales, facts, f"smooth what {names} read", records)
 
 
 def _weights(link: Link) -> Vector:

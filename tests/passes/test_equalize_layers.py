@@ -11,10 +11,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from graphopt import demo
+from graphopt.analysis import Facts
+from graphopt.analysis.dense_reference import DenseReference
+from graphopt.analysis.row_scale import RowScale
 from graphopt.graph import Model, constant_value, read_model
 from graphopt.passes.quantize.equalize_layers import EqualizeLayers
 from graphopt.rewrite import PassManager, create
-from graphopt.runtime import Feeds, input_specs
+from graphopt.runtime import Feeds, input_specs, run, session
 from graphopt.verify.quality import Judge
 from pass_oracle import check_pass
 
@@ -260,3 +263,56 @@ def test_a_real_model_keeps_its_answers() -> None:
             value = constant_value(node.inputs[1])
             assert value is not None
             assert np.isfinite(value).all()
+
+
+def test_what_compression_aims_at_is_scaled_alike() -> None:
+    model = read_model(mobile())
+    data = Feeds.open({"x": RNG.standard_normal((64, 4, 6, 6)).astype(np.float32)}, input_specs(model))
+    dense = model.copy()
+    facts = Facts(model, feeds=data)
+    steps = [create("prune-wanda", {"sparsity": 0.3, "protect_ends": False}), EqualizeLayers()]
+    outcome = PassManager(steps).run(model, data, facts)
+    assert outcome.records[1].patches > 0
+    reference = facts.get(DenseReference).model
+    assert reference is not None
+    np.testing.assert_allclose(answer(reference, data), answer(dense, data), rtol=1e-4, atol=1e-5)
+    present, aimed, old = (sizes(each, "w1") for each in (model, reference, dense))
+    assert not np.allclose(aimed, old, rtol=0.1)
+    same = present > 0
+    # One number per channel is between what is there and what is aimed at, but for what refitting changed.
+    assert np.median(np.abs(np.log(present[same] / aimed[same]))) < np.median(np.abs(np.log(old[same] / aimed[same])))
+    PassManager([create("refit-weights")]).run(model, data, facts)
+    quality = Judge(dense, data).measure(model)
+    assert quality.worst_sqnr_db > 5.0
+
+
+def answer(model: Model, data: Feeds) -> np.ndarray:
+    runner = session(model)
+    return np.concatenate([run(runner, feed)["y"] for feed in data])
+
+
+def test_scores_of_folded_weights_stay_those_of_the_layer_as_it_was_trained() -> None:
+    model = read_model(demo.CNN)
+    facts = Facts(model)
+    PassManager([create("fold-constants"), create("fuse-batch-norm")]).run(model, None, facts)
+    before = unfolded(model, facts)
+    outcome = PassManager([EqualizeLayers(absorb=False)]).run(model, None, facts)
+    written = {record.name for record in outcome.records[0].layers}
+    after = unfolded(model, facts)
+    assert written
+    # Where columns were scaled too, scores change with them.
+    read = {record.reason.split("'")[-2] for record in outcome.records[0].log}
+    compared = (written & before.keys()) - read
+    assert compared
+    for name in compared:
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-4)
+
+
+def unfolded(model: Model, facts: Facts) -> dict[str, np.ndarray]:
+    found = {}
+    for _, node in model.walk():
+        scale = facts.get(RowScale).of(node.inputs[1].name) if node.op == "Conv" else None
+        value = constant_value(node.inputs[1]) if node.op == "Conv" else None
+        if scale is not None and value is not None:
+            found[node.name] = np.abs(value) / np.abs(scale).reshape(-1, 1, 1, 1)
+    return found
