@@ -137,6 +137,7 @@ class Sweep:
         rows: Rows of input per batch and layer.
         seed: Decides which.
         known: Statistics that were collected before, used where there is no data.
+        last: Number of the last batch.
     """
 
     model: Model
@@ -145,6 +146,7 @@ class Sweep:
     rows: int
     seed: int
     known: LayerStatistics | None = None
+    last: int = -1
 
     def observe(self, stops: Sequence[Stop]) -> dict[str, Sums]:
         """Return what all these layers read in the model as it is now (x is z), by ``stop.key``; one run over the data.
@@ -159,7 +161,7 @@ class Sweep:
         names = list(dict.fromkeys(reading.tensor for reading in readings))
         with one_thread():
             values = ((found, found) for found in stream(self.model, names, self.batches))
-            return collect(values, readings, rows=self.rows, seed=self.seed)
+            return collect(values, readings, rows=self.rows, seed=self.seed, last=self.last)
 
     def observed(self, stops: Sequence[Stop], most: int = MATRIX_BYTES) -> Iterator[tuple[Stop, Sums]]:
         """Yield what `observe` returns layer by layer, in as many runs as it takes for sums of ``most`` bytes each."""
@@ -210,7 +212,7 @@ class Sweep:
         names = list(dict.fromkeys(each.tensor for each in readings))
         wanted = list(dict.fromkeys(each.tensor for each in readings if each.paired))
         reached = zip(dense(self.dense, wanted), now(self.model, names), strict=True)
-        return collect(reached, readings, rows=self.rows, seed=self.seed)
+        return collect(reached, readings, rows=self.rows, seed=self.seed, last=self.last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +306,8 @@ class LayerwisePass(Pass):
             else:
                 stops.append(found)
         batches = () if facts.feeds is None else Batches.of(facts.feeds, self.samples)
-        sweep = Sweep(model, dense, batches, -(-self.rows // max(1, len(batches))), facts.seed, known)
+        count = len(batches)
+        sweep = Sweep(model, dense, batches, -(-self.rows // max(1, count)), facts.seed, known, count - 1)
         plans = self.plan(sweep, stops, facts)
         for stop in stops:
             if stop.reading is None:

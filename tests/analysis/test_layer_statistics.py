@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from graphopt import demo
 from graphopt.analysis import Facts
-from graphopt.analysis.layer_statistics import LayerStatistics, Observed, reading, segments, statistics
+from graphopt.analysis.layer_statistics import LayerStatistics, Observed, fingerprint_of, reading, segments, statistics
 from graphopt.errors import DataError, WriteError
 from graphopt.graph import read_model
 from graphopt.runtime import Feeds, run, session
@@ -332,3 +332,22 @@ def test_recurrent_layers_are_seen_with_both_weights() -> None:
     states = np.concatenate([run(runner, {"x": each})["y"][:-1].reshape(-1, 2) for each in x]).astype(np.float64)
     wanted = states.T @ states / len(states)
     np.testing.assert_allclose(seen(found, "y/recurrent").mean(centred=False)[0].inner, wanted, rtol=1e-4)
+
+
+def test_the_fingerprint_knows_weights_wherever_they_are_stored() -> None:
+    text = (
+        HEAD
+        + """ g (float[n, 2] x) => (float[n, 2] y) <float[2] b = {1, 2}> {
+        w = Constant<value = float[2, 2] {1, 2, 3, 4}>()
+        m = MatMul(x, w)
+        y = Add(m, b)
+    }"""
+    )
+    prints = [
+        fingerprint_of(parsed(each))
+        for each in (text, text, text.replace("{1, 2, 3, 4}", "{1, 2, 3, 5}"), text.replace("{1, 2}>", "{1, 3}>"))
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    model = parsed(text)
+    assert list(collected(model, feeds_of(model)).layers) == ["m"]

@@ -350,3 +350,15 @@ def test_statistics_collected_before_take_the_place_of_data(tmp_path: Path) -> N
     outcome = PassManager([Change(by=np.negative)]).run(model, facts=facts)  # they are of weights that have changed
     assert not SEEN
     assert "needs calibration data" in outcome.records[0].skips[0][1]
+
+
+@pytest.mark.parametrize(
+    ("samples", "fitted", "judged"), [(1, 0, 0), (2, 1, 1), (3, 2, 1), (4, 3, 1), (7, 6, 1), (8, 6, 2)]
+)
+def test_of_few_batches_the_last_one_judges(samples: int, fitted: int, judged: int) -> None:
+    model = parsed(CHAIN)
+    applied(model, ChangeFreely(by=lambda part: part * 0.9), data=feeds_of(model, samples))
+    (sweep, stops), *_ = SWEPT
+    sums = sweep.observe(stops)["h"]
+    counts = [moments.count for moments in (*sums.fit, *sums.judge) if moments.finite()]
+    assert counts == ([fitted, judged] if judged else [1])

@@ -75,7 +75,7 @@ class Sums:
 
 
 def collect(
-    values: Iterable[tuple[Values, Values]], readings: Sequence[Reading], *, rows: int, seed: int
+    values: Iterable[tuple[Values, Values]], readings: Sequence[Reading], *, rows: int, seed: int, last: int = -1
 ) -> dict[str, Sums]:
     """Return the moments of the layers' inputs by key.
 
@@ -88,12 +88,14 @@ def collect(
         readings: The layers.
         rows: Rows to draw from each batch, per layer.
         seed: Decides which rows are drawn.
+        last: Number of the last batch where that is known: of few batches it is the one that judges.
     """
     shared: dict[Reading, list[Reading]] = {}
     for each in readings:
         shared.setdefault(Reading("", each.tensor, each.form, each.columns, each.paired, each.wide), []).append(each)
     sums: dict[Reading, Sums] = {}
     for number, (x, z) in enumerate(values):
+        judge = number % JUDGING == JUDGING - 1 or (number == last and 0 < last < JUDGING - 1)
         for place, each in enumerate(shared):
             b = z[each.tensor]
             a = b if x is z or not each.paired else x[each.tensor]
@@ -101,7 +103,7 @@ def collect(
                 sums[each] = Sums.of(each, symmetric=a is b)
             if a.shape == b.shape and a.size:
                 draw = np.random.default_rng((seed, number, place))
-                _add(sums[each], each, [a] if a is b else [a, b], rows, draw, judge=number % JUDGING == JUDGING - 1)
+                _add(sums[each], each, [a] if a is b else [a, b], rows, draw, judge=judge)
     found: dict[str, Sums] = {}
     for each, users in shared.items():
         for user in users:

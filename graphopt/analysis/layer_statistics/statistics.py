@@ -16,6 +16,7 @@ from graphopt.analysis.layer_statistics.observed import Observed
 from graphopt.analysis.layer_statistics.reading import find_lookups, find_readings
 from graphopt.analysis.layer_statistics.segments import stream
 from graphopt.errors import DataError
+from graphopt.graph import Constant, constant_value
 from graphopt.solve.threads import one_thread
 
 if TYPE_CHECKING:
@@ -199,13 +200,16 @@ class LayerStatistics(Analysis):
 
 def fingerprint_of(model: Model) -> str:
     """Return what tells a model's weights from others: a hash over the float constants of all graphs, by name."""
+    constants = [tensor for graph in model.graphs() for tensor in graph.initializers]
+    constants += [node.outputs[0] for _, node in model.walk() if node.op == "Constant"]
     digest = hashlib.sha256()
-    for graph in model.graphs():
-        for constant in sorted(graph.initializers, key=lambda each: str(each.name)):
-            if "float" in str(constant.dtype):
-                value = np.ascontiguousarray(constant.array())
-                digest.update(f"{constant.name} {value.dtype} {value.shape}".encode())
-                digest.update(value.tobytes())
+    for tensor in sorted(constants, key=lambda each: str(each.name)):
+        if "float" not in str(tensor.dtype):
+            continue
+        value = tensor.array() if isinstance(tensor, Constant) else constant_value(tensor)
+        if value is not None:
+            digest.update(f"{tensor.name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
 
 
