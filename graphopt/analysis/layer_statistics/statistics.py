@@ -204,10 +204,8 @@ def fingerprint_of(model: Model) -> str:
     constants += [node.outputs[0] for _, node in model.walk() if node.op == "Constant"]
     digest = hashlib.sha256()
     for tensor in sorted(constants, key=lambda each: str(each.name)):
-        if "float" not in str(tensor.dtype):
-            continue
         value = tensor.array() if isinstance(tensor, Constant) else constant_value(tensor)
-        if value is not None:
+        if value is not None and "float" in value.dtype.name:
             digest.update(f"{tensor.name} {value.dtype} {value.shape}".encode())
             digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
