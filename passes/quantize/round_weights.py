@@ -91,6 +91,7 @@ class RoundWeights(LayerwisePass):
     name: ClassVar[str] = "round-weights"
     guard: ClassVar[str] = "layers"
     data_free: ClassVar[bool] = True
+    takes_wide: ClassVar[bool] = True
 
     bits: int = 4
     scheme: Literal["integer", "ternary", "binary", "codebook"] = "integer"
