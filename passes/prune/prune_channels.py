@@ -33,6 +33,8 @@ class PruneChannels(Pass):
             again; ``correlation``, those that the others predict best; ``lasso``, those whose gates a penalty closes;
             ``l1`` and ``l2``, the least norm of the weights that make them; ``entropy``, the least entropy of their
             activations; ``random``. Without data those that need it become ``l2``.
+        scope: ``group``: every group loses the same share; ``global``: as many operations go as with equal shares, but
+            more of them where the layers that read them lose less, as ``block-obs`` or ``correlation`` measure it.
         what: Kinds of units: ``channels`` of convolutions, ``heads`` of attention, ``neurons`` between two matrix
             products.
         tied: Also take channels that additions tie across layers, such as the width of a residual stream.
@@ -62,6 +64,7 @@ class PruneChannels(Pass):
 
     ratio: float = 0.25
     select: Literal["block-obs", "correlation", "lasso", "l1", "l2", "entropy", "random"] = "block-obs"
+    scope: Literal["group", "global"] = "group"
     what: tuple[str, ...] = _KINDS
     tied: bool = False
     multiple: int = 8
@@ -96,8 +99,9 @@ class PruneChannels(Pass):
             else:
                 groups.append(group)
         keep = {group: kept_units(group, self.ratio, self.multiple) for group in groups}
-        groups = [group for group in groups if keep[group] < len(group)]
-        if not groups:
+        if self.scope == "group":
+            groups = [group for group in groups if keep[group] < len(group)]
+        if not groups or all(keep[group] == len(group) for group in groups):
             return
         choice = Choice(channels, groups, keep, self.select, facts.seed)
         if facts.feeds is not None:
@@ -108,11 +112,15 @@ class PruneChannels(Pass):
                 rows=self.rows,
                 damping=self.damping,
                 variance=self.variance,
+                shared=self.scope == "global" and self.select in {"block-obs", "correlation"},
+                multiple=self.multiple,
             )
             yield from walk.run(model, facts)
         for group in groups:
             if group not in choice.removed:
                 choice.decide_by_weights(group)
+        if not len(choice.units):
+            return
         # weights were replaced and biases added since, which changes no label
         present = facts.get(ChannelGroups)
         assert [group.units.tolist() for group in present.groups] == [group.units.tolist() for group in channels.groups]
@@ -137,6 +145,8 @@ class PruneChannels(Pass):
         removed = choice.units
         records = []
         for group in choice.groups:
+            if not len(choice.removed[group]):
+                continue
             what = f"{len(group) - len(choice.removed[group])} of {len(group)} {group.kind} kept"
             reason = f"ranked by {choice.select}"
             records += [

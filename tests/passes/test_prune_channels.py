@@ -9,9 +9,10 @@ import pytest
 
 from channel_models import NETWORKS, difference, feed_of, groups_of
 from graphopt import demo
-from graphopt.analysis import Facts, RowScale
+from graphopt.analysis import Cost, Facts, RowScale
 from graphopt.graph import Model, Rewriter, read_model
-from graphopt.passes.prune.channels.choice import kept_units
+from graphopt.passes.prune.channels.budget import share_out
+from graphopt.passes.prune.channels.choice import Choice, kept_units
 from graphopt.passes.prune.prune_channels import PruneChannels
 from graphopt.rewrite import Outcome, PassManager, create
 from graphopt.runtime import Feeds, run, session
@@ -167,3 +168,30 @@ def test_a_copy_of_a_channel_costs_nothing() -> None:
     pruned(model, feeds, ratio=1 / 6, what=("channels",), multiple=1, damping=1e-9)
     assert len(groups_of(model).groups[0]) == 5
     assert difference(original, model, feed_of("flatten")) < 1e-4
+
+
+def test_global_scope_takes_as_many_operations_and_loses_less() -> None:
+    original = folded(demo.CNN)
+    wanted = logits(original)
+    figures = {}
+    for scope in ("group", "global"):
+        model = original.copy()
+        pruned(model, calibration(model), ratio=0.5, scope=scope, rows=1024, multiple=1)
+        operations = Facts(model).get(Cost).total(default=1).flops
+        figures[scope] = operations, float(((logits(model) - wanted) ** 2).mean())
+    assert figures["global"][0] <= 1.02 * figures["group"][0]
+    assert figures["global"][1] < 1.05 * figures["group"][1]
+
+
+def test_the_group_that_costs_least_to_lose_from_loses_most() -> None:
+    channels = groups_of(folded(demo.CNN))
+    groups = [group for group in channels.groups if not group.reason and not group.tied][:2]
+    keep = {group: len(group) // 2 for group in groups}
+    choice = Choice(channels, groups, keep, "block-obs", 0)
+    ramp = {
+        group: np.arange(len(group)) / len(group) * weight for group, weight in zip(groups, (1.0, 9.0), strict=True)
+    }
+    shared = share_out(choice, ramp, {group: 1.0 / len(group) for group in groups}, multiple=1)
+    assert shared[groups[0]] < keep[groups[0]]
+    assert shared[groups[1]] > keep[groups[1]]
+    assert sum(shared[group] / len(group) for group in groups) <= 1.0 + 1e-9

@@ -100,13 +100,22 @@ class Choice:
         if not self.measures or not readers:
             self.decide_by_weights(group)
             return
-        count, gone = len(group), len(group) - self.keep[group]
+        self._take(group, self.ranked(group, readers, len(group) - self.keep[group]))
+
+    def ranked(self, group: Group, readers: Sequence[structured.Reader], gone: int) -> structured.Removal:
+        """Return the units in the order in which they go by what their layers read, as many as go at least."""
+        count = len(group)
         if self.select == "lasso":
-            found = structured.lasso(readers, count, count - gone)
+            return structured.lasso(readers, count, count - gone)
+        ranking = structured.block_obs if self.select == "block-obs" else structured.merging
+        return ranking(readers, count, steps=gone, at_once=-(-gone // STEPS) if gone else 1)
+
+    def decide_ranked(self, group: Group, ranking: structured.Removal | None) -> None:
+        """Choose what goes from a group by a ranking; by the weights where there is none."""
+        if ranking is None:
+            self.decide_by_weights(group)
         else:
-            ranking = structured.block_obs if self.select == "block-obs" else structured.merging
-            found = ranking(readers, count, steps=gone, at_once=-(-gone // STEPS) if gone else 1)
-        self._take(group, found)
+            self._take(group, ranking)
 
     def decide_by_weights(self, group: Group) -> None:
         """Choose what goes from a group by its weights, by the entropy of its activations, or by lot."""

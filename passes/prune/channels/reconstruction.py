@@ -9,6 +9,7 @@ import numpy as np
 
 from graphopt.analysis.channel_groups import Layer as Reading
 from graphopt.analysis.layer_statistics import Layer, find_layers, form_of, stream
+from graphopt.passes.prune.channels.budget import share_out, unit_costs
 from graphopt.rewrite.layerwise import LayerwisePass, Solution
 from graphopt.solve import least_squares, obs, structured
 from graphopt.solve.threads import one_thread
@@ -42,12 +43,16 @@ class Reconstruction(LayerwisePass):
     Attributes:
         choice: What is decided; filled on the way.
         behind: Also solve again the layers behind, which read what changed.
+        shared: Groups share the removal out by what it costs.
+        multiple: What stays in a large group is a multiple of this.
     """
 
     name: ClassVar[str] = "prune-channels"
 
     choice: Choice
     behind: bool = True
+    shared: bool = False
+    multiple: int = 1
 
     def solve(self, problem: Problem) -> Solution | str:
         """Return the weights of a layer on the columns that stay, or on all where none of its columns goes."""
@@ -96,20 +101,31 @@ class Reconstruction(LayerwisePass):
             ]
             if not self.choice.measures:
                 self.choice.decide(group, ())
-            elif len(group.consumers) > 1 or not seen:
+            elif len(group.consumers) > 1 or not seen or self.shared:
                 early.append((group, seen))
+        rankings: dict[Group, structured.Removal] = {}
         for some in _portions(early):
-            found = sweep.observe(list(dict.fromkeys(stop for _, seen in some for _, stop in seen)))
+            observed = sweep.observe(list(dict.fromkeys(stop for _, seen in some for _, stop in seen)))
             for group, seen in some:
                 readers: list[structured.Reader] = []
                 for layer, stop in seen:
-                    sums = found[stop.key].fit
+                    sums = observed[stop.key].fit
                     if all(each.finite() for each in sums):
                         inner = [each.mean(centred=stop.bias is not None).inner for each in sums]
                         weights = stop.form.matrices(stop.layer.array())
                         readers += self._readers(group, layer, stop, weights, inner)
                 with one_thread():
-                    self.choice.decide(group, readers)
+                    if not self.shared:
+                        self.choice.decide(group, readers)
+                    elif readers:
+                        rankings[group] = self.choice.ranked(group, readers, len(group) - 1)
+        if self.shared:
+            losses = {group: np.cumsum([0.0, *found.losses]) for group, found in rankings.items()}
+            costs = unit_costs(self.choice.channels, self.choice.groups, facts)
+            self.choice.keep.update(share_out(self.choice, losses, costs, multiple=self.multiple))
+            for group, _ in early:
+                if len(group.consumers) > 1 or group not in rankings:
+                    self.choice.decide_ranked(group, rankings.get(group))
         return {}
 
     def _readers(
