@@ -13,6 +13,7 @@ has models/ and data/; its neighbour tools/evaluate.py scores.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import fnmatch
 import json
 import os
@@ -213,29 +214,38 @@ class Comparison:
 
 
 class Record:
-    """The rows of the results file: those of an earlier run in the same environment stay until they are replaced."""
+    """The rows of the results file: those of an earlier run in the same environment stay until they are replaced.
+
+    The file is read anew for every row, under a lock, so that several runs may fill it together.
+    """
 
     def __init__(self, out: Path, surroundings: dict[str, Any]) -> None:
         self._out = out
         self._environment = surroundings
-        self._rows: dict[tuple[Any, ...], Row] = {}
-        if out.is_file():
-            found = json.loads(out.read_text())
-            if found["environment"] == surroundings:
-                self._rows = {tuple(row[key] for key in KEY): row for row in found["rows"]}
+        out.parent.mkdir(parents=True, exist_ok=True)
 
     def put(self, row: Row) -> None:
         """Add or replace a row, and write the file."""
-        if row["way"]:
-            self._rows.pop((row["model"], row["point"], row["tool"], ""), None)
-        self._rows[tuple(row[key] for key in KEY)] = row
-        self._out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"environment": self._environment, "rows": list(self._rows.values())}, indent=1)
-        self._out.write_text(text + "\n")
+        with self._out.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            rows = self._read()
+            if row["way"]:
+                rows.pop((row["model"], row["point"], row["tool"], ""), None)
+            rows[tuple(row[key] for key in KEY)] = row
+            kept = {"environment": self._environment, "rows": [rows[key] for key in sorted(rows)]}
+            self._out.write_text(json.dumps(kept, indent=1) + "\n")
 
     def rows(self, model: str) -> list[Row]:
         """Return the rows of a model."""
-        return [row for row in self._rows.values() if row["model"] == model]
+        with self._out.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            return [row for row in self._read().values() if row["model"] == model]
+
+    def _read(self) -> dict[tuple[Any, ...], Row]:
+        text = self._out.read_text()
+        found = json.loads(text) if text else {}
+        rows = found["rows"] if found.get("environment") == self._environment else []
+        return {tuple(row[key] for key in KEY): row for row in rows}
 
 
 def _said(row: Row) -> str:

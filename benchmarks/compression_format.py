@@ -36,6 +36,7 @@ class Layer:
     values: NDArray[Any]
     integer: NDArray[Any] | None
     rounded_input: bool
+    depthwise: bool
 
     @property
     def rows(self) -> NDArray[Any]:
@@ -61,7 +62,10 @@ def found(path: Path, point: dict[str, Any], original: Path, keep: tuple[str, ..
         row["removed"] = round(1 - total / dense, 4)
         good &= row["removed"] >= point["channels"] - SLACK
     if point["sparsity"]:
-        row["zeros"] = round(1 - sum(np.count_nonzero(layer.values) for layer in layers) / total, 4)
+        # Depthwise layers hold few weights, and zeros in them save nothing: tools may prune them or not.
+        layers = [layer for layer in layers if not layer.depthwise]
+        total = sum(layer.values.size for layer in layers)
+        row["zeros"] = round(1 - sum(int(np.count_nonzero(layer.values)) for layer in layers) / total, 4)
         aimed = point["sparsity"] * (REACHED if point["group"] else 1)
         good &= row["zeros"] >= aimed - SLACK
     if point["group"]:
@@ -70,7 +74,7 @@ def found(path: Path, point: dict[str, Any], original: Path, keep: tuple[str, ..
     if point["rows"]:
         row["pattern"] = round(sum(_blocked(layer, point["rows"]) for layer in layers) / total, 4)
         good &= row["pattern"] >= point["sparsity"] * REACHED
-    if point["levels"]:
+    if point["levels"] and total:
         row["in_format"] = round(sum(_levelled(layer, point["levels"]) for layer in layers) / total, 4)
         good &= row["in_format"] >= REACHED
     if point["activations"]:
@@ -143,7 +147,9 @@ def read(path: Path, keep: tuple[str, ...] = ()) -> list[Layer]:
         if array.ndim < 2:
             continue
         rounded = _is_rounded(made.get(node.input[0]), made)
-        result.append(Layer(node.name, array, _integer(made.get(name), stored), rounded))
+        groups = next((each.i for each in node.attribute if each.name == "group"), 1)
+        depthwise = groups > 1 and array.shape[1] == 1
+        result.append(Layer(node.name, array, _integer(made.get(name), stored), rounded, depthwise))
     for node in model.graph.node:
         if node.op_type in INTEGER_LAYERS and node.name not in keep:
             result += _integer_layer(node, made, stored)
@@ -225,7 +231,7 @@ def _integer_layer(node: Any, made: dict[str, Any], stored: dict[str, Any]) -> l
         return []
     array = numpy_helper.to_array(stored[name]).astype(np.int32)
     turned = array.T if "MatMul" in node.op_type else array
-    return [Layer(node.name, turned.astype(np.float32), turned, rounded_input=True)]
+    return [Layer(node.name, turned.astype(np.float32), turned, rounded_input=True, depthwise=False)]
 
 
 def _is_rounded(node: Any, made: dict[str, Any]) -> bool:

@@ -64,7 +64,9 @@ def run(request: dict[str, Any], feeds: list[dict[str, Any]]) -> list[str]:
             subset_size=len(feeds),
             awq=True if more == "awq" else None,
             scale_estimation=True if more == "scales" else None,
-            advanced_parameters=nncf.AdvancedCompressionParameters(group_size_fallback_mode=GroupSizeFallbackMode.ADJUST),
+            advanced_parameters=nncf.AdvancedCompressionParameters(
+                group_size_fallback_mode=GroupSizeFallbackMode.ADJUST
+            ),
         )
     onnx.save(found, request["output"])
     return [f"opset {opset}"] if now < opset else []
