@@ -26,6 +26,7 @@ BOOKS = {f"{CODEBOOK}{2**bits}": bits for bits in range(1, 9)}
 """Code books by their number of values, with the bits of a place in them."""
 LATER_WEIGHTS = ("int16", "fp8", "none")
 LATER_ACTIVATIONS = ("int16", "fp8")
+ALLOCATIONS = ("uniform", "kl")
 NEWEST_TYPES = (21, 25)
 """The opsets with integers of 4 and of 2 bits; a model that cannot be raised to the newer one stays below."""
 
@@ -47,6 +48,12 @@ def configure(parser: Parser) -> None:
         help="inputs of a matrix that share a scale below 8 bits; default 32, 0 is one scale per output",
     )
     parser.add_argument(
+        "--allocation",
+        metavar="A",
+        help="how layers share the bits of intB out, below 8 and with data: uniform (default), or kl: B on average, "
+        "by what each layer costs the outputs",
+    )
+    parser.add_argument(
         "--activations",
         metavar="A",
         help="uint8 (default when data is given), int4, dynamic (default without data), or none",
@@ -66,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.activations is not None:
         built = offered(PASS, "activations")
         options["activations"] = require(arguments.activations, built, flag="--activations", later=LATER_ACTIVATIONS)
-    rounding = _rounding(weights, arguments.block)
+    rounding = {**_rounding(weights, arguments.block), **_allocation(arguments, weights)}
     rounded = [{"raise-opset": {"to": opset}} for opset in NEWEST_TYPES[: 2 if _needs_two_bits(weights) else 1]]
     recipe = {
         "name": "quantize",
@@ -103,6 +110,18 @@ def _rounding(weights: str, block: int) -> dict[str, Any]:
     if weights in SCHEMES:
         return {"scheme": weights, **sharing}
     return {"bits": INTEGERS[weights], **sharing} if weights != "int8" else {}
+
+
+def _allocation(arguments: argparse.Namespace, weights: str) -> dict[str, Any]:
+    """Return the option that shares bits out among layers, where the user names it."""
+    if arguments.allocation is None:
+        return {}
+    chosen = require(arguments.allocation, ALLOCATIONS, flag="--allocation")
+    if weights not in INTEGERS or weights == "int8":
+        raise UsageError(f"{weights} has no bits to share out", where="--allocation", must="It is for int6 to int2")
+    if chosen == "kl" and arguments.data is None:
+        raise UsageError("what layers cost is measured on data", where="--allocation", do="Give --data FEEDS")
+    return {"allocation": chosen}
 
 
 def _needs_two_bits(weights: str) -> bool:
