@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.analysis import Facts, Types
 from graphopt.graph import Constant
+from graphopt.graph.dtypes import numpy_dtype
 from graphopt.verify.equality import Tolerance, is_float
 from graphopt.verify.reference import evaluate
 
@@ -62,7 +64,7 @@ def relative_error(model: Model) -> float:
     Args:
         model: The model.
     """
-    unit = max((_unit_roundoff(dtype) for dtype in _float_types(model)), default=2.0**-24)
+    unit = max((_unit_roundoff(dtype) for dtype in float_types(model)), default=2.0**-24)
     accumulator = min(unit, 2.0**-24)
     longest = max((accumulation(node) for _, node in model.walk()), default=1)
     return LAMBDA * (unit + accumulator * sqrt(longest + 1))
@@ -123,11 +125,17 @@ def rounding_tolerances(
     ]
 
 
-def _float_types(model: Model) -> Iterator[np.dtype[Any]]:
+def float_types(model: Model) -> Iterator[np.dtype[Any]]:
+    """Yield the float types of more than 8 bits that nodes read and give, declared or inferred.
+
+    Args:
+        model: The model.
+    """
+    types = Facts(model).get(Types)
     for _, node in model.walk():
         for tensor in (*node.inputs, *node.outputs):
-            dtype = tensor.dtype
-            if isinstance(dtype, np.dtype) and is_float(dtype) and dtype.itemsize > 1:
+            dtype = numpy_dtype(types.dtype(tensor)) if tensor.name else None
+            if dtype is not None and is_float(dtype) and dtype.itemsize > 1:
                 yield dtype
 
 

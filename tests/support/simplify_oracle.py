@@ -19,7 +19,7 @@ from graphopt.errors import GraphoptError
 from graphopt.graph import is_sorted, read_model
 from graphopt.rewrite import PassManager, load_recipe
 from graphopt.runtime import run
-from graphopt.verify.bound import relative_error, rounding_tolerances
+from graphopt.verify.bound import float_types, relative_error, rounding_tolerances
 from graphopt.verify.contract import Contract, weakest
 from graphopt.verify.equality import Tolerance, compare
 from graphopt.verify.reference import open_unoptimized
@@ -248,7 +248,7 @@ class _Bounds:
         self.model = read_model(data)
         self.contract = contract
         self.outputs: dict[int, dict[str, Any]] = {}  # of the original in ONNX Runtime, by the number of the feed
-        self.coarse = any(str(t.dtype) in {"float16", "bfloat16"} for t in _tensors(self.model))
+        self.coarse = any(dtype.itemsize == 2 for dtype in float_types(self.model))
 
     def is_witnessed(self, number: int, outputs: dict[str, Any]) -> bool:
         """Tell whether onnx.reference and ONNX Runtime agree about the original; else the former is no witness here."""
@@ -390,12 +390,6 @@ def _is_misread(model: onnx.ModelProto) -> bool:
         if node.op_type in {"MaxPool", "AveragePool", "LpPool"} and any(ints.get("pads") or ()):
             return True
     return False
-
-
-def _tensors(model: Any) -> Any:
-    for _, node in model.walk():
-        yield from node.inputs
-        yield from node.outputs
 
 
 def _inputs(model: onnx.ModelProto) -> list[tuple[str, bytes, bool]]:
