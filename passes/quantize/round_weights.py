@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.layer_statistics import Layer, Refusal, end_layers, find_layers
+from graphopt.graph.labels import node_label
 from graphopt.passes.quantize import storage
 from graphopt.passes.quantize.measured import allocate_bits
 from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution
+from graphopt.rewrite.named_levels import named_levels, unknown_names
 from graphopt.solve import rounding
 from graphopt.solve.least_squares import solve_rows
 from graphopt.target.operators import is_depthwise
@@ -66,6 +68,7 @@ class RoundWeights(LayerwisePass):
             same descent: slower and as good; ``nearest``: the nearest level of a grid up to the largest weight.
         allocation: ``uniform``: every layer has ``bits``; ``kl``: each has 2 to 8, ``bits`` on average over the
             weights, by what rounding that layer alone costs the model's outputs, measured; for integers, with data.
+        levels: Bits of single layers, ``NAME=BITS`` each, as integers; ``allocation`` leaves these alone.
         ends_bits: Bits of the first and the last layers, of depthwise convolutions, of recurrent layers and, where
             there is data, of layers in bodies, which nobody can observe; integers per channel.
         samples: Calibration samples that are run at most.
@@ -100,10 +103,13 @@ class RoundWeights(LayerwisePass):
     symmetric: bool | None = None
     method: Literal["auto", "gptq", "adaround", "nearest"] = "auto"
     allocation: Literal["uniform", "kl"] = "uniform"
+    levels: tuple[str, ...] = ()
     ends_bits: int = 8
 
     def __post_init__(self) -> None:
         super(RoundWeights, self).__post_init__()
+        if any(bits != int(bits) for bits in named_levels(self.levels, low=2, high=8).values()):
+            raise ValueError("levels gives layers whole numbers of bits")
         least = 1 if self.scheme == "codebook" else 2
         if not least <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}, but it must be {least} to 8")
@@ -117,6 +123,7 @@ class RoundWeights(LayerwisePass):
         # What rows share cannot follow a gain of one row.
         shared = self.granularity == "tensor" or self.scheme == "codebook" or model.opset < storage.AXIS_SINCE
         alone = replace(self, variance=self.variance and not shared)
+        yield from unknown_names(model, named_levels(self.levels, low=2, high=8))
         yield from LayerwisePass.run(alone, model, facts)
 
     def layers(self, model: Model) -> Iterator[Layer | Refusal]:
@@ -139,10 +146,19 @@ class RoundWeights(LayerwisePass):
             {stop.layer.node for stop in stops if stop.layer.scope is not sweep.model.graph} if sweep.batches else set()
         )
         safe = ends | blind
+        own = named_levels(self.levels, low=2, high=8)
         plans = {stop: self._plan(stop, sweep.model.opset, end=stop.layer.node in safe) for stop in stops}
         chosen: dict[str, int] = {}
+        for stop, plan in plans.items():
+            bits = own.get(node_label(stop.layer.node))
+            if bits is not None:
+                plans[stop] = replace(plan, scheme="integer", bits=int(bits))
         if self.allocation == "kl" and self.scheme == "integer":
-            free = {stop: plan.granularity for stop, plan in plans.items() if not (plan.end or stop.reading is None)}
+            free = {
+                stop: plan.granularity
+                for stop, plan in plans.items()
+                if not (plan.end or stop.reading is None or node_label(stop.layer.node) in own)
+            }
 
             def levels_of(stop: Stop, bits: int) -> rounding.Levels:
                 return self._levels(replace(plans[stop], bits=bits))
