@@ -178,14 +178,16 @@ class Sweep:
         found = self.observe(group)
         yield from ((each, found[each.key]) for each in group if each.key in found)
 
-    def walk(self, stops: Sequence[Stop]) -> Iterator[tuple[Stop, Sums]]:
-        """Yield the layers front to back with their statistics; each may be changed before the next is asked for.
+    def walk(self, stops: Sequence[Stop]) -> Iterator[tuple[Stop, Sums, bool]]:
+        """Yield the layers front to back with their sums; each may be changed before the next is asked for.
+
+        With each comes whether its sums may be used up, because no other layer shares them.
 
         Both models are run once, and once more before where layers show what they read only further on. Without data,
         statistics that are known serve every layer: those of the model before it was changed.
         """
         if not self.batches:
-            yield from ((stop, self._known(stop) or Sums()) for stop in stops)
+            yield from ((stop, self._known(stop) or Sums(), False) for stop in stops)
             return
         ahead = self._ahead([each for stop in stops for each in stop.ahead])
         before, now = Segments(self.batches), Segments(self.batches)
@@ -193,9 +195,11 @@ class Sweep:
             readings = [each for stop in stage for each in stop.readings]
             with one_thread():
                 sums = self._collected(before.advance, now.advance, readings) if readings else {}
-            for stop in stage:
+            for place, stop in enumerate(stage):
                 parts = [each[stop.key] for each in (sums, ahead) if stop.key in each]
-                yield stop, parts[0] if len(parts) == 1 else parts[0].merge(parts[1])
+                found = parts[0] if len(parts) == 1 else parts[0].merge(parts[1])
+                shared = any(each.get(later.key) is found for later in stage[place + 1 :] for each in (sums, ahead))
+                yield stop, found, not shared
 
     def _known(self, stop: Stop) -> Sums | None:
         found = None if self.known is None else self.known.of(stop.key)
@@ -312,12 +316,12 @@ class LayerwisePass(Pass):
         for stop in stops:
             if stop.reading is None:
                 yield self._proposal(stop, None, plans.get(stop.key), facts.seed)
-        for stop, sums in sweep.walk([stop for stop in stops if stop.reading is not None]):
-            yield self._proposal(stop, sums, plans.get(stop.key), facts.seed)
+        for stop, sums, last in sweep.walk([stop for stop in stops if stop.reading is not None]):
+            yield self._proposal(stop, sums, plans.get(stop.key), facts.seed, last=last)
 
-    def _proposal(self, stop: Stop, sums: Sums | None, plan: Any, seed: int) -> Patch | Skip:
+    def _proposal(self, stop: Stop, sums: Sums | None, plan: Any, seed: int, *, last: bool = False) -> Patch | Skip:
         with one_thread():
-            problem = _state(stop, sums, plan, seed, data_free=self.data_free)
+            problem = _state(stop, sums, plan, seed, last=last, data_free=self.data_free)
             if isinstance(problem, str):
                 return Skip(stop.layer.node, problem)
             solution = self.solve(problem)
@@ -376,8 +380,8 @@ def _accepted(problem: Problem, solution: Solution) -> list[Rows]:
     return [least_squares.rows_improved(wanted, found, old, held) for wanted, found, old, held in groups]
 
 
-def _state(stop: Stop, sums: Sums | None, plan: Any, seed: int, *, data_free: bool) -> Problem | str:
-    """Return a layer's problem, or why it has none."""
+def _state(stop: Stop, sums: Sums | None, plan: Any, seed: int, *, last: bool, data_free: bool) -> Problem | str:
+    """Return a layer's problem, or why it has none; ``last`` uses the sums up."""
     dense, present = stop.form.matrices(stop.dense), stop.form.matrices(stop.layer.array())
     if sums is None or not sums.finite():
         if not data_free:
@@ -387,13 +391,14 @@ def _state(stop: Stop, sums: Sums | None, plan: Any, seed: int, *, data_free: bo
         return Problem(stop, tuple(dense), tuple(present), same, same, ones, False, False, plan, seed)
     centred = stop.bias is not None and not sums.squares
     squares = [each.inner / each.count for each in sums.squares]
+    squares = squares or [np.diag(moments.inner) / moments.count for moments in sums.fit]
     return Problem(
         stop,
         tuple(dense),
         tuple(present),
-        tuple(moments.mean(centred=centred) for moments in sums.fit),
-        tuple(moments.mean(centred=centred) for moments in sums.judge or sums.fit),
-        tuple(squares or [np.diag(moments.inner) / moments.count for moments in sums.fit]),
+        tuple(moments.mean(centred=centred, last=last) for moments in sums.fit),
+        tuple(moments.mean(centred=centred, last=last) for moments in sums.judge or sums.fit),
+        tuple(squares),
         centred,
         True,
         plan,

@@ -106,16 +106,35 @@ class Moments:
         self.settle()
         return self.count > 0 and all(bool(np.isfinite(sums).all()) for sums in (self.inner, self.outer, self.cross))
 
-    def mean(self, *, centred: bool) -> Statistics:
-        """Return the statistics per sample; centred ones where a bias takes up the means."""
+    def mean(self, *, centred: bool, last: bool = False) -> Statistics:
+        """Return the statistics per sample; centred ones where a bias takes up the means.
+
+        Args:
+            centred: Whether the means are taken out.
+            last: The sums are not needed any more: their memory becomes that of the statistics.
+        """
         self.settle()
         x, z = self.dense / self.count, self.compressed / self.count
-        inner = self.inner / self.count - (np.outer(z, z) if centred else 0)
         if self.symmetric:
+            inner = _mean(self.inner, self.count, (z, z) if centred else None, last=last)
             return Statistics(inner, inner, inner, x, z)
-        outer = self.outer / self.count - (np.outer(x, x) if centred else 0)
-        cross = self.cross / self.count - (np.outer(x, z) if centred else 0)
-        return Statistics(inner, outer, cross, x, z)
+        return Statistics(
+            _mean(self.inner, self.count, (z, z) if centred else None, last=last),
+            _mean(self.outer, self.count, (x, x) if centred else None, last=last),
+            _mean(self.cross, self.count, (x, z) if centred else None, last=last),
+            x,
+            z,
+        )
+
+
+def _mean(sums: Matrix, count: int, means: tuple[Vector, Vector] | None, *, last: bool) -> Matrix:
+    """Return sums / count - a b', a few rows at a time: the product of the means need not fit memory."""
+    found = np.divide(sums, count, out=sums if last else None)
+    if means is not None:
+        for start in range(0, len(found), _BLOCK_ROWS // 16):
+            rows = slice(start, start + _BLOCK_ROWS // 16)
+            found[rows] -= np.outer(means[0][rows], means[1])
+    return found
 
 
 @dataclass(slots=True)

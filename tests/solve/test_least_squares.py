@@ -210,3 +210,20 @@ def test_squares_are_the_diagonal_of_the_moments() -> None:
     assert not Squares(2).finite()
     np.testing.assert_allclose(found.inner / found.count, np.diag(moments(x, z).mean(centred=False).inner), rtol=1e-5)
     np.testing.assert_allclose(found.compressed / found.count, z.mean(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_last_mean_takes_the_memory_of_the_sums(*, symmetric: bool, centred: bool) -> None:
+    x, z = samples(columns=300, rows=400)
+    seen = Moments(300, symmetric=symmetric)
+    seen.add(x, z)
+    wanted, sums = seen.mean(centred=centred), seen.inner
+    found = seen.mean(centred=centred, last=True)
+    assert found.inner is sums
+    assert wanted.inner is not sums
+    for name in ("inner", "outer", "cross", "dense_mean", "compressed_mean"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    x = z if symmetric else x
+    mean = np.outer(x.mean(axis=0, dtype=float), z.mean(axis=0, dtype=float)) if centred else 0
+    np.testing.assert_allclose(found.cross, x.T.astype(float) @ z / 400 - mean, rtol=1e-3, atol=1e-3)
