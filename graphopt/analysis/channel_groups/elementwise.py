@@ -53,7 +53,7 @@ def broadcast(flow: Flow, node: Node) -> None:
         return
     ranks = {index: flow.rank(node.inputs[index]) for index in inputs}
     known = [rank for rank in ranks.values() if rank is not None]
-    if len(known) != len(inputs) or (node.op == "Add" and node.attrs.get("broadcast")):
+    if len(known) != len(inputs) or node.attrs.get("broadcast"):
         flow.stop(node)
         return
     rank = max(known)

@@ -64,10 +64,8 @@ def squeeze(flow: Flow, node: Node) -> None:
         flow.stop(node)
         return
     if changed is None:
-        if given(node, 1) or node.op == "Unsqueeze" or any(flow.size(source, axis) is None for axis in range(rank)):
-            flow.stop(node)
-            return
-        changed = [axis for axis in range(rank) if flow.size(source, axis) == 1]
+        flow.stop(node, f"{label(node)} would drop it where one is left")
+        return
     if node.op == "Unsqueeze":
         added = {axis % after for axis in changed}
         places = [axis for axis in range(after) if axis not in added]

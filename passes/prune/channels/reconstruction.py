@@ -151,8 +151,7 @@ class Reconstruction(LayerwisePass):
                 view = form.channels(values[name]).astype(np.float64)
                 parts[key].append(view.mean(axis=tuple(range(1, view.ndim - 1))) if view.ndim > 2 else view)
         for key, seen in parts.items():
-            joined = np.concatenate(seen)
-            if np.isfinite(joined).all():
+            if seen and np.isfinite(joined := np.concatenate(seen)).all():
                 self.choice.spread[key] = joined
 
 
