@@ -33,6 +33,9 @@ SMALLEST_WEIGHT = 256
 """Values below which a weight stays float: its scales and the operator that restores it would take more."""
 
 
+FEW_ZEROS = 0.1
+"""Up to this share, zeros are what the weights happened to be; more were made by pruning."""
+
 RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 """Errors of their weights add up from step to step."""
 
@@ -84,7 +87,7 @@ class RoundWeights(LayerwisePass):
         books; Q = argmin tr((Q - W)(H + d)(Q - W)') with H = E[z z'], z the layer's inputs in the compressed model; the
         bias keeps the mean output. Without data every weight takes its nearest level.
     Requires: Opset 13 for a scale per channel, 21 for blocks; weights that no caller may override.
-    Preserves: Zeros (binary weights have none: layers with more than 1 % of them stay), names, types and shapes. Not
+    Preserves: Zeros (binary weights have none: layers with more than a tenth of them stay), names, types and shapes. Not
         values: LOSSY.
     Source: Frantar et al. 2023, arXiv:2210.17323; Behdin et al. 2023, arXiv:2309.01885; Zhang et al. 2024,
         arXiv:2403.07134; Nagel et al. 2020, arXiv:2004.10568; Han et al. 2016, arXiv:1510.00149, section 3; bias:
@@ -185,7 +188,7 @@ class RoundWeights(LayerwisePass):
             return f"its scales vary along two axes, which DequantizeLinear has from opset {storage.BLOCKS_SINCE} on"
         zeros = any((part == 0).any() for part in problem.present)
         mask = [part != 0 for part in problem.present] if zeros else None
-        if plan.scheme == "binary" and mask is not None and np.mean([part.mean() for part in mask]) < 0.99:
+        if plan.scheme == "binary" and mask is not None and np.mean([part.mean() for part in mask]) < 1 - FEW_ZEROS:
             return "it has zeros, which binary weights cannot keep; ternary ones do"
         if plan.scheme == "binary":
             mask = None
