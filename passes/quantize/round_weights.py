@@ -87,8 +87,8 @@ class RoundWeights(LayerwisePass):
         books; Q = argmin tr((Q - W)(H + d)(Q - W)') with H = E[z z'], z the layer's inputs in the compressed model; the
         bias keeps the mean output. Without data every weight takes its nearest level.
     Requires: Opset 13 for a scale per channel, 21 for blocks; weights that no caller may override.
-    Preserves: Zeros (binary weights have none: layers with more than a tenth of them stay), names, types and shapes. Not
-        values: LOSSY.
+    Preserves: Zeros (binary weights have none: layers with more than a tenth of them stay), names, types and shapes.
+        Not values: LOSSY.
     Source: Frantar et al. 2023, arXiv:2210.17323; Behdin et al. 2023, arXiv:2309.01885; Zhang et al. 2024,
         arXiv:2403.07134; Nagel et al. 2020, arXiv:2004.10568; Han et al. 2016, arXiv:1510.00149, section 3; bias:
         Nagel et al. 2019, arXiv:1906.04721, section 4.2.
