@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from graphopt.analysis.layer_statistics import end_layers
+from graphopt.graph.labels import node_label
 from graphopt.passes.prune.gradual import polynomial, quietly
 from graphopt.passes.prune.measured import measured_damages
 from graphopt.passes.prune.structure import Structure
 from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution
+from graphopt.rewrite.named_levels import named_levels, unknown_names
 from graphopt.rewrite.sensitivity import finish
 from graphopt.solve import allocation, least_squares, scores
 from graphopt.solve.patterns import Pattern
@@ -59,8 +61,10 @@ class MaskingPass(LayerwisePass):
         allocation: How layers share it out: ``uniform``, all the same; ``erk``, by their shapes, large ones sparser;
             ``loss``, by what each share costs each layer, relative to what varies in its output; ``kl``, by what it
             costs the outputs of the model where only that layer is pruned, measured.
-        protect_ends: Leave the first and the last layers as they are, where they hold few of the weights.
+        protect_ends: Leave the first and the last layers without zeros, where they hold few of the weights; the last
+            ones are solved again with the others.
         steps: In how many steps, each solving all layers: step k of n reaches sparsity * (1 - (1 - k/n)^3).
+        levels: Shares of single layers, ``NAME=SHARE`` each; the other layers make up for them.
     """
 
     guard: ClassVar[str] = "strength"
@@ -71,9 +75,13 @@ class MaskingPass(LayerwisePass):
     allocation: Literal["uniform", "erk", "loss", "kl"] = "uniform"
     protect_ends: bool = True
     steps: int = 1
+    samples: int = 1024
+    rows: int = 32768
+    levels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super(MaskingPass, self).__post_init__()
+        named_levels(self.levels, low=0, high=1)
         if not 0 <= self.sparsity <= 1:
             raise ValueError(f"sparsity is {self.sparsity}, but it is a share between 0 and 1 (0.8 for 80 %)")
         if self.steps < 1:
@@ -110,21 +118,34 @@ class MaskingPass(LayerwisePass):
         return Pattern.parse(self.pattern)
 
     def with_strength(self, fraction: float) -> Self:
-        """Return the pass at a share of its sparsity."""
-        return replace(self, sparsity=self.sparsity * fraction)
+        """Return the pass at a share of its sparsity, and of the shares of single layers."""
+        own = named_levels(self.levels, low=0, high=1)
+        levels = tuple(f"{name}={share * fraction:.6g}" for name, share in own.items())
+        return replace(self, sparsity=self.sparsity * fraction, levels=levels)
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per layer, for the steps before the last too."""
-        for share in polynomial(self.sparsity, self.steps)[:-1]:
-            yield from quietly(replace(self, sparsity=share, steps=1).run(model, facts))
+        yield from unknown_names(model, named_levels(self.levels, low=0, high=1))
+        for share in polynomial(1.0, self.steps)[:-1]:
+            yield from quietly(replace(self.with_strength(share), steps=1).run(model, facts))
         yield from super(MaskingPass, self).run(model, facts)
 
     def plan(self, sweep: Sweep, stops: Sequence[Stop], facts: Facts) -> Mapping[str, Any]:
         """Return the share of zeros of each layer, or why it gets none."""
         refused = {stop.key: reason for stop in stops if (reason := self._refusal(stop))}
-        free = [stop for stop in stops if stop.key not in refused]
-        shares = self._shares(sweep, free, self._ends(sweep.model, free))
-        return {**refused, **{stop.key: share for stop, share in zip(free, shares, strict=True)}}
+        own = named_levels(self.levels, low=0, high=1)
+        taken = [stop for stop in stops if stop.key not in refused]
+        fixed = {stop: own[label] for stop in taken if (label := node_label(stop.layer.node)) in own}
+        free = [stop for stop in taken if stop not in fixed]
+        # The others lose what is left to lose of the share over all.
+        weights = sum(stop.dense.size for stop in free)
+        wanted = self.sparsity * sum(stop.dense.size for stop in taken)
+        rest = wanted - sum(share * stop.dense.size for stop, share in fixed.items())
+        others = replace(self, sparsity=min(1.0, max(0.0, rest / weights))) if fixed and weights else self
+        protected = {taken[place] for place in self._ends(sweep.model, taken)}
+        ends = {place for place, stop in enumerate(free) if stop in protected}
+        shares = dict(zip(free, others._shares(sweep, free, ends), strict=True)) | fixed
+        return {**refused, **{stop.key: share for stop, share in shares.items()}}
 
     def solve(self, problem: Problem) -> Solution | str:
         """Return the weights that stay, solved for the dense outputs from the compressed inputs."""
@@ -132,8 +153,6 @@ class MaskingPass(LayerwisePass):
         if isinstance(share, str):
             return share
         supports = [part != 0 for part in problem.present]
-        if share <= 0 and all(support.all() for support in supports):
-            return "its share of zeros is 0"
         if not problem.fit:
             return self._by_squares(problem, supports, share)
         ((solved, masks),) = self._solved(problem.stop, problem.dense, supports, problem.fit, problem.squares, [share])
@@ -163,7 +182,11 @@ class MaskingPass(LayerwisePass):
         weights = [start[:, order] for start in starts]
         given = [permuted(each, order) for each in fit]
         found = []
-        for chosen in self.choose_each(weights, given, [each[order] for each in squares], shares):
+        if max(shares) <= 0:
+            every = [[(weight, weight != 0) for weight in weights]] * len(shares)
+        else:
+            every = self.choose_each(weights, given, [each[order] for each in squares], shares)
+        for chosen in every:
             masks = [mask[:, back] & support for (_, mask), support in zip(chosen, supports, strict=True)]
             solved = [each[:, back] for each, _ in chosen]
             if self._affordable(masks):

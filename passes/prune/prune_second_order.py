@@ -39,8 +39,10 @@ class PruneSecondOrder(MaskingPass):
         allocation: How layers share it out: ``uniform``, all the same; ``erk``, by their shapes, large ones sparser;
             ``loss``, by what each share costs each layer, relative to what varies in its output; ``kl``, by what it
             costs the outputs of the model where only that layer is pruned, measured.
-        protect_ends: Leave the first and the last layers as they are, where they hold few of the weights.
+        protect_ends: Leave the first and the last layers without zeros, where they hold few of the weights; the last
+            ones are solved again with the others.
         steps: In how many steps, each solving all layers: step k of n reaches sparsity * (1 - (1 - k/n)^3).
+        levels: Shares of single layers, ``NAME=SHARE`` each; the other layers make up for them.
         method: ``obs``, the exact order of every row; ``sparsegpt``, columns from left to right, for wide layers;
             ``auto``, the exact order where it takes seconds.
         samples: Calibration samples that are run at most.

@@ -35,8 +35,10 @@ class PruneWanda(MaskingPass):
         allocation: How layers share it out: ``uniform``, all the same; ``erk``, by their shapes, large ones sparser;
             ``loss``, by the share of its scores that each layer loses; ``kl``, by what it costs the outputs of the
             model where only that layer is pruned, measured.
-        protect_ends: Leave the first and the last layers as they are, where they hold few of the weights.
+        protect_ends: Leave the first and the last layers without zeros, where they hold few of the weights; the last
+            ones are solved again with the others.
         steps: In how many steps, each solving all layers: step k of n reaches sparsity * (1 - (1 - k/n)^3).
+        levels: Shares of single layers, ``NAME=SHARE`` each; the other layers make up for them.
         refit: Solve the weights that stay again for the dense outputs; without it they stay as they were, as the
             method was published.
         samples: Calibration samples that are run at most.
