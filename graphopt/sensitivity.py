@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 import graphopt
 from graphopt.analysis.layer_statistics import Refusal, find_layers
 from graphopt.errors import UsageError
@@ -15,15 +17,18 @@ from graphopt.report.sensitivity import LayerDamage, LevelDamage, Sensitivity
 from graphopt.rewrite.layer_stop import find_stops
 from graphopt.rewrite.sensitivity import Candidate, damage, finish, measure_layers, unmeasurable
 from graphopt.runtime import Feeds, input_specs
+from graphopt.solve.least_squares import Statistics
 from graphopt.solve.level_kinds import Level, compress, parse_levels
+from graphopt.solve.patterns import channels_last
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from graphopt.rewrite.layer_stop import Stop
     from graphopt.runtime.feeds import Source
-    from graphopt.solve.least_squares import Statistics
     from graphopt.verify.quality import Quality
 
     Progress = Callable[[str, int, int], None]
@@ -84,8 +89,13 @@ def measure_sensitivity(
     def candidates(stop: Stop, given: list[Statistics] | None) -> Sequence[Candidate]:
         if given is None:
             unsolved.add(stop.key)
-        matrices = stop.form.matrices(stop.layer.array())
-        made = compress(matrices, given, wanted)
+        array = stop.layer.array()
+        # N:M lies along the channels of one kernel place, as the passes have it.
+        order = channels_last(array.shape) if stop.form.op == "Conv" else np.arange(stop.form.columns(array.shape))
+        matrices = [part[:, order] for part in stop.form.matrices(array)]
+        seen = None if given is None else [_reordered(each, order) for each in given]
+        back = np.argsort(order)
+        made = [[part[:, back] for part in each] for each in compress(matrices, seen, wanted)]
         return [
             finish(stop, each, given, scales_rows=level.scales_rows) for each, level in zip(made, wanted, strict=True)
         ]
@@ -113,6 +123,13 @@ def measure_sensitivity(
         environment=environment(),
         seed=seed,
     )
+
+
+def _reordered(given: Statistics, order: NDArray[np.intp]) -> Statistics:
+    """Return the statistics of the same inputs in another order."""
+    grid = np.ix_(order, order)
+    means = given.dense_mean[order], given.compressed_mean[order]
+    return Statistics(given.inner[grid], given.outer[grid], given.cross[grid], *means)
 
 
 def _levels(texts: Iterable[str]) -> list[Level]:

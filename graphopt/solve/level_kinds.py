@@ -16,15 +16,19 @@ from numpy.typing import NDArray
 
 from graphopt.solve import rounding
 from graphopt.solve.least_squares import Statistics, solve_flops, solve_rows
-from graphopt.solve.obs import cut_paths, damped, path_flops, removal_path
+from graphopt.solve.obs import RemovalPath, cut_paths, damped, path_flops, removal_path
 from graphopt.solve.patterns import UNSTRUCTURED, Pattern, keep_best
-from graphopt.solve.wanda import wanda_scores
+from graphopt.solve.sparse_gpt import sparse_gpt
+from graphopt.solve.wanda import wanda_mask
 
 Matrix = NDArray[np.float64]
 Given = Sequence[Statistics] | None
 
 MOST_FLOPS = 2e10
 """Work on one layer beyond this goes to a cheaper solver: a few seconds on one core."""
+
+DAMPING = 0.01
+"""Pull towards the weights as they are, relative to the mean square of the inputs."""
 
 _NAMED_LEVELS = {"ternary": rounding.TERNARY, "binary": rounding.BINARY}
 FLOAT_BITS = 32.0
@@ -158,16 +162,42 @@ def _share(value: str) -> float:
 
 
 def _sparsify(matrices: Sequence[Matrix], given: Given, values: Sequence[str]) -> list[list[Matrix]]:
-    shares = [_share(value) for value in values]
-    flops = sum(path_flops(each.shape, UNSTRUCTURED) for each in matrices)
-    if given is not None and flops <= MOST_FLOPS:
-        paths = [removal_path(weight, damped(each.inner, 0.01)) for weight, each in zip(matrices, given, strict=True)]
-        cuts = [cut_paths(paths, share) for share in shares]
-        masks = [[path.mask(cut) for path, cut in zip(paths, each, strict=True)] for each in cuts]
-    else:
-        scores = np.concatenate(_scores(matrices, given))
-        masks = [np.split(keep_best(scores, UNSTRUCTURED, share), len(matrices)) for share in shares]
-    return [_settle(matrices, mask, given) for mask in masks]
+    return _zeroed(matrices, given, [(UNSTRUCTURED, _share(value)) for value in values])
+
+
+def _zeroed(matrices: Sequence[Matrix], given: Given, wanted: Sequence[tuple[Pattern, float]]) -> list[list[Matrix]]:
+    """Return the weights with zeros in each of several patterns and shares, by the best method that is affordable."""
+    if given is None:
+        return [_by_size(matrices, pattern, share) for pattern, share in wanted]
+    systems = [damped(each.inner, DAMPING) for each in given]
+    paths: dict[Pattern, list[RemovalPath]] = {}
+    found = []
+    for pattern, share in wanted:
+        if sum(path_flops(each.shape, pattern) for each in matrices) <= MOST_FLOPS:
+            if pattern not in paths:
+                paths[pattern] = [removal_path(*each, pattern) for each in zip(matrices, systems, strict=True)]
+            cuts = cut_paths(paths[pattern], pattern.share or share)
+            masks = [path.mask(cut) for path, cut in zip(paths[pattern], cuts, strict=True)]
+            solved = [np.where(mask, weight, 0.0) for weight, mask in zip(matrices, masks, strict=True)]
+        elif sum(2 * each.shape[1] ** 2 * sum(each.shape) for each in matrices) <= MOST_FLOPS:
+            pruned = [sparse_gpt(*each, pattern, share) for each in zip(matrices, systems, strict=True)]
+            solved, masks = [each for each, _ in pruned], [mask for _, mask in pruned]
+        else:
+            sizes = [np.diag(each.inner) for each in given]
+            masks = [wanda_mask(*each, pattern, share) for each in zip(matrices, sizes, strict=True)]
+            solved = [np.where(mask, weight, 0.0) for weight, mask in zip(matrices, masks, strict=True)]
+        if sum(map(solve_flops, masks)) <= MOST_FLOPS:
+            groups = zip(matrices, masks, given, strict=True)
+            solved = [solve_rows(*each, damping=DAMPING) for each in groups]
+        found.append(solved)
+    return found
+
+
+def _by_size(matrices: Sequence[Matrix], pattern: Pattern, share: float) -> list[Matrix]:
+    """Return the weights without those of least size: of all groups together, but in N:M."""
+    sizes = np.abs(np.concatenate(matrices))
+    masks = np.split(keep_best(sizes, pattern, share), len(matrices))
+    return [np.where(mask, weight, 0.0) for weight, mask in zip(matrices, masks, strict=True)]
 
 
 def _pattern(value: str) -> Pattern:
@@ -178,35 +208,12 @@ def _pattern(value: str) -> Pattern:
 
 
 def _follow_pattern(matrices: Sequence[Matrix], given: Given, values: Sequence[str]) -> list[list[Matrix]]:
-    found = []
-    for pattern in map(_pattern, values):
-        flops = sum(path_flops(each.shape, pattern) for each in matrices)
-        if given is not None and flops <= MOST_FLOPS:
-            groups = zip(matrices, given, strict=True)
-            paths = [removal_path(weight, damped(each.inner, 0.01), pattern) for weight, each in groups]
-            masks = [path.mask(np.full(len(path.order), path.order.shape[1])) for path in paths]
-        else:
-            masks = [keep_best(scores, pattern, 0.0) for scores in _scores(matrices, given)]
-        found.append(_settle(matrices, masks, given))
-    return found
+    return _zeroed(matrices, given, [(_pattern(value), 0.0) for value in values])
 
 
 def _pattern_size(value: str) -> float:
     pattern = _pattern(value)
     return pattern.keep / pattern.of
-
-
-def _scores(matrices: Sequence[Matrix], given: Given) -> list[Matrix]:
-    if given is None:
-        return [np.abs(weight) for weight in matrices]
-    return [wanda_scores(weight, np.diag(each.inner)) for weight, each in zip(matrices, given, strict=True)]
-
-
-def _settle(matrices: Sequence[Matrix], masks: Sequence[NDArray[np.bool_]], given: Given) -> list[Matrix]:
-    """Return the weights on their masks, solved again where there are statistics and the size allows it."""
-    if given is None or sum(map(solve_flops, masks)) > MOST_FLOPS:
-        return [np.where(mask, weight, 0.0) for weight, mask in zip(matrices, masks, strict=True)]
-    return [solve_rows(weight, mask, each) for weight, mask, each in zip(matrices, masks, given, strict=True)]
 
 
 KINDS = {

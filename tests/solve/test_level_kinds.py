@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.solve import level_kinds
 from graphopt.solve.least_squares import Moments, Statistics, row_errors
 from graphopt.solve.level_kinds import KINDS, Level, compress, parse_levels
 
@@ -114,3 +115,20 @@ def test_every_kind_says_what_its_values_are() -> None:
     for name, kind in KINDS.items():
         first = kind.help.split(",")[0].split(":")[0] if name != "pattern" else "2:4"
         assert parse_levels(f"{name}={first.split(' ')[0]}")
+
+
+@pytest.mark.parametrize("most", [2e10, 3e4, 1.0], ids=["exact", "columns from left to right", "sizes alone"])
+@pytest.mark.parametrize("text", ["sparsity=0.5", "pattern=2:4", "bits=3"])
+def test_layers_too_large_for_one_solver_go_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, most: float, text: str
+) -> None:
+    weights, given = layer(5, groups=2, columns=16)
+    monkeypatch.setattr(level_kinds, "MOST_FLOPS", most)
+    levels = parse_levels(text)
+    found = compress(weights, given, levels)[0]
+    if levels[0].kind != "bits":
+        assert sum(int((each == 0).sum()) for each in found) == pytest.approx(0.5 * 2 * 96, abs=2)
+    least = error(weights, compress(weights, None, levels)[0], given)
+    assert error(weights, found, given) <= least * 1.3
+    if most > 1e9:
+        assert error(weights, found, given) < 0.8 * least
