@@ -117,7 +117,7 @@ def nearest(bits: int) -> object:
     return rounded
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=15)
 @given(SEEDS)
 def test_protection_is_the_best_of_its_exponents_and_never_worse_than_none(seed: int) -> None:
     rng = np.random.default_rng(seed)
