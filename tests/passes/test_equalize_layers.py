@@ -205,7 +205,8 @@ def test_biases_stay_before_padding_and_where_the_channel_may_fall_below() -> No
         ("output", "is an output of the graph"),
         ("shared", "its weight is used elsewhere too"),
         ("sigmoid", "Sigmoid '' lies between"),
-        ("integer", "its weight is not constant"),
+        ("computed", "its weight is not constant"),
+        ("overridable", "its weight is an input too, so callers may replace it"),
     ],
 )
 def test_refusals_say_why(change: str, reason: str) -> None:
@@ -223,7 +224,9 @@ def test_refusals_say_why(change: str, reason: str) -> None:
     proto = network(nodes, weights, [1, 4, 5, 5])
     if change == "output":
         proto.graph.output.append(helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, None))
-    if change == "integer":
+    if change == "overridable":
+        proto.graph.input.append(helper.make_tensor_value_info("w2", onnx.TensorProto.FLOAT, [4, 4, 1, 1]))
+    if change == "computed":
         proto.graph.node[2].input[1] = "computed"
         proto.graph.node.insert(0, helper.make_node("Neg", ["fed"], ["computed"]))
         proto.graph.input.append(helper.make_tensor_value_info("fed", onnx.TensorProto.FLOAT, [4, 4, 1, 1]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.graph import constant_value, is_graph_output, uses
+from graphopt.graph import Constant, constant_value, is_graph_output, uses
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,7 +93,8 @@ def layer_of(node: Node) -> Layer | str:
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     value = None if weight is None else constant_value(weight)
     if weight is None or value is None:
-        return "its weight is not constant"
+        overridable = isinstance(weight, Constant)
+        return "its weight is an input too, so callers may replace it" if overridable else "its weight is not constant"
     if value.dtype.name not in FLOATS or not np.isfinite(value).all():
         return "its weight is no finite float"
     if len(uses(weight)) > 1 or is_graph_output(weight):
