@@ -142,7 +142,7 @@ class MaskingPass(LayerwisePass):
         wanted = self.sparsity * sum(stop.dense.size for stop in taken)
         rest = wanted - sum(share * stop.dense.size for stop, share in fixed.items())
         others = replace(self, sparsity=min(1.0, max(0.0, rest / weights))) if fixed and weights else self
-        protected = {taken[place] for place in self._ends(sweep.model, taken)}
+        protected = {stops[place] for place in self._ends(sweep.model, stops)}
         ends = {place for place, stop in enumerate(free) if stop in protected}
         shares = dict(zip(free, others._shares(sweep, free, ends), strict=True)) | fixed
         return {**refused, **{stop.key: share for stop, share in shares.items()}}
