@@ -27,6 +27,9 @@ Given = Sequence[Statistics] | None
 MOST_FLOPS = 2e10
 """Work on one layer beyond this goes to a cheaper solver: a few seconds on one core."""
 
+MOST_ROUNDING_FLOPS = 1e11
+"""The same for rounding, whose work is all matrix products."""
+
 DAMPING = 0.01
 """Pull towards the weights as they are, relative to the mean square of the inputs."""
 
@@ -128,7 +131,7 @@ def _grid_levels(value: str) -> rounding.Levels:
 def _round(matrices: Sequence[Matrix], given: Given, values: Sequence[str]) -> list[list[Matrix]]:
     columns = matrices[0].shape[1]
     work = len(matrices) * (columns**3 + 12 * len(values) * len(matrices[0]) * columns**2)
-    if given is None or 2 * work > MOST_FLOPS:
+    if given is None or 2 * work > MOST_ROUNDING_FLOPS:
         cube = np.stack(matrices)
         return [list(_nearest(cube, _grid_levels(value))) for value in values]
     problem = rounding.asymmetric_target(matrices, given)

@@ -124,6 +124,7 @@ def test_layers_too_large_for_one_solver_go_to_the_next(
 ) -> None:
     weights, given = layer(5, groups=2, columns=16)
     monkeypatch.setattr(level_kinds, "MOST_FLOPS", most)
+    monkeypatch.setattr(level_kinds, "MOST_ROUNDING_FLOPS", most)
     levels = parse_levels(text)
     found = compress(weights, given, levels)[0]
     if levels[0].kind != "bits":
