@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"not installed, left out: {', '.join(absent)}")
     surroundings = environment()
     record = Record(options.out, surroundings)
+    for other in options.take:
+        record.take(other)
     versions = {**versions, OURS: str(surroundings["graphopt"])}
     tools = [name for name in versions if any(fnmatch.fnmatch(name, glob) for glob in options.tools)]
     runner = Runner(options.peers, options.scratch, threads=options.threads, limit=options.limit, reuse=options.reuse)
@@ -82,6 +84,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of the numeric libraries of every tool")
     parser.add_argument("--limit", type=float, default=300, help="CPU seconds that one run may take")
     parser.add_argument("--reuse", action="store_true", help="take what a peer made before of the same model and data")
+    parser.add_argument(
+        "--take", nargs="*", type=Path, default=[], help="results of other runs, to take their rows over"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "compression.json")
     options = parser.parse_args(argv)
     if options.set_up and options.peers is None:
@@ -235,11 +240,21 @@ class Record:
             kept = {"environment": self._environment, "rows": [rows[key] for key in sorted(rows)]}
             self._out.write_text(json.dumps(kept, indent=1) + "\n")
 
+    def take(self, other: Path) -> None:
+        """Add the rows of another results file of the same environment, where there are none yet."""
+        found = json.loads(other.read_text())
+        if found["environment"] != self._environment:
+            raise SystemExit(f"{other} was written in another environment")
+        here = {tuple(row[key] for key in KEY) for row in self.rows("*")}
+        for row in found["rows"]:
+            if tuple(row[key] for key in KEY) not in here:
+                self.put(row)
+
     def rows(self, model: str) -> list[Row]:
-        """Return the rows of a model."""
+        """Return the rows of a model; ``*`` is all."""
         with self._out.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
-            return [row for row in self._read().values() if row["model"] == model]
+            return [row for row in self._read().values() if model in {"*", row["model"]}]
 
     def _read(self) -> dict[tuple[Any, ...], Row]:
         text = self._out.read_text()
