@@ -210,7 +210,9 @@ def conv_transpose(site: Site) -> list[Known]:
         if size is None or window is None:
             spatial.append(None)
         elif automatic in {"SAME_UPPER", "SAME_LOWER"}:
-            spatial.append(size * strides[axis])
+            # below the stride the padding would be negative, and runtimes do not agree about the size
+            reach = extra[axis] + (window - 1) * dilations[axis] + 1 if isinstance(window, int) else 0
+            spatial.append(size * strides[axis] if reach >= strides[axis] else None)
         else:
             padding = 0 if automatic == "VALID" else pads[axis] + pads[axis + count]
             spatial.append((size - 1) * strides[axis] + extra[axis] + (window - 1) * dilations[axis] + 1 - padding)

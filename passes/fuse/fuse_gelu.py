@@ -10,7 +10,6 @@ import numpy as np
 
 from graphopt.analysis.types import Types
 from graphopt.passes.fuse.matching import (
-    DOUBLE,
     FLOAT,
     FLOAT16,
     above,
@@ -38,8 +37,8 @@ OPSET = 20
 ERF: Coefficients = (0.0, sqrt(0.5))
 TANH: Coefficients = (0.0, sqrt(2 / pi), 0.0, sqrt(2 / pi) * 0.044715)
 
-_KERNELS = {("Erf", FLOAT), ("Erf", FLOAT16), ("Tanh", FLOAT), ("Tanh", FLOAT16), ("Tanh", DOUBLE)}
-_NUMPY = {FLOAT: np.float32, FLOAT16: np.float16, DOUBLE: np.float64}
+_KERNELS = {("Erf", FLOAT), ("Erf", FLOAT16), ("Tanh", FLOAT), ("Tanh", FLOAT16)}
+_NUMPY = {FLOAT: np.float32, FLOAT16: np.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +50,8 @@ class FuseGelu(RulePass):
     Produces:  Gelu, with approximate = "tanh" for the second form; behind it a Mul where the constant factor is another
                than 0.5. Saves 4 nodes for the first and 7 for the second form, and as many passes over x. ONNX Runtime
                computes both in one pass over x; the second form it does not fuse by itself everywhere.
-    Requires:  Opset 20; float32 or float16, float64 for the second form (ONNX Runtime has no other Erf); constants that
-               are right up to the rounding of their type; the steps read by each other alone.
+    Requires:  Opset 20; float32 or float16 (for float64 ONNX Runtime has no Erf, and a Gelu with float32 constants);
+               constants that are right up to the rounding of their type; the steps read by each other alone.
     Preserves: Names, types and shapes; values up to rounding.
     Source:    Hendrycks, Gimpel 2016, arXiv:1606.08415; ONNX Gelu-20.
     """
@@ -94,7 +93,7 @@ def _fused(
     if not are_private(gone, root) or not same_shape(types, source, root.outputs[0]):
         return None
     if (curve.op, down.dtype) not in _KERNELS:
-        return Skip(root, "ONNX Runtime has no Gelu of this form for the element type")
+        return Skip(root, "ONNX Runtime has no Gelu that is right for the element type")
     attrs = {"approximate": "tanh"} if curve.op == "Tanh" else {}
     needs_scale = not is_about(scale, 1.0, down.dtype)
 

@@ -593,6 +593,19 @@ def test_the_types_of_a_loop_agree_with_a_run() -> None:
         assert check_run(model, feed).unknown_rank == 0
 
 
+def test_a_transposed_convolution_whose_kernel_is_below_its_stride_agrees_with_a_run() -> None:
+    """Its padding would be negative: ONNX Runtime gives 9 columns and not 10."""
+    model = read(
+        """g (float[1, 2, 2, 5] x, float[2, 1, 1, 1] w, float[2, 1, 1, 2] v) => (float y, float z) {
+            y = ConvTranspose <auto_pad = "SAME_UPPER", strides = [1, 2]> (x, w)
+            z = ConvTranspose <auto_pad = "SAME_UPPER", strides = [1, 2]> (x, v)
+        }"""
+    )
+    feed = {name: np.ones(shape, np.float32) for name, shape in (("x", (1, 2, 2, 5)), ("w", (2, 1, 1, 1)))}
+    assert check_run(model, feed | {"v": np.ones((2, 1, 1, 2), np.float32)}).unknown_rank == 0
+    assert shapes(model)["z"] == "[1, 1, 2, 10]"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_onnx_finds_no_fault_in_the_cases(name: str) -> None:
     """The cases themselves are right: onnx infers them strictly, which raises where a declared shape is wrong."""
