@@ -61,10 +61,10 @@ def found(path: Path, point: dict[str, Any], original: Path, keep: tuple[str, ..
     if point["channels"]:
         row["removed"] = round(1 - total / dense, 4)
         good &= row["removed"] >= point["channels"] - SLACK
+    # Depthwise layers hold few weights, and zeros in them save nothing: tools may compress them or not.
+    layers = [layer for layer in layers if not layer.depthwise]
+    total = sum(layer.values.size for layer in layers)
     if point["sparsity"]:
-        # Depthwise layers hold few weights, and zeros in them save nothing: tools may prune them or not.
-        layers = [layer for layer in layers if not layer.depthwise]
-        total = sum(layer.values.size for layer in layers)
         row["zeros"] = round(1 - sum(int(np.count_nonzero(layer.values)) for layer in layers) / total, 4)
         aimed = point["sparsity"] * (REACHED if point["group"] else 1)
         good &= row["zeros"] >= aimed - SLACK

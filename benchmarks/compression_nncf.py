@@ -58,7 +58,6 @@ def run(request: dict[str, Any], feeds: list[dict[str, Any]]) -> list[str]:
             mode=getattr(nncf.CompressWeightsMode, f"{mode.upper()}_SYM"),
             ratio=1.0,
             group_size=GROUP if blocks else -1,
-            all_layers=True,
             ignored_scope=ignored,
             dataset=data if more else None,
             subset_size=len(feeds),

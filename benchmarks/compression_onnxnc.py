@@ -63,12 +63,9 @@ def run(request: dict[str, Any], feeds: list[dict[str, Any]]) -> list[str]:
     settings = kind(weight_bits=bits, weight_group_size=GROUP, weight_sym=False)
     for name in keep:
         settings.set_local(name, kind(weight_dtype="fp32"))
-    model = onnx.load(request["model"])
-    rows = settings.to_config_mapping(model_info=settings.get_model_info(model))
     if way == "rtn":
-        found = algorithm_entry.rtn_quantize_entry(request["model"], rows)
+        found = algorithm_entry.rtn_quantize_entry(request["model"], settings)
     else:
-        entry = getattr(algorithm_entry, f"{way}_quantize_entry")
-        found = entry(request["model"], rows, Reader())
+        found = getattr(algorithm_entry, f"{way}_quantize_entry")(request["model"], settings, Reader())
     onnx.save(found, request["output"])
     return []
