@@ -440,3 +440,15 @@ def test_a_node_of_which_one_output_is_read_and_one_is_folded_goes_with_its_last
             z = Neg(largest) }""",
     )
     assert done.ops == ["Mul", "Constant"]
+
+
+@pytest.mark.parametrize(("width", "left"), [(16, ["Add"]), (512, ["Cast", "Add"])])
+def test_weights_in_few_bits_are_unpacked_only_where_the_node_would_be_as_large(width: int, left: list[str]) -> None:
+    weight = np.arange(-8, 8).repeat(width // 16).astype(ml_dtypes.int4)
+    nodes = [helper.make_node("Cast", ["w"], ["c"], to=TensorProto.FLOAT), helper.make_node("Add", ["x", "c"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [width]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    done = check_pass(FoldConstants(), model)
+    assert done.ops == left
+    assert any("few bits" in reason for reason in done.skips.values()) == ("Cast" in left)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 REASON = "it unpacks weights that are stored in few bits; whoever loads the model does that"
 BITS_OF_A_BYTE = 8
+NODE_BYTES = 256
+"""A result of no more bytes is about as large as the node that would make it, so it may be stored instead."""
 
 
 def unpacks(node: Node, size: int) -> bool:
@@ -28,7 +30,7 @@ def unpacks(node: Node, size: int) -> bool:
         size: Bytes of its result.
     """
     source = node.inputs[0] if node.inputs else None
-    if not isinstance(source, Constant):
+    if not isinstance(source, Constant) or size <= NODE_BYTES:
         return False
     if is_op(node, "Cast"):
         return is_sub_byte(source.onnx_dtype) or _is_places(node, source)
