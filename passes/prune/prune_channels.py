@@ -35,7 +35,8 @@ class PruneChannels(Pass):
             ``l1`` and ``l2``, the least norm of the weights that make them; ``entropy``, the least entropy of their
             activations; ``random``. Without data those that need it become ``l2``.
         scope: ``group``: every group loses the same share; ``global``: as many operations go as with equal shares, but
-            more of them where the layers that read them lose less, as ``block-obs`` or ``correlation`` measure it.
+            more of them where the layers that read them lose less, as ``block-obs`` or ``correlation`` measure it;
+            groups that few rows were seen of keep the equal share.
         what: Kinds of units: ``channels`` of convolutions, ``heads`` of attention, ``neurons`` between two matrix
             products.
         tied: Also take channels that additions tie across layers, such as the width of a residual stream.

@@ -195,3 +195,14 @@ def test_the_group_that_costs_least_to_lose_from_loses_most() -> None:
     assert shared[groups[0]] < keep[groups[0]]
     assert shared[groups[1]] > keep[groups[1]]
     assert sum(shared[group] / len(group) for group in groups) <= 1.0 + 1e-9
+
+
+def test_too_few_rows_share_nothing_out() -> None:
+    """A layer seen on fewer rows than it has columns seems to lose nothing; its group keeps the equal share."""
+    original = folded(demo.CNN)
+    kept = []
+    for scope in ("group", "global"):
+        model = original.copy()
+        pruned(model, calibration(model), ratio=0.5, scope=scope, rows=16, multiple=1)
+        kept.append([len(group) for group in groups_of(model).groups])
+    assert kept[0] == kept[1]

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 HELD_NUMBERS = 1 << 26
 """Numbers of the matrices that are held at a time when groups are decided before the walk: half a gigabyte."""
 
+ROWS_PER_COLUMN = 8
+"""Groups whose readers were seen on fewer rows keep their equal share: columns that outnumber the rows predict each
+other by chance, and removing them would look free."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconstruction(LayerwisePass):
@@ -104,6 +108,7 @@ class Reconstruction(LayerwisePass):
             elif len(group.consumers) > 1 or not seen or self.shared:
                 early.append((group, seen))
         rankings: dict[Group, structured.Removal] = {}
+        scarce: set[Group] = set()
         for some in _portions(early):
             observed = sweep.observe(list(dict.fromkeys(stop for _, seen in some for _, stop in seen)))
             for group, seen in some:
@@ -114,13 +119,17 @@ class Reconstruction(LayerwisePass):
                         inner = [each.mean(centred=stop.bias is not None).inner for each in sums]
                         weights = stop.form.matrices(stop.layer.array())
                         readers += self._readers(group, layer, stop, weights, inner)
+                    if any(each.count < ROWS_PER_COLUMN * each.columns for each in sums):
+                        scarce.add(group)
                 with one_thread():
                     if not self.shared:
                         self.choice.decide(group, readers)
                     elif readers:
                         rankings[group] = self.choice.ranked(group, readers, len(group) - 1)
         if self.shared:
-            losses = {group: np.cumsum([0.0, *found.losses]) for group, found in rankings.items()}
+            losses = {
+                group: np.cumsum([0.0, *found.losses]) for group, found in rankings.items() if group not in scarce
+            }
             costs = unit_costs(self.choice.channels, self.choice.groups, facts)
             self.choice.keep.update(share_out(self.choice, losses, costs, multiple=self.multiple))
             for group, _ in early:
