@@ -164,7 +164,7 @@ def _share_of_zeros(model: Model) -> float:
             found = run(session(proto.SerializeToString()), {"image": test["image"][:1]})
         arrays += [np.asarray(found[name]) for name in wanted if np.asarray(found[name]).ndim in {2, 4}]
     whole = sum(array.size for array in arrays)
-    return sum(int((array == 0).sum()) for array in arrays) / whole
+    return float(sum(int((array == 0).sum()) for array in arrays) / whole)
 
 
 def test_binary_leaves_pruned_layers_and_says_why() -> None:

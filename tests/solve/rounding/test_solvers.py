@@ -190,8 +190,8 @@ def test_every_step_lowers_the_error_and_stays_on_the_grid(
 def test_search_is_never_worse_than_min_max_in_its_own_measure(seed: int, levels: Levels) -> None:
     task = problem(seed, columns=12)
     for granularity in ("row", "tensor"):
-        plain = min_max(task.target, levels, granularity)  # type: ignore[arg-type]
-        found = search(task, levels, granularity)  # type: ignore[arg-type]
+        plain = min_max(task.target, levels, granularity)
+        found = search(task, levels, granularity)
         errors = [layer_error(task, grid.nearest(task.target)) for grid in (found, plain)]
         assert errors[0] <= errors[1] * (1 + 1e-12)
 
