@@ -162,7 +162,8 @@ class Comparison:
                 found = self._assets.evidence(self._subject, attempt.output, self._dense)
                 held = compression_format.found(attempt.output, each.to_json(), self._model, self._subject.keep)
             except Exception as error:
-                return row | {"error": f"the result does not run: {type(error).__name__}: {error}"[:300]}
+                said = f"{type(error).__name__}: {error}".replace(str(attempt.output.parent), "")
+                return row | {"error": f"the result does not run: {said}"[:300]}
             evidence.append(found)
             size = attempt.output.stat().st_size
             draws.append(

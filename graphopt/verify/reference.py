@@ -13,7 +13,7 @@ from graphopt.errors import UnsupportedError
 from graphopt.runtime import random_feeds, run, session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import onnxruntime
 
@@ -73,12 +73,15 @@ def open_unoptimized(model: Model | Path | str | bytes) -> onnxruntime.Inference
     return session(model, optimize=False, kernels=kernels, reuse_memory=not many, config=plain)
 
 
-def interpret(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def interpret(
+    model: bytes, feeds: Iterable[Mapping[str, Any]], *, operators: Sequence[type[Any]] = ()
+) -> list[dict[str, Any]]:
     """Run a model in onnx.reference, which shares no code with ONNX Runtime. Slow: for small models.
 
     Args:
         model: The serialized model.
         feeds: Complete feeds.
+        operators: Implementations that take the place of those of onnx.reference.
 
     Returns:
         Outputs by name, one dictionary per feed.
@@ -87,7 +90,7 @@ def interpret(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> list[dict[str
         UnsupportedError: onnx.reference does not implement something in the model.
     """
     try:
-        evaluator = onnx.reference.ReferenceEvaluator(onnx.load_from_string(model))
+        evaluator = onnx.reference.ReferenceEvaluator(onnx.load_from_string(model), new_ops=list(operators))
         names = evaluator.output_names
         found = [evaluator.run(None, dict(feed)) for feed in feeds]
     except (NotImplementedError, onnx.reference.op_run.RuntimeImplementationError, RuntimeError, TypeError) as error:

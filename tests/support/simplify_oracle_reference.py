@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-import onnx.reference
 from onnx.reference.ops import op_loop
 
-from graphopt.errors import UnsupportedError
+from graphopt.verify import reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    import onnx
 
 
 class Loop(op_loop.Loop):  # type: ignore[misc]
@@ -47,29 +47,5 @@ class Loop(op_loop.Loop):  # type: ignore[misc]
 
 
 def interpret(model: bytes, feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Run a model in onnx.reference, which shares no code with ONNX Runtime.
-
-    Args:
-        model: The serialized model.
-        feeds: Complete feeds.
-
-    Returns:
-        Outputs by name, one dictionary per feed.
-
-    Raises:
-        UnsupportedError: onnx.reference does not implement something in the model.
-    """
-    try:
-        evaluator = onnx.reference.ReferenceEvaluator(onnx.load_from_string(model), new_ops=[Loop])
-        names = evaluator.output_names
-        found = [evaluator.run(None, dict(feed)) for feed in feeds]
-    except (NotImplementedError, onnx.reference.op_run.RuntimeImplementationError, RuntimeError, TypeError) as error:
-        raise UnsupportedError(
-            f"onnx.reference cannot run it: {type(error).__name__}: {error}",
-            must="Every operator has a reference implementation",
-        ) from error
-    return [dict(zip(names, map(_array, outputs), strict=True)) for outputs in found]
-
-
-def _array(value: Any) -> Any:
-    return value if isinstance(value, list | dict) or value is None else np.asarray(value)
+    """Run a model in the repaired onnx.reference; see `graphopt.verify.reference.interpret`."""
+    return reference.interpret(model, feeds, operators=[Loop])
