@@ -9,7 +9,7 @@ variance and mean, the records.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from graphopt.analysis.dense_reference import DenseReference
 from graphopt.analysis.layer_statistics import (
     Batches,
+    CollectedStatistics,
     Layer,
     LayerStatistics,
     Refusal,
     Segments,
     Sums,
     collect,
+    column_norms,
     find_layers,
     stream,
 )
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from graphopt.analysis import Facts
-    from graphopt.analysis.layer_statistics import Reading
+    from graphopt.analysis.layer_statistics import Observed, Reading
     from graphopt.graph import Model, Node, Rewriter, Tensor
     from graphopt.solve.least_squares import Statistics
 
@@ -136,7 +138,7 @@ class Sweep:
         batches: Complete feeds; none where there is no data.
         rows: Rows of input per batch and layer.
         seed: Decides which.
-        known: Statistics that were collected before, used where there is no data.
+        known: Statistics that were collected before: layers are solved on them, whether there is data or not.
         last: Number of the last batch.
     """
 
@@ -154,9 +156,9 @@ class Sweep:
         Memory holds the sums of all of them at once; `observed` bounds it. Layers that cannot be observed are missing.
         """
         readings = [each for stop in stops for each in (*stop.readings, *stop.ahead)]
-        if not self.batches:
+        if self.known is not None:
             return {stop.key: sums for stop in stops if (sums := self._known(stop)) is not None}
-        if not readings:
+        if not readings or not self.batches:
             return {}
         names = list(dict.fromkeys(reading.tensor for reading in readings))
         with one_thread():
@@ -183,10 +185,10 @@ class Sweep:
 
         With each comes whether its sums may be used up, because no other layer shares them.
 
-        Both models are run once, and once more before where layers show what they read only further on. Without data,
-        statistics that are known serve every layer: those of the model before it was changed.
+        Both models are run once, and once more before where layers show what they read only further on. Statistics that
+        are known serve every layer instead: those of the model before it was changed.
         """
-        if not self.batches:
+        if self.known is not None or not self.batches:
             yield from ((stop, self._known(stop) or Sums(), False) for stop in stops)
             return
         ahead = self._ahead([each for stop in stops for each in stop.ahead])
@@ -202,8 +204,15 @@ class Sweep:
                 yield stop, found, not shared
 
     def _known(self, stop: Stop) -> Sums | None:
-        found = None if self.known is None else self.known.of(stop.key)
-        return None if found is None else Sums(found.moments, [], found.squares)
+        found = self.known_of(stop)
+        return None if found is None or isinstance(found, str) else Sums(found.moments, [], found.squares)
+
+    def known_of(self, stop: Stop) -> Observed | str | None:
+        """Return what is known of what a layer reads, why that does not hold for it, or None where nothing is known."""
+        if self.known is None:
+            return None
+        norms = column_norms(stop.form, stop.dense)
+        return self.known.read_by([(each.tensor, each.form) for each in (*stop.readings, *stop.ahead)], norms)
 
     def _ahead(self, readings: Sequence[Reading]) -> dict[str, Sums]:
         def run(model: Model, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -223,8 +232,8 @@ class Sweep:
 class LayerwisePass(Pass):
     """A pass that solves one layer after the other; subclasses define `solve`.
 
-    Without data, `LayerStatistics` that were recorded for the model as it is take its place: every layer is solved on
-    what it read before anything was changed, and judged on the same samples.
+    `CollectedStatistics` that are recorded take the place of data: every layer is solved on what it read in the dense
+    model (x is z), and judged on the same samples. Data that is given too serves what has to run the model.
 
     Attributes:
         samples: Calibration samples that are run at most.
@@ -262,6 +271,11 @@ class LayerwisePass(Pass):
         if not 0 < self.damping < 1e6:
             raise ValueError(f"damping is {self.damping}, but it must be above 0")
 
+    @property
+    def runs_for(self) -> str:
+        """What the pass must run the model for even where statistics are known, as a clause; empty where nothing."""
+        return ""
+
     @abstractmethod
     def solve(self, problem: Problem) -> Solution | str:
         """Return the new weights of a layer, or why it stays as it is."""
@@ -291,27 +305,33 @@ class LayerwisePass(Pass):
         if self.repairs and facts.get(DenseReference).model is None:
             yield Skip(model.graph.name or "model", "no weights were pruned before, so there is nothing to repair")
             return
-        known = facts.cached(LayerStatistics) if facts.feeds is None else None
+        known = facts.get(CollectedStatistics).found
+        if known is None and facts.feeds is None:
+            known = facts.cached(LayerStatistics)
         observed = facts.feeds is not None or known is not None
         if not observed and not self.data_free:
             yield Skip(model.graph.name or "model", f"{self.name} needs calibration data; give --data")
             return
+        if known is not None and facts.feeds is None and self.runs_for:
+            yield Skip(model.graph.name or "model", f"{self.runs_for}, which no statistics hold; give --data too")
+            return
         DenseReference.remember(model, facts)
         dense = facts.get(DenseReference).model
         assert dense is not None
-        stops: list[Stop] = []
-        for found in find_stops(model, dense, self.layers(model), observed=observed, strict=self.repairs):
-            if isinstance(found, Refusal):
-                yield Skip(found.node, found.reason)
-            elif found.reading is None and not self.data_free:
-                yield Skip(found.layer.node, found.unobserved)
-            elif found.wide and not self.takes_wide:
-                yield Skip(found.layer.node, "it has too many columns for statistics of them to fit memory")
-            else:
-                stops.append(found)
         batches = () if facts.feeds is None else Batches.of(facts.feeds, self.samples)
         count = len(batches)
         sweep = Sweep(model, dense, batches, -(-self.rows // max(1, count)), facts.seed, known, count - 1)
+        stops: list[Stop] = []
+        for found in find_stops(model, dense, self.layers(model), observed=observed, strict=self.repairs):
+            stop = found if isinstance(found, Refusal) else _checked(found, sweep)
+            if isinstance(stop, Refusal):
+                yield Skip(stop.node, stop.reason)
+            elif stop.reading is None and not self.data_free:
+                yield Skip(stop.layer.node, stop.unobserved)
+            elif stop.wide and not self.takes_wide:
+                yield Skip(stop.layer.node, "it has too many columns for statistics of them to fit memory")
+            else:
+                stops.append(stop)
         plans = self.plan(sweep, stops, facts)
         for stop in stops:
             if stop.reading is None:
@@ -370,6 +390,12 @@ class LayerwisePass(Pass):
         what += ", bias corrected" if corrects else ""
         records = tuple(LayerRecord(node_label(each), each.op, what) for each in layer.nodes)
         return Patch(f"{self.name} {node.op} '{node_label(node)}': {what}", layer.nodes, apply, records)
+
+
+def _checked(stop: Stop, sweep: Sweep) -> Stop:
+    """Return the stop, as one that cannot be observed where statistics are known but do not hold for it."""
+    found = None if stop.reading is None else sweep.known_of(stop)
+    return replace(stop, at="", readings=(), ahead=(), unobserved=found) if isinstance(found, str) else stop
 
 
 def _accepted(problem: Problem, solution: Solution) -> list[Rows]:

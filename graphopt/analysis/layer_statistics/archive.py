@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from graphopt.analysis.layer_statistics.observed import Observed
 from graphopt.analysis.layer_statistics.spread import BINS, Histogram, Spread
 from graphopt.errors import DataError, WriteError
+from graphopt.runtime.arrays import open_npz
 from graphopt.solve.least_squares import Moments, Squares
 
 if TYPE_CHECKING:
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     Arrays = dict[str, NDArray[Any]]
 
 FORMAT = "graphopt.layer-statistics"
-VERSION = 1
+VERSION = 2
 
 _HEAD = "head"
+
+_SLACK = 1e-3
+"""By so much, relative to the mean squares, sums of float32 products may break what holds for exact ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,11 @@ class Contents:
     """What a file holds; see `LayerStatistics`."""
 
     fingerprint: str
+    samples: int
     tables: Mapping[str, Observed]
+    forms: Mapping[str, tuple[str, str]]
     layers: Mapping[str, tuple[str, ...]]
+    norms: Mapping[str, NDArray[np.float64]]
     lookups: Mapping[str, NDArray[np.int64]]
     refused: Mapping[str, str]
 
@@ -47,15 +53,18 @@ def flat(contents: Contents) -> Arrays:
         "format": FORMAT,
         "version": VERSION,
         "fingerprint": contents.fingerprint,
-        "tables": list(contents.tables),
-        "layers": {name: list(tables) for name, tables in contents.layers.items()},
+        "samples": contents.samples,
+        "tables": {name: contents.forms[name] for name in contents.tables},
+        "layers": dict(contents.layers),
         "lookups": list(contents.lookups),
         "refused": dict(contents.refused),
     }
     arrays: Arrays = {_HEAD: np.frombuffer(json.dumps(head, sort_keys=True).encode(), np.uint8)}
-    for place, table in enumerate(contents.tables.values()):
-        for name, array in _of_table(table).items():
+    for place, table in enumerate(sorted(contents.tables)):
+        for name, array in _of_table(contents.tables[table]).items():
             arrays[f"table{place}_{name}"] = array
+    for place, name in enumerate(sorted(contents.layers)):
+        arrays[f"norms{place}"] = contents.norms[name]
     for place, counts in enumerate(contents.lookups.values()):
         arrays[f"lookup{place}"] = counts
     return arrays
@@ -83,22 +92,16 @@ def write(path: str | Path, contents: Contents) -> None:
 
 
 def read(path: str | Path) -> Contents:
-    """Read contents from a file.
+    """Read contents from a file: nothing is unpickled, and nothing that takes more memory than the file is long.
 
     Raises:
         DataError: The file is missing, damaged or of another format.
     """
+    arrays = _arrays(Path(path))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays: Arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise DataError("there is no such file", where=str(path)) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise _damaged(path, f"it is no .npz file of plain arrays ({error})") from error
-    try:
-        head = json.loads(bytes(arrays[_HEAD]))
+        head = json.loads(arrays[_HEAD].tobytes())
         kind, version = head["format"], head["version"]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(path, "it does not say that it holds statistics of layers") from error
     if kind != FORMAT or version != VERSION:
         raise DataError(
@@ -108,19 +111,63 @@ def read(path: str | Path) -> Contents:
             do="Collect the statistics again.",
         )
     try:
-        return Contents(
-            str(head["fingerprint"]),
-            {name: _table(arrays, f"table{place}_") for place, name in enumerate(head["tables"])},
-            {name: tuple(tables) for name, tables in head["layers"].items()},
-            {name: arrays[f"lookup{place}"] for place, name in enumerate(head["lookups"])},
-            dict(head["refused"]),
-        )
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+        return _contents(head, arrays)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(path, f"it is not complete ({error})") from error
+
+
+def _arrays(path: Path) -> Arrays:
+    try:
+        stored = open_npz(path)
+        size = sum(array.dtype.itemsize * int(np.prod(array.shape, dtype=object)) for array in stored.values())
+        if size > path.stat().st_size:
+            raise _damaged(path, f"its arrays take {size} bytes, more than the file has")
+        return {name: array.whole() for name, array in stored.items()}
+    except DataError as error:
+        if not path.exists():
+            raise DataError("there is no such file", where=str(path), do="Check the path.") from error
+        raise _damaged(path, f"it is no .npz file of plain arrays ({error.what})") from error
+    except OSError as error:
+        raise _damaged(path, f"it cannot be read ({error.strerror})") from error
+
+
+def _contents(head: Any, arrays: Arrays) -> Contents:
+    tables = {str(name): _table(arrays, f"table{place}_") for place, name in enumerate(head["tables"])}
+    layers = {str(name): tuple(map(str, parts)) for name, parts in head["layers"].items()}
+    unknown = {part for parts in layers.values() for part in parts} - set(tables)
+    if unknown:
+        msg = f"nothing is there of '{min(unknown)}', which a layer reads"
+        raise ValueError(msg)
+    return Contents(
+        str(head["fingerprint"]),
+        int(head["samples"]),
+        tables,
+        {str(name): (str(tensor), str(form)) for name, (tensor, form) in head["tables"].items()},
+        layers,
+        {name: _vector(arrays, f"norms{place}") for place, name in enumerate(layers)},
+        {str(name): _counts(arrays, f"lookup{place}") for place, name in enumerate(head["lookups"])},
+        {str(name): str(why) for name, why in head["refused"].items()},
+    )
 
 
 def _damaged(path: str | Path, what: str) -> DataError:
     return DataError(what, where=str(path), must=f"A file that LayerStatistics.save wrote, format {FORMAT}.")
+
+
+def _vector(arrays: Arrays, name: str) -> NDArray[np.float64]:
+    found = arrays[name].astype(np.float64)
+    if found.ndim != 1 or not np.isfinite(found).all():
+        msg = f"{name} is no list of finite numbers"
+        raise ValueError(msg)
+    return found
+
+
+def _counts(arrays: Arrays, name: str) -> NDArray[np.int64]:
+    found = arrays[name].astype(np.int64)
+    if found.ndim != 1 or (found < 0).any():
+        msg = f"{name} is no list of counts"
+        raise ValueError(msg)
+    return found
 
 
 def _of_table(table: Observed) -> Arrays:
@@ -169,8 +216,25 @@ def _table(arrays: Arrays, prefix: str) -> Observed:
             each.inner[...] = inner[group]
             each.compressed[...] = sums[group]
             each.count = int(rows[group])
+            if not _is_possible(each):
+                msg = f"{prefix}{kind} holds numbers that no samples have"
+                raise ValueError(msg)
             if isinstance(each, Moments):
                 table.moments.append(each)
             else:
                 table.squares.append(each)
     return table
+
+
+def _is_possible(sums: Moments | Squares) -> bool:
+    """Tell whether sums may be those of samples; solvers rely on it. Sums that overflowed may: they are never used."""
+    if sums.count < 0 or not np.isfinite(sums.inner).all():
+        return sums.count >= 0
+    squares = sums.inner if sums.inner.ndim == 1 else np.diag(sums.inner)
+    if (squares < 0).any():
+        return False
+    sizes = np.sqrt(squares)
+    if not (np.abs(sums.compressed) <= (1 + _SLACK) * np.sqrt(sums.count) * sizes).all():
+        return False
+    uneven = np.abs(sums.inner - sums.inner.T)  # zeros for squares alone
+    return bool((uneven <= (_SLACK * sizes[:, None] * sizes if sums.inner.ndim == 2 else 0)).all())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from graphopt.analysis.layer_statistics.form import form_of, inputs_of, use_of
 from graphopt.analysis.layer_statistics.layers import Layer, find_layers
@@ -11,6 +13,8 @@ from graphopt.graph import constant_value
 from graphopt.graph.labels import node_label
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from graphopt.analysis.layer_statistics.rows import Form
     from graphopt.graph import Model
 
@@ -60,9 +64,18 @@ def computed_names(model: Model) -> set[str]:
     return made | {str(tensor.name) for tensor in model.graph.inputs}
 
 
-def find_readings(model: Model) -> tuple[dict[str, list[Reading]], dict[str, str]]:
-    """Return what every layer reads by `layer_key`, and why others cannot be observed, by their names."""
+def column_norms(form: Form, weight: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the norm of each column of each group's matrix, [groups * columns]."""
+    return np.concatenate([np.sqrt(np.einsum("rc,rc->c", part, part)) for part in form.matrices(weight)])
+
+
+def find_readings(model: Model) -> tuple[dict[str, list[Reading]], dict[str, NDArray[np.float64]], dict[str, str]]:
+    """Return what every layer reads and its `column_norms`, by `layer_key`, and why others cannot be observed.
+
+    Reasons are by the labels of nodes.
+    """
     readings: dict[str, list[Reading]] = {}
+    norms: dict[str, NDArray[np.float64]] = {}
     refused: dict[str, str] = {}
     computed = computed_names(model)
     for layer in find_layers(model, depthwise=True, recurrent=True):
@@ -78,7 +91,8 @@ def find_readings(model: Model) -> tuple[dict[str, list[Reading]], dict[str, str
         columns = form.columns(array.shape)
         wide = is_wide(form.groups, columns)
         readings[layer_key(layer)] = [Reading("", name, each, columns, wide=wide) for name, each in found]
-    return readings, refused
+        norms[layer_key(layer)] = column_norms(form, array)
+    return readings, norms, refused
 
 
 def find_lookups(model: Model) -> dict[str, tuple[str, int]]:
