@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt.target.grid import Grid, activation_grid
+from graphopt.target.grid import ASYMMETRIC_UINT8, Grid, GridKind, activation_grid
 
 if TYPE_CHECKING:
     from graphopt.analysis.ranges import Ranges, TensorRange
@@ -15,23 +15,28 @@ if TYPE_CHECKING:
 class GridOf:
     """The grid of a group of tensors, from the ranges seen.
 
+    Attributes:
+        kind: Type and symmetry of the grids.
+
     Args:
         ranges: What was seen.
         calibrator: How a range follows from it.
         percentile: For the calibrator ``percentile``.
+        kind: Type and symmetry of the grids.
     """
 
-    def __init__(self, ranges: Ranges, calibrator: str, percentile: float) -> None:
+    def __init__(self, ranges: Ranges, calibrator: str, percentile: float, kind: GridKind = ASYMMETRIC_UINT8) -> None:
         self._ranges = ranges
         self._calibrator = calibrator
         self._percentile = percentile
+        self.kind = kind
         self._grids: dict[int, Grid] = {}
 
     def __call__(self, group: Group) -> Grid:
         """Return the grid of a group; equal on every call."""
         if id(group) not in self._grids:
             seen = [found for tensor in group.tensors if (found := self._ranges.get(tensor.name)) is not None]
-            self._grids[id(group)] = self._over(group, seen, 256)
+            self._grids[id(group)] = self._over(group, seen, self.kind.number.levels)
         return self._grids[id(group)]
 
     def few(self, group: Group, tensor: Tensor, levels: int) -> Grid:
@@ -41,14 +46,20 @@ class GridOf:
 
     def _over(self, group: Group, seen: list[TensorRange], levels: int) -> Grid:
         if group.fixed is not None or not seen:
-            return activation_grid(*(group.fixed or (0.0, 0.0)), levels=levels)
+            return self._grid(*(group.fixed or (0.0, 0.0)), levels)
         spans = [self._span(found, levels) for found in seen]
         low, high = min(span[0] for span in spans), max(span[1] for span in spans)
         if group.bounds is not None:
             low, high = max(low, group.bounds[0]), min(high, group.bounds[1])
-        return activation_grid(low, high, levels=levels)
+        return self._grid(low, high, levels)
+
+    def _grid(self, low: float, high: float, levels: int) -> Grid:
+        whole = levels == self.kind.number.levels
+        return activation_grid(low, high, levels=None if whole else levels, kind=self.kind)
 
     def _span(self, seen: TensorRange, levels: int) -> tuple[float, float]:
+        if self.kind.number.real:
+            return seen.low, seen.high  # small values lose nothing by a wide range
         if self._calibrator == "percentile":
             return seen.percentile(self._percentile)
         if self._calibrator in {"mse", "auto"}:

@@ -178,17 +178,17 @@ class StaticForm:
         """Return the restored form of a tensor on a grid of few levels.
 
         What an integer operator made was rounded to its own grid before: a residual branch keeps all levels of that.
-        Rounding saturates at 255, so the integers are cut off behind it.
+        Rounding saturates at the end of the type, so the integers are cut off behind it.
         """
         if tensor not in self._coarse:
             name = short_name(tensor)
             scale = rw.constant(np.asarray(grid.scale, np.float32), name=f"{name}_few_scale", near=node)
-            zero_point = self._zero_point(rw, node, np.asarray(grid.zero_point, np.uint8))
+            zero_point = self._zero_point(rw, node, np.asarray(grid.zero_point, grid.number.dtype))
             source = self._restored.get(tensor, tensor)
             rounded = conversion(rw, "QuantizeLinear", [source, scale, zero_point], near=node)
-            ends = [self._zero_point(rw, node, np.asarray(end, np.uint8)) for end in (0, grid.top)]
+            ends = [self._zero_point(rw, node, np.asarray(end, grid.number.dtype)) for end in (grid.bottom, grid.top)]
             cut = rw.op("Clip", [rounded, *ends], near=node, name=f"{name}_few")
-            rw.set_type(cut, np.dtype(np.uint8), tensor.shape)
+            rw.set_type(cut, grid.number.dtype, tensor.shape)
             self._coarse[tensor] = conversion(rw, "DequantizeLinear", [cut, scale, zero_point], near=node)
         return self._coarse[tensor]
 
@@ -248,7 +248,7 @@ class StaticForm:
             grid = self._grid_of(group)
             base = short_name(group.tensors[0])
             scale = rw.constant(np.asarray(grid.scale, np.float32), name=f"{base}_scale", near=node)
-            self._parameters[key] = (scale, self._zero_point(rw, node, np.asarray(grid.zero_point, np.uint8)))
+            self._parameters[key] = (scale, self._zero_point(rw, node, np.asarray(grid.zero_point, grid.number.dtype)))
         return self._parameters[key]
 
     def _zero_point(self, rw: Rewriter, node: Node, value: NDArray[np.generic]) -> Constant:
@@ -259,11 +259,12 @@ class StaticForm:
         return self._zero_points[key]
 
     def _restored_constant(self, rw: Rewriter, node: Node, value: NDArray[np.float32], tensor: Tensor) -> Variable:
-        grid = activation_grid(float(value.min(initial=0.0)), float(value.max(initial=0.0)))
+        low, high = float(value.min(initial=0.0)), float(value.max(initial=0.0))
+        grid = activation_grid(low, high, kind=self._grid_of.kind)
         name = short_name(tensor)
         rounded = rw.constant(grid.quantize(value), name=f"{name}_quantized", near=node)
         scale = rw.constant(np.asarray(grid.scale, np.float32), name=f"{name}_scale", near=node)
-        zero_point = self._zero_point(rw, node, np.asarray(grid.zero_point, np.uint8))
+        zero_point = self._zero_point(rw, node, np.asarray(grid.zero_point, grid.number.dtype))
         return conversion(rw, "DequantizeLinear", [rounded, scale, zero_point], near=node)
 
     # -------------------------------------------------------------------------------------------------- weights
