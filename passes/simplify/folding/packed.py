@@ -1,4 +1,4 @@
-"""Tells what unpacks weights that are stored in few bits: runtimes do it when they load, the file stays small."""
+"""Tells what unpacks weights that are stored small: runtimes do it when they load, the file stays small."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphopt.passes.simplify.purity import is_op
 if TYPE_CHECKING:
     from graphopt.graph import Node
 
-REASON = "it unpacks weights that are stored in few bits; whoever loads the model does that"
+REASON = "it unpacks weights that are stored small; whoever loads the model does that"
 BITS_OF_A_BYTE = 8
 NODE_BYTES = 256
 """A result of no more bytes is about as large as the node that would make it, so it may be stored instead."""
@@ -22,8 +22,8 @@ NODE_BYTES = 256
 def unpacks(node: Node, size: int) -> bool:
     """Tell whether a node that reads constants is the first step out of a packed form.
 
-    That is a Cast of a type of less than a byte, a Cast of places in a code book that a Gather looks up, or a BitShift
-    of bytes to each of their bits.
+    That is a Cast of a type of less than a byte, a Cast of places in a code book that a Gather looks up, a BitShift of
+    bytes to each of their bits, or the zeros among which ScatterElements puts the values of a sparse weight.
 
     Args:
         node: The node.
@@ -32,6 +32,8 @@ def unpacks(node: Node, size: int) -> bool:
     source = node.inputs[0] if node.inputs else None
     if not isinstance(source, Constant) or size <= NODE_BYTES:
         return False
+    if is_op(node, "ConstantOfShape"):
+        return _is_canvas(node)
     if is_op(node, "Cast"):
         return is_sub_byte(source.onnx_dtype) or _is_places(node, source)
     return is_op(node, "BitShift") and source.onnx_dtype == TensorProto.UINT8 and size == BITS_OF_A_BYTE * source.nbytes
@@ -43,3 +45,9 @@ def _is_places(node: Node, source: Constant) -> bool:
         return False
     book = readers[0].inputs[0]
     return isinstance(book, Constant) and len(book.shape) == 1 and book.nbytes < source.nbytes
+
+
+def _is_canvas(node: Node) -> bool:
+    canvas = node.outputs[0]
+    readers = list(canvas.outputs)
+    return bool(readers) and all(is_op(each, "ScatterElements") and each.inputs[0] is canvas for each in readers)
