@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graphopt.solve.calibrators import least_divergence, least_error, percentile
 from graphopt.target.grid import ASYMMETRIC_UINT8, Grid, GridKind, activation_grid
 
 if TYPE_CHECKING:
-    from graphopt.analysis.ranges import Ranges, TensorRange
+    from graphopt.analysis.activation_ranges import Ranges, TensorRange
     from graphopt.graph import Tensor
+    from graphopt.solve.calibrators import Span
     from graphopt.target.placement import Group
 
 
@@ -57,11 +59,18 @@ class GridOf:
         whole = levels == self.kind.number.levels
         return activation_grid(low, high, levels=None if whole else levels, kind=self.kind)
 
-    def _span(self, seen: TensorRange, levels: int) -> tuple[float, float]:
+    def _span(self, seen: TensorRange, levels: int) -> Span:
+        distribution = seen.distribution
+        if seen.chosen is not None:
+            return seen.chosen
         if self.kind.number.real:
             return seen.low, seen.high  # small values lose nothing by a wide range
+        if self._calibrator == "moving-average":
+            return seen.moving_average()
+        if distribution is None or self._calibrator == "minmax":
+            return seen.low, seen.high
         if self._calibrator == "percentile":
-            return seen.percentile(self._percentile)
-        if self._calibrator in {"mse", "auto"}:
-            return seen.least_error(levels)
-        return seen.low, seen.high
+            return percentile(distribution, self._percentile)
+        if self._calibrator == "entropy":
+            return least_divergence(distribution, levels, symmetric=self.kind.symmetric)
+        return least_error(distribution, levels, symmetric=self.kind.symmetric)

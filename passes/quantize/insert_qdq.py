@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from graphopt.analysis.layer_statistics import end_layers
-from graphopt.analysis.ranges import Ranges
+from graphopt.analysis.activation_ranges import Ranges
 from graphopt.analysis.types import Types
 from graphopt.errors import UnsupportedError
 from graphopt.graph import producer, uses
@@ -95,7 +95,7 @@ class InsertQdq(Pass):
     weights: Literal["int8"] = "int8"
     activations: Literal["auto", "uint8", "int4", "dynamic", "none"] = "auto"
     per_channel: bool = True
-    calibrator: Literal["auto", "minmax", "percentile", "mse"] = "auto"
+    calibrator: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"] = "auto"
     percentile: float = 99.999
     correct_bias: bool = True
     embeddings: bool = True

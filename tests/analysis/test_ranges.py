@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from graphopt.analysis import Facts
-from graphopt.analysis import ranges as module
-from graphopt.analysis.ranges import BINS, Ranges, TensorRange
+from graphopt.analysis.activation_ranges import BINS, Ranges, TensorRange
+from graphopt.analysis.activation_ranges import collect as module
 from graphopt.errors import DataError
 from graphopt.graph import Model, read_model
 from graphopt.runtime import Feeds
+from graphopt.solve.calibrators import least_error, percentile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,50 +36,62 @@ def model_of(graph: str) -> Model:
     return read_model(onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]>' + graph))
 
 
+def seen_of(arrays: list[NDArray[np.float32]]) -> TensorRange:
+    seen = TensorRange()
+    for array in arrays:
+        seen.add(array)
+    return seen
+
+
 @given(st.lists(ARRAYS, min_size=1, max_size=6))
 def test_ends_are_exact_and_no_value_is_lost(arrays: list[NDArray[np.float32]]) -> None:
-    seen = TensorRange()
-    for array in arrays:
-        seen.add(array)
+    seen = seen_of(arrays)
     values = np.concatenate([array.reshape(-1) for array in arrays])
-    assert seen.low == values.min()
-    assert seen.high == values.max()
-    assert int(seen.counts.sum()) == values.size
-    assert seen.start <= seen.low
-    assert seen.start + seen.width * BINS >= seen.high
+    assert seen.histogram is not None
+    assert (seen.low, seen.high) == (values.min(), values.max())
+    assert int(seen.histogram.counts.sum()) == values.size == seen.values
+    assert seen.zeros == np.count_nonzero(values == 0)
+    assert seen.moving_average() == pytest.approx(
+        (np.mean([array.min() for array in arrays]), np.mean([array.max() for array in arrays])), rel=1e-6, abs=1e-6
+    )
 
 
-@given(st.lists(ARRAYS, min_size=1, max_size=4), st.floats(60, 100))
-def test_percentile_lies_within_a_bin_of_numpy(arrays: list[NDArray[np.float32]], share: float) -> None:
-    seen = TensorRange()
-    for array in arrays:
-        seen.add(array)
-    values = np.concatenate([array.reshape(-1) for array in arrays]).astype(np.float64)
-    low, high = seen.percentile(share)
-    assert seen.low <= low <= high <= seen.high
-    tail = 100 - share if values.min() >= 0 or values.max() <= 0 else (100 - share) / 2
-    if values.min() < 0:
-        assert low <= np.percentile(values, tail, method="higher") + seen.width
-    if values.max() > 0:
-        assert high >= np.percentile(values, 100 - tail, method="lower") - seen.width
+@given(st.lists(ARRAYS, max_size=3), st.lists(ARRAYS, max_size=3), st.lists(ARRAYS, max_size=3))
+def test_shards_merge_to_what_one_run_sees_in_any_order(
+    a: list[NDArray[np.float32]], b: list[NDArray[np.float32]], c: list[NDArray[np.float32]]
+) -> None:
+    x, y, z = seen_of(a), seen_of(b), seen_of(c)
+    whole, left, right = seen_of([*a, *b, *c]), x.merge(y).merge(z), z.merge(y.merge(x))
+    for merged in (left, right):
+        assert merged.histogram is not None
+        assert whole.histogram is not None
+        assert (merged.low, merged.high, merged.values, merged.zeros) == (
+            whole.low,
+            whole.high,
+            whole.values,
+            whole.zeros,
+        )
+        assert merged.histogram.exponent == whole.histogram.exponent
+        np.testing.assert_array_equal(merged.histogram.counts, whole.histogram.counts)
+        assert merged.moving_average() == pytest.approx(whole.moving_average(), rel=1e-9, abs=1e-9)
+        assert (merged.channels is None) == (whole.channels is None)
+        if merged.channels is not None and whole.channels is not None:
+            np.testing.assert_allclose(merged.channels.squares, whole.channels.squares, rtol=1e-6)
 
 
 def test_range_doubles_in_both_directions_without_losing_resolution() -> None:
-    seen = TensorRange()
     random = np.random.default_rng(0)
-    for size in (1.0, 10.0, 300.0, 5.0):
-        seen.add((random.standard_normal(10_000) * size).astype(np.float32))
-    assert seen.width * BINS <= 4 * (seen.high - seen.low)
-    assert int(seen.counts.sum()) == 40_000
+    parts = [(random.standard_normal(10_000) * size).astype(np.float32) for size in (1.0, 10.0, 300.0, 5.0)]
+    seen = seen_of(parts)
+    assert seen.histogram is not None
+    assert seen.histogram.width * BINS <= 4 * max(seen.high, -seen.low)
+    assert int(seen.histogram.counts.sum()) == 40_000
 
 
-def test_percentile_keeps_the_zero_end_of_an_activation_function() -> None:
-    seen = TensorRange()
-    values = np.maximum(np.random.default_rng(0).standard_normal(100_000), 0).astype(np.float32)
-    seen.add(values)
-    low, high = seen.percentile(99)
-    assert low == 0.0
-    assert high == pytest.approx(np.percentile(values, 99), abs=2 * seen.width)
+def test_without_histogram_only_the_ends_are_seen() -> None:
+    seen = TensorRange(histogram=None)
+    seen.add(np.array([1.0, -2.0, 0.0], np.float32))
+    assert (seen.low, seen.high, seen.distribution) == (-2.0, 1.0, None)
 
 
 def test_channel_means_are_exact_and_stop_where_the_width_changes() -> None:
@@ -97,17 +110,18 @@ def test_channel_means_are_exact_and_stop_where_the_width_changes() -> None:
     assert seen.channel_means() is None
 
 
-def test_least_error_cuts_off_a_lone_outlier_and_no_more() -> None:
+def test_mean_squares_per_channel_are_those_of_the_axis_that_readers_sum_over() -> None:
     random = np.random.default_rng(0)
-    seen = TensorRange()
-    seen.add(np.array([40.0], np.float32))
-    for _ in range(40):
-        seen.add(random.standard_normal(60_000).astype(np.float32))
-    low, high = seen.least_error()
-    assert 3.0 < high < 25.0
-    assert low < -3.0
-    whole, cut = seen.noise(seen.low, seen.high), seen.noise(low, high)
-    assert cut < whole
+    values = random.standard_normal((4, 5, 6)).astype(np.float32)
+    for axis, others in ((1, (0, 2)), (-1, (0, 1))):
+        seen = TensorRange(axis=axis)
+        seen.add(values)
+        seen.add(values * 2)
+        powers, means = seen.channel_powers(), seen.channel_means()
+        assert powers is not None
+        assert means is not None
+        np.testing.assert_allclose(powers, (values.astype(np.float64) ** 2).mean(axis=others) * 2.5, rtol=1e-5)
+        np.testing.assert_allclose(means, values.astype(np.float64).mean(axis=others) * 1.5, rtol=1e-4, atol=1e-6)
 
 
 def test_every_float_activation_has_a_range_and_integers_have_none() -> None:
@@ -182,5 +196,6 @@ def test_a_loud_channel_is_seen_whatever_its_place(channel: int) -> None:
     values[..., channel] *= 30
     seen = TensorRange()
     seen.add(values)
-    assert seen.least_error()[1] > 40
-    assert seen.percentile(99.99)[1] > 40
+    assert seen.distribution is not None
+    assert least_error(seen.distribution)[1] > 40
+    assert percentile(seen.distribution, 99.99)[1] > 40
