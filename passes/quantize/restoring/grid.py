@@ -1,0 +1,200 @@
+"""The grid that the integers of a tensor lie on, and the operators that convert between both forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from onnx import TensorProto
+
+from graphopt.graph import constant_value, is_graph_output, producer, uses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from graphopt.graph import Node, Rewriter, Tensor, Variable
+
+STANDARD = (None, "", "ai.onnx")
+MICROSOFT = "com.microsoft"
+AXIS_SINCE = 13
+"""The first opset whose DequantizeLinear takes a scale per channel."""
+
+_LIMITS: dict[int, tuple[float, float]] = {
+    TensorProto.INT2: (-2, 1),
+    TensorProto.UINT2: (0, 3),
+    TensorProto.INT4: (-8, 7),
+    TensorProto.UINT4: (0, 15),
+    TensorProto.INT8: (-128, 127),
+    TensorProto.UINT8: (0, 255),
+    TensorProto.INT16: (-32768, 32767),
+    TensorProto.UINT16: (0, 65535),
+    TensorProto.FLOAT8E4M3FN: (-448, 448),
+    TensorProto.FLOAT8E5M2: (-57344, 57344),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorGrid:
+    """Scale and zero point of a tensor, as tensors of the model: a code q stands for (q - zero) * scale.
+
+    Attributes:
+        scale: One element, one per index of ``axis``, or one per block of it.
+        zero: Of the codes' type and the scale's shape; None for zeros.
+        axis: Axis of the scales; it means nothing where there is one.
+        block: Size of a block; 0 for none.
+    """
+
+    scale: Tensor
+    zero: Tensor | None
+    axis: int = 1
+    block: int = 0
+
+    @property
+    def values(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Scales and zero points; None where either is computed at run time."""
+        scale = constant_value(self.scale)
+        zero = np.zeros((), np.int64) if self.zero is None else constant_value(self.zero)
+        return None if scale is None or zero is None else (scale, zero)
+
+    def is_same_as(self, other: TensorGrid) -> bool:
+        """Tell whether both hold the same numbers."""
+        one, two = self.values, other.values
+        if one is None or two is None:
+            return (self.scale, self.zero) == (other.scale, other.zero)
+        if one[0].size > 1 and (self.axis, self.block) != (other.axis, other.block):
+            return False
+        scales = np.array_equal(one[0].reshape(-1), two[0].reshape(-1))
+        zeros = [np.broadcast_to(each[1].astype(np.float64).reshape(-1), one[0].size) for each in (one, two)]
+        return scales and np.array_equal(zeros[0], zeros[1])
+
+    def bounds(self, element: int) -> tuple[float, float] | None:
+        """Return the real values at both ends of a grid with one scale, or None where there are several scales.
+
+        Args:
+            element: ONNX element type of the codes.
+        """
+        found, limits = self.values, _LIMITS.get(element)
+        if found is None or limits is None or found[0].size != 1 or found[1].size != 1:
+            return None
+        scale, zero = np.float32(found[0].reshape(-1)[0]), float(found[1].reshape(-1)[0])
+        return float((limits[0] - zero) * scale), float((limits[1] - zero) * scale)
+
+
+def written_grid(node: Node) -> TensorGrid:
+    """Return the grid of a QuantizeLinear or DequantizeLinear."""
+    zero = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+    return TensorGrid(node.inputs[1], zero, int(node.attrs.get("axis", 1)), int(node.attrs.get("block_size", 0)))
+
+
+def is_conversion(node: Node | None, op: str) -> bool:
+    """Tell whether a node is a QuantizeLinear or DequantizeLinear, of the standard or of ONNX Runtime's own domain."""
+    return node is not None and node.op == op and (node.domain in STANDARD or node.domain == MICROSOFT)
+
+
+def grid_of(tensor: Tensor) -> TensorGrid | None:
+    """Return the grid that the integers of a tensor lie on, by who rounds or who restores them; None if unknown."""
+    source = producer(tensor)
+    if source is not None and is_conversion(source, "QuantizeLinear"):
+        return written_grid(source)
+    for use in uses(tensor):
+        if is_conversion(use.node, "DequantizeLinear") and use.index == 0:
+            return written_grid(use.node)
+    return None
+
+
+def restored_values(codes: NDArray[Any], grid: TensorGrid) -> NDArray[Any] | None:
+    """Return what constant codes stand for, in the type of the scale; None where the grid is no constant."""
+    found = grid.values
+    if found is None:
+        return None
+    scale, zero = found
+    wide = (
+        np.int64 if codes.dtype.kind in "iu" or codes.dtype.name in {"int4", "uint4", "int2", "uint2"} else np.float32
+    )
+    shifted = codes.astype(wide) - spread(zero.astype(wide), codes.shape, grid)
+    step = spread(scale, codes.shape, grid)
+    made: NDArray[Any] = (shifted.astype(np.float32) * step.astype(np.float32)).astype(scale.dtype)
+    return made
+
+
+def spread(values: NDArray[Any], shape: tuple[int, ...], grid: TensorGrid) -> NDArray[Any]:
+    """Return scales or zero points in a shape that broadcasts against the codes."""
+    if values.size == 1:
+        return values.reshape(())
+    axis = grid.axis % len(shape)
+    if grid.block:
+        repeated = np.repeat(values, grid.block, axis=axis)
+        return repeated[tuple(slice(0, size) if place == axis else slice(None) for place, size in enumerate(shape))]
+    return values.reshape([-1 if place == axis else 1 for place in range(len(shape))])
+
+
+def restore(rw: Rewriter, node: Node, codes: Tensor, grid: TensorGrid, *, opset: int) -> Tensor:
+    """Return the real values of a tensor: a constant for constant codes that need it, else a DequantizeLinear's result.
+
+    Args:
+        rw: The rewriter.
+        node: The node that will read it.
+        codes: The integers.
+        grid: What they stand for.
+        opset: Of the model: below 13 a DequantizeLinear takes one scale only.
+    """
+    values = constant_value(codes)
+    many = grid.values is not None and grid.values[0].size > 1
+    if values is not None and many and opset < AXIS_SINCE:
+        real = restored_values(values, grid)
+        assert real is not None
+        made: Tensor = rw.constant(real, name=f"{codes.name}_restored", near=node)
+        return made
+    attrs: dict[str, Any] = {"axis": grid.axis} if many else {}
+    restored: Variable = rw.op("DequantizeLinear", _inputs(codes, grid), attrs=attrs, near=node)
+    rw.set_type(restored, grid.scale.dtype or np.dtype(np.float32), codes.shape)
+    return restored
+
+
+def round_to(rw: Rewriter, node: Node, real: Tensor, grid: TensorGrid, like: Tensor) -> Variable:
+    """Return a tensor rounded to a grid with one scale, of the type and shape of ``like``."""
+    rounded: Variable = rw.op("QuantizeLinear", _inputs(real, grid), like=like, near=node)
+    return rounded
+
+
+def _inputs(tensor: Tensor, grid: TensorGrid) -> list[Tensor]:
+    return [tensor, grid.scale] if grid.zero is None else [tensor, grid.scale, grid.zero]
+
+
+def integer_type(tensor: Tensor) -> int:
+    """Return the ONNX element type of a tensor of codes, taken from its grid's zero point where it is not declared."""
+    found = int(tensor.onnx_dtype or 0)
+    if found:
+        return found
+    grid = grid_of(tensor)
+    source = producer(tensor)
+    if grid is not None and grid.zero is not None:
+        return int(grid.zero.onnx_dtype or 0)
+    stated = int(source.attrs.get("output_dtype", 0)) if source is not None else 0
+    return stated or int(TensorProto.UINT8)
+
+
+def erase_idle(rw: Rewriter, tensors: Iterable[Tensor], ops: frozenset[str] | None = None) -> None:
+    """Remove nodes that nothing reads any more, from the given tensors upwards.
+
+    Args:
+        rw: The rewriter.
+        tensors: What lost a reader.
+        ops: Operators that may go; None for all without a body.
+    """
+    waiting = [tensor for tensor in tensors if not tensor.is_empty()]
+    while waiting:
+        source = producer(waiting.pop())
+        if source is None or source.graph is None or (ops is not None and source.op not in ops):
+            continue
+        if any(uses(out) or is_graph_output(out) for out in source.outputs):
+            continue
+        waiting += [tensor for tensor in source.inputs if not tensor.is_empty()]
+        rw.erase([source])
+
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float64))
