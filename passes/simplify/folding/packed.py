@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnx import TensorProto
 
-from graphopt.graph import Constant
+from graphopt.graph import Constant, producer
 from graphopt.graph.dtypes import is_sub_byte
 from graphopt.passes.simplify.purity import is_op
 
@@ -48,6 +48,16 @@ def _is_places(node: Node, source: Constant) -> bool:
 
 
 def _is_canvas(node: Node) -> bool:
-    canvas = node.outputs[0]
-    readers = list(canvas.outputs)
-    return bool(readers) and all(is_op(each, "ScatterElements") and each.inputs[0] is canvas for each in readers)
+    readers = list(node.outputs[0].outputs)
+    return bool(readers) and all(is_op(each, "ScatterElements") and _is_from_bits(each) for each in readers)
+
+
+def _is_from_bits(scatter: Node) -> bool:
+    """Tell whether a ScatterElements takes its places from those of the bits that are set."""
+    tensor = scatter.inputs[1]
+    for op in ("Reshape", "NonZero", "Reshape", "BitShift"):
+        node = producer(tensor)
+        if node is None or not is_op(node, op):
+            return False
+        tensor = node.inputs[0]
+    return True
