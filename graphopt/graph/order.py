@@ -38,10 +38,10 @@ def _in_order(graph: Graph, captured: dict[Node, list[Node]]) -> bool:
     done: set[Node] = set()
     for node in graph.nodes:
         for tensor in node.inputs:
-            made = tensor.inputs.first()
-            if made is not None and made not in done and made.graph is graph:
+            makers = tensor.inputs
+            if makers and makers[0] not in done and makers[0].graph is graph:
                 return False
-        if node in captured and any(made.graph is graph and made not in done for made in captured[node]):
+        if captured and node in captured and any(made.graph is graph and made not in done for made in captured[node]):
             return False
         done.add(node)
     return True
@@ -171,7 +171,8 @@ def eliminate_unreachable(
         graph: The graph to clean.
         nested: Clean the bodies in it too.
         unused_outputs: Also make trailing outputs of nodes that nobody reads empty.
-        unused_inputs: Also remove graph inputs that nobody reads: this changes the public interface.
+        unused_inputs: Also remove inputs of the graph itself that nobody reads: this changes the public interface.
+            Bodies keep theirs: how many a body has, its operator decides.
         unused_initializers: Also remove initializers that nobody reads, except those that are inputs.
 
     Returns:
@@ -194,7 +195,7 @@ def eliminate_unreachable(
     for scope in list(nested_graphs(graph)) if nested else [graph]:
         if unused_outputs:
             _drop_unused_outputs(scope)
-        if unused_inputs:
+        if unused_inputs and scope is graph:
             scope.inputs[:] = [t for t in scope.inputs if t.outputs or len(t.roles) > 1]
         if unused_initializers:
             _drop_unused_initializers(scope)

@@ -30,9 +30,9 @@ from graphopt.analysis.layer_statistics import (
     stream,
 )
 from graphopt.analysis.layer_statistics.statistics import MATRIX_BYTES
-from graphopt.graph import Constant
 from graphopt.graph.labels import node_label
 from graphopt.rewrite.layer_stop import Stop, find_stops, stages
+from graphopt.rewrite.new_weight import write_weight
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip
 from graphopt.solve import least_squares
@@ -373,13 +373,7 @@ class LayerwisePass(Pass):
             shift = np.concatenate([least_squares.bias_shift(wanted, found, given) for wanted, found, given in groups])
 
         def apply(rewriter: Rewriter) -> None:
-            tensor = layer.weight
-            if isinstance(tensor, Constant):
-                rewriter.set_weight(tensor, weight)
-            else:
-                added = rewriter.constant(weight, name=tensor.name, near=node)
-                rewriter.replace_uses(tensor, added)
-                tensor = added
+            tensor = write_weight(rewriter, layer.weight, weight, node)
             if corrects and bias is not None:
                 like = np.zeros(problem.rows, array.dtype)
                 bias.write(rewriter, problem.stop.dense_bias + shift * bias.factor, like, node)

@@ -28,6 +28,18 @@ _FEWER = 0.9
 _SAFE_DAMPING = 1e-4
 """From here on the damped system has an inverse to many digits, whatever the samples: its condition is C / damping."""
 
+_SURE_DAMPING = 1e-3
+"""From here on the damped system is positive definite, whatever was rounded off the sums."""
+
+_ROUNDED_OFF = 1e-12
+"""Share of a squared mean below which a variance is none: float32 samples are not that exact."""
+
+_LEAST_DAMPING = 1e-10
+"""Share of the trace that is added at least: inverses of a worse condition are made of rounding."""
+
+_STEADY = 0.9
+"""Share of the power of samples in their means from which on products are taken in float64."""
+
 _WORTH_THREADS = 1e8
 """Floating-point operations from which on rows are solved on several threads."""
 
@@ -80,12 +92,12 @@ class Moments:
         if not self._waiting:
             return
         waiting, self._waiting, self._rows_waiting = self._waiting, [], 0
-        z = np.concatenate([part for _, part in waiting])
+        z = _summable(np.concatenate([part for _, part in waiting]))
         self.inner += z.T @ z
         self.compressed += z.sum(axis=0, dtype=np.float64)
         self.count += len(z)
         if not self.symmetric:
-            x = np.concatenate([part for part, _ in waiting])
+            x = _summable(np.concatenate([part for part, _ in waiting]))
             self.outer += x.T @ x
             self.cross += x.T @ z
             self.dense += x.sum(axis=0, dtype=np.float64)
@@ -115,16 +127,31 @@ class Moments:
         """
         self.settle()
         x, z = self.dense / self.count, self.compressed / self.count
+        inner = _mean(self.inner, self.count, (z, z) if centred else None, last=last)
+        still_z = _constant(inner, z) if centred else None
+        _clear(inner, still_z, still_z)
         if self.symmetric:
-            inner = _mean(self.inner, self.count, (z, z) if centred else None, last=last)
             return Statistics(inner, inner, inner, x, z)
-        return Statistics(
-            _mean(self.inner, self.count, (z, z) if centred else None, last=last),
-            _mean(self.outer, self.count, (x, x) if centred else None, last=last),
-            _mean(self.cross, self.count, (x, z) if centred else None, last=last),
-            x,
-            z,
-        )
+        outer = _mean(self.outer, self.count, (x, x) if centred else None, last=last)
+        cross = _mean(self.cross, self.count, (x, z) if centred else None, last=last)
+        still_x = _constant(outer, x) if centred else None
+        _clear(outer, still_x, still_x)
+        _clear(cross, still_x, still_z)
+        return Statistics(inner, outer, cross, x, z)
+
+
+def _summable(samples: NDArray[np.float32]) -> NDArray[np.floating]:
+    """Return samples in the type in which their products are taken: float64 where means outweigh what varies.
+
+    When the means are taken out of the sums, what float32 rounded off the products would be more than what is left.
+    """
+    if not len(samples):
+        return samples
+    with np.errstate(over="ignore", invalid="ignore"):
+        power = float(np.einsum("nc,nc->", samples, samples, dtype=np.float64))
+        means = samples.mean(axis=0, dtype=np.float64)
+        steady = len(samples) * float(means @ means)
+    return samples.astype(np.float64) if steady > _STEADY * power else samples
 
 
 def _mean(sums: Matrix, count: int, means: tuple[Vector, Vector] | None, *, last: bool) -> Matrix:
@@ -135,6 +162,19 @@ def _mean(sums: Matrix, count: int, means: tuple[Vector, Vector] | None, *, last
             rows = slice(start, start + _BLOCK_ROWS // 16)
             found[rows] -= np.outer(means[0][rows], means[1])
     return found
+
+
+def _constant(centred: Matrix, means: Vector) -> NDArray[np.intp]:
+    """Return the columns whose variance is what rounding left of it: they never change."""
+    return np.flatnonzero(np.diag(centred) <= _ROUNDED_OFF * np.square(means))
+
+
+def _clear(centred: Matrix, rows: NDArray[np.intp] | None, columns: NDArray[np.intp] | None) -> None:
+    """Set moments of what never changes to exactly zero: of noise as small as theirs nothing can be solved."""
+    if rows is not None and rows.size:
+        centred[rows] = 0.0
+    if columns is not None and columns.size:
+        centred[:, columns] = 0.0
 
 
 @dataclass(slots=True)
@@ -193,6 +233,38 @@ def identity(columns: int) -> Statistics:
     return Statistics(one, one, one, np.zeros(columns), np.zeros(columns))
 
 
+def damped(inner: Matrix, damping: float) -> tuple[Matrix, float]:
+    """Return H + d I, [C, C], and d: damping * mean of the diagonal of H or more where that is too little, 1 for H = 0.
+
+    Sums of rounded products are positive semidefinite up to rounding only; with little damping, or inputs whose mean
+    outweighs what varies, d grows until the system is positive definite in float64.
+
+    Args:
+        inner: H, [C, C], finite.
+        damping: Relative strength, above 0.
+
+    Cost: C^2; at dampings below 1e-3 a Cholesky factorization, C^3 / 3, or a few.
+    """
+    diagonal = np.diag(inner)
+    strength = max(damping, _LEAST_DAMPING * len(inner)) * float(np.mean(np.abs(diagonal)))
+    strength = strength if strength > np.finfo(np.float64).tiny else 1.0
+    system = inner.copy()
+    places = np.diag_indices_from(system)
+    system[places] = diagonal + strength
+    while damping < _SURE_DAMPING and not _is_definite(system):
+        strength *= 10
+        system[places] = diagonal + strength
+    return system, strength
+
+
+def _is_definite(system: Matrix) -> bool:
+    try:
+        np.linalg.cholesky(system)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
 def solve_rows(weight: Matrix, support: NDArray[np.bool_], given: Statistics, *, damping: float = 0.01) -> Matrix:
     """Return the weights on the support that best give the dense outputs from the compressed inputs.
 
@@ -210,10 +282,8 @@ def solve_rows(weight: Matrix, support: NDArray[np.bool_], given: Statistics, *,
 
     Cost: `solve_flops`, divided over the cores where that is much.
     """
-    strength = damping * float(np.mean(np.diag(given.inner))) + np.finfo(np.float64).tiny
+    system, strength = damped(given.inner, damping)
     wanted = weight @ given.cross + strength * weight
-    system = given.inner.copy()
-    system[np.diag_indices_from(system)] += strength
     solved = np.where(support, weight, 0.0)
     groups = _by_support(support)
     inverse = _inverse(system) if len(groups) > 1 and damping >= _SAFE_DAMPING and _few_zeros(support) else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.solve import least_squares
 from graphopt.solve.obs_library import call_path
 from graphopt.solve.patterns import UNSTRUCTURED
 
@@ -64,11 +65,8 @@ class RemovalPath:
 
 
 def damped(inner: Matrix, damping: float) -> Matrix:
-    """Return H + d I with d = damping * mean of the diagonal of H, [C, C]; positive definite for damping above 0."""
-    strength = damping * float(np.mean(np.diag(inner))) + np.finfo(np.float64).tiny
-    system = inner.copy()
-    system[np.diag_indices_from(system)] += strength
-    return system
+    """Return H + d I, [C, C], positive definite; see `least_squares.damped`."""
+    return least_squares.damped(inner, damping)[0]
 
 
 def removal_path(

@@ -36,6 +36,9 @@ LEAST_GAIN = 0.02
 def smooth(inputs: Vector, weights: Vector, alpha: float) -> Vector:
     """Return the scales max|x_j|^alpha / max|w_j|^(1 - alpha), [C]; 1 for channels that are always zero.
 
+    Where one of them lies beyond the bounds all get a common factor, which evens nothing out, so that the largest and
+    the smallest are equally far from 1.
+
     Args:
         inputs: Largest size of each channel on real data, [C].
         weights: Largest size of the weights that each channel meets, [C].
@@ -45,7 +48,11 @@ def smooth(inputs: Vector, weights: Vector, alpha: float) -> Vector:
     """
     used = (inputs > 0) & (weights > 0)
     wide, narrow = np.where(used, inputs, 1.0), np.where(used, weights, 1.0)
-    return np.asarray(np.clip(np.where(used, wide**alpha / narrow ** (1 - alpha), 1.0), 1 / MOST, MOST))
+    scales = np.where(used, wide**alpha / narrow ** (1 - alpha), 1.0)
+    if used.any() and not 1 / MOST <= scales.min() <= scales.max() <= MOST:
+        middle = np.sqrt(scales[used].max() * scales[used].min())
+        scales = np.where(used, scales / middle, 1.0)
+    return _bounded(scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +104,7 @@ def protect(
         tries = [(step / steps, _powers(sizes / total, step / steps)) for step in range(1, steps)]
         errors = [_lost(weights, moment, _bounded(total * scales), rounded) for _, scales in tries]
         best = int(np.argmin(errors)) if errors else 0
-        if not errors or errors[best] > after * (1 - LEAST_GAIN):
+        if not errors or not errors[best] < after * (1 - LEAST_GAIN):
             break
         exponents.append(tries[best][0])
         total, after = _bounded(total * tries[best][1]), errors[best]

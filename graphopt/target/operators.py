@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import Constant, constant_value
+from graphopt.target.stored import weight_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +45,8 @@ def products_of(node: Node, sizes: Mapping[str, float]) -> float:
     """Return the products per sample that a weighted operator saves time on; a depthwise convolution saves none."""
     if is_depthwise(node):
         return 0.0
-    shape = [int(size) for size in node.inputs[1].shape]
+    shape = weight_shape(node.inputs[1])
+    assert shape is not None, "its rule refuses it otherwise"
     if node.op == "Conv":
         return sizes.get(node.outputs[0].name, 0.0) * float(np.prod(shape[1:]))
     columns = shape[0] if node.op == "Gemm" and node.attrs.get("transB", 0) else shape[-1]
@@ -54,4 +56,18 @@ def products_of(node: Node, sizes: Mapping[str, float]) -> float:
 def is_depthwise(node: Node) -> bool:
     """Tell whether a convolution has one filter per input channel."""
     group = int(node.attrs.get("group", 1))
-    return node.op == "Conv" and group > 1 and list(node.inputs[1].shape or [0, 0])[1] == 1
+    if node.op != "Conv" or group == 1:
+        return False
+    shape = weight_shape(node.inputs[1]) or node.inputs[1].shape
+    return shape is not None and shape[1] == 1
+
+
+def output_axis(node: Node, rank: int) -> int:
+    """Return the axis of a weight that counts output channels: the only one with a scale per entry (never K)."""
+    if node.op == "Conv":
+        return 0
+    if node.op == "ConvTranspose":
+        return 1
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transB", 0) else 1
+    return rank - 1

@@ -82,6 +82,15 @@ def weight_value(tensor: Tensor) -> NDArray[np.generic] | None:
     return stored.restore() if isinstance(stored, StoredWeight) else None
 
 
+def weight_shape(tensor: Tensor) -> tuple[int, ...] | None:
+    """Return the shape of a weight, of one that is restored too: what restores it need not declare any."""
+    value = constant_value(tensor)
+    if value is not None:
+        return tuple(value.shape)
+    stored = stored_weight(tensor)
+    return tuple(stored.codes.shape) if isinstance(stored, StoredWeight) else None
+
+
 def restores_constant(node: Node) -> bool:
     """Tell whether a node computes a weight from constants alone: a DequantizeLinear, or a Gather from a code book."""
     if node.domain not in STANDARD or node.op not in {"DequantizeLinear", "Gather"}:

@@ -45,6 +45,9 @@ would have to lose for them costs more than it saves."""
 MOST_FLOPS = 3e12
 """Layers whose weights would take more to solve again keep what choosing left: tens of seconds on one core."""
 
+_ENDLESS = 1e30
+"""Loss that stands for what overflowed: more than any other, and the sum over all layers stays finite."""
+
 LEVELS = np.array([0.0, *np.arange(0.1, 0.9, 0.05), *np.arange(0.9, 0.99, 0.02), 0.99])
 """Shares of zeros that the allocation by losses chooses from, for each layer."""
 
@@ -300,6 +303,14 @@ class MaskingPass(LayerwisePass):
                 squares = [(np.diag(moments.inner) / moments.count)[order] for moments in seen.fit]
                 found.append(self.losses([part[:, order] for part in weights], given, squares))
         return found
+
+
+def relative(errors: Vector, power: float) -> Vector:
+    """Return errors as shares of the power of a layer's output: none where the output never varies, finite always."""
+    if power <= np.finfo(np.float64).tiny:
+        return np.zeros(len(errors))
+    with np.errstate(over="ignore"):
+        return np.nan_to_num(errors / power, nan=_ENDLESS, posinf=_ENDLESS)
 
 
 def permuted(given: Statistics, order: NDArray[np.intp]) -> Statistics:

@@ -11,11 +11,11 @@ import numpy as np
 from graphopt.analysis.dense_reference import DenseReference
 from graphopt.analysis.layer_statistics import Layer, Refusal, end_layers, find_layers, form_of
 from graphopt.analysis.row_scale import RowScale
-from graphopt.graph import Constant
 from graphopt.passes.prune.gradual import quietly
 from graphopt.passes.prune.refit_weights import RefitWeights
 from graphopt.passes.prune.structure import Structure, blocks_above, masks_by_score
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip, node_label
+from graphopt.rewrite.new_weight import write_weight
 from graphopt.solve import scores
 from graphopt.solve.patterns import UNSTRUCTURED, Pattern
 
@@ -240,10 +240,7 @@ def _prune(layer: Layer, mask: Mask) -> Patch | Skip:
 
     def apply(rewriter: Rewriter) -> None:
         pruned = np.where(mask, value, np.zeros((), value.dtype))
-        if isinstance(layer.weight, Constant):
-            rewriter.set_weight(layer.weight, pruned)
-            return
-        rewriter.replace_uses(layer.weight, rewriter.constant(pruned, name=layer.weight.name, near=layer.node))
+        write_weight(rewriter, layer.weight, pruned, layer.node)
 
     records = tuple(LayerRecord(node_label(node), node.op, what) for node in layer.nodes)
     reason = f"set {gone} of {value.size} weights of {layer.node.op} '{node_label(layer.node)}' to zero"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from graphopt.passes.prune.masking import LEVELS, MaskingPass
+from graphopt.passes.prune.masking import LEVELS, MaskingPass, relative
 from graphopt.solve import obs
 from graphopt.solve.sparse_gpt import sparse_gpt
 
@@ -94,11 +94,11 @@ class PruneSecondOrder(MaskingPass):
         power = sum(float(np.sum((w @ each.inner) * w)) for w, each in zip(weights, given, strict=True))
         if not self._exact(weights):
             errors = [self._error(weights, systems, float(level)) for level in LEVELS]
-            return np.asarray(errors) / max(power, np.finfo(np.float64).tiny)
+            return relative(np.asarray(errors), power)
         paths = [
             obs.removal_path(*each, self.parsed, threads=_threads()) for each in zip(weights, systems, strict=True)
         ]
-        return obs.losses_at(paths, LEVELS) / max(power, np.finfo(np.float64).tiny)
+        return relative(obs.losses_at(paths, LEVELS), power)
 
     def _error(self, weights: Sequence[Matrix], systems: Sequence[Matrix], share: float) -> float:
         total = 0.0

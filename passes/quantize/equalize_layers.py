@@ -160,7 +160,7 @@ def _own_bias(reader: Layer) -> Array | None:
     if len(node.inputs) < 3 or not node.inputs[2].name:
         return np.zeros(reader.outputs, reader.value.dtype)
     value = constant_value(node.inputs[2])
-    return value if value is not None and value.size == reader.outputs == value.shape[-1] else None
+    return value if value is not None and value.ndim and value.size == reader.outputs == value.shape[-1] else None
 
 
 def _shifted(reader: Layer, part: Vector) -> Array:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Vector = NDArray[np.float64]
 
 LEAST_CHANGE = 0.02
-"""Scales closer to 1 than this are not worth a patch."""
+"""Scales closer to each other than this are not worth a patch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +80,10 @@ class SmoothActivations(Pass):
             yield from self._smoothed(link, seen[link.tensor.name], facts)
 
     def _smoothed(self, link: Link, inputs: Vector, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        scales = smooth(inputs, _weights(link), self.alpha)
-        if float(np.abs(scales - 1).max(initial=0.0)) < LEAST_CHANGE:
+        weights = _weights(link)
+        scales = smooth(inputs, weights, self.alpha)
+        used = scales[(inputs > 0) & (weights > 0)]
+        if not used.size or float(used.max() / used.min()) < 1 + LEAST_CHANGE:
             yield Skip(link.readers[0].node, "its inputs are as even as its weights")
             return
         before, after = _unevenness(inputs), _unevenness(inputs / scales)

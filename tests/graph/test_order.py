@@ -148,6 +148,21 @@ def test_unreachable_nodes_and_initializers_go(branches: Model) -> None:
     assert [t.name for t in graph.inputs] == ["x"]
 
 
+def test_a_body_keeps_inputs_that_it_does_not_read() -> None:
+    model = from_text(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[4] x, float[4] unread, int64 n, bool c) => (float[4] z) {
+            z = Loop (n, c, x) <body = b (int64 i, bool go, float[4] s) => (bool on, float[4] t) {
+                on = Identity(go)
+                t = Neg(s)
+            }>
+        }"""
+    )
+    model.graph.cleanup(remove_unused_graph_inputs=True)
+    assert [t.name for t in model.graph.inputs] == ["x", "n", "c"]
+    assert [t.name for t in model.graph.nodes[0].attrs["body"].inputs] == ["i", "go", "s"]
+
+
 def test_unreachable_nodes_inside_a_body_release_what_they_capture() -> None:
     model = from_text(
         """<ir_version: 8, opset_import: ["": 17]>

@@ -153,3 +153,19 @@ def test_protection_helps_where_few_inputs_are_large() -> None:
     np.testing.assert_array_equal(dead.scales, 1.0)
     again = protect([np.ones((2, 3))], np.eye(3), np.ones(3), rounded)
     assert again.exponents == ()
+
+
+def test_protection_ends_where_nothing_is_lost_any_more() -> None:
+    weights = [np.eye(4)]
+    found = protect(weights, np.zeros((4, 4)), np.array([1.0, 9.0, 0.1, 3.0]), nearest(4))  # type: ignore[arg-type]
+    assert not found.exponents
+    assert found.before == found.after == 0.0
+    np.testing.assert_array_equal(found.scales, 1.0)
+
+
+def test_scales_beyond_the_bounds_even_out_as_much_as_those_inside() -> None:
+    inputs = np.array([3174.0, 2828.0, 6080.0, 941.0, 0.0])
+    scale = smooth(inputs, np.ones(5), 1.0)
+    even = (inputs / scale)[:4]
+    np.testing.assert_allclose(even, even[0], rtol=1e-12)
+    assert scale[4] == 1.0

@@ -14,6 +14,7 @@ from graphopt.solve.least_squares import (
     Moments,
     Squares,
     bias_shift,
+    damped,
     row_errors,
     rows_improved,
     solve_flops,
@@ -227,3 +228,34 @@ def test_the_last_mean_takes_the_memory_of_the_sums(*, symmetric: bool, centred:
     x = z if symmetric else x
     mean = np.outer(x.mean(axis=0, dtype=float), z.mean(axis=0, dtype=float)) if centred else 0
     np.testing.assert_allclose(found.cross, x.T.astype(float) @ z / 400 - mean, rtol=1e-3, atol=1e-3)
+
+
+def test_means_that_outweigh_what_varies_do_not_drown_it() -> None:
+    draw = np.random.default_rng(3)
+    varies = draw.standard_normal((4000, 6)) @ draw.standard_normal((6, 6))
+    x = (varies + 20000).astype(np.float32)
+    exact = np.cov(x.astype(np.float64), rowvar=False, bias=True)
+    np.testing.assert_allclose(moments(x, x).mean(centred=True).inner, exact, rtol=1e-3, atol=1e-4)
+
+
+def test_inputs_that_never_change_have_no_moments_at_all() -> None:
+    draw = np.random.default_rng(4)
+    x = draw.standard_normal((500, 4)).astype(np.float32)
+    x[:, 1] = 300.3
+    found = moments(x, x).mean(centred=True)
+    assert not found.inner[1].any()
+    assert not found.cross[:, 1].any()
+    assert (np.diag(found.inner)[[0, 2, 3]] > 0.5).all()
+
+
+@pytest.mark.parametrize("damping", [1e-15, 1e-9, 0.01])
+@pytest.mark.parametrize("kind", ["zero", "low rank", "indefinite"])
+def test_damped_moments_are_positive_definite(kind: str, damping: float) -> None:
+    draw = np.random.default_rng(5)
+    low = draw.standard_normal((3, 8))
+    inner = {"zero": np.zeros((8, 8)), "low rank": low.T @ low, "indefinite": low.T @ low - 1e-9 * np.eye(8)}[kind]
+    system, strength = damped(inner, damping)
+    assert strength > 0
+    np.testing.assert_array_equal(system, inner + strength * np.eye(8))
+    inverse = np.linalg.inv(system)
+    np.linalg.cholesky((inverse + inverse.T) / 2)

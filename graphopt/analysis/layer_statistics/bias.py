@@ -86,4 +86,4 @@ def _added(layer: Node, rows: int) -> Bias | None:
 
 def _one_per_row(tensor: Tensor, rows: int) -> bool:
     value = constant_value(tensor)
-    return value is not None and value.size == rows and (value.ndim == 1 or value.shape[-1] == rows)
+    return value is not None and value.ndim > 0 and value.size == rows == value.shape[-1]

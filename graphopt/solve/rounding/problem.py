@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.solve.least_squares import damped
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -61,9 +63,7 @@ def asymmetric_target(
     """
     targets, moments = [], []
     for weight, statistics in zip(weights, given, strict=True):
-        columns = weight.shape[1]
-        strength = damping * float(np.mean(np.diag(statistics.inner))) + np.finfo(np.float64).tiny
-        moment = statistics.inner + strength * np.eye(columns)
+        moment, strength = damped(statistics.inner, damping)
         wanted = weight @ statistics.cross + strength * weight
         try:
             target = np.linalg.solve(moment, wanted.T).T

@@ -12,6 +12,7 @@ from graphopt.graph.labels import node_label
 from graphopt.passes.quantize.channels.readers import LAYERS, STANDARD, Layer, layer_of, readers_of
 from graphopt.passes.quantize.channels.writers import Writer, writer_of
 from graphopt.rewrite import Skip
+from graphopt.rewrite.new_weight import drop_unread
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -131,3 +132,5 @@ def write(rewriter: Rewriter, node: Node, index: int, value: Array) -> None:
         return
     name = old.name if old is not None and old.name else f"{node.outputs[0].name}_bias"
     rewriter.set_input(node, index, rewriter.constant(value, name=name, near=node))
+    if old is not None:
+        drop_unread(rewriter, old)

@@ -1,0 +1,132 @@
+"""Weights and biases as odd exporters write them: no pass that changes weights stumbles over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from graphopt.graph import Model, read_model
+from graphopt.rewrite import Outcome, PassManager, create
+from graphopt.runtime import Feeds
+from graphopt.verify.legality import check_legal
+
+DRAW = np.random.default_rng(9)
+
+
+def network(text: str, **weights: Any) -> Model:
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}')
+    for name, value in weights.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    onnx.checker.check_model(proto, full_check=True)
+    return read_model(proto)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return DRAW.standard_normal(shape).astype(np.float32)
+
+
+def compressed(model: Model, name: str, options: dict[str, Any], **arrays: Any) -> tuple[Model, Outcome]:
+    result = model.copy()
+    data = Feeds.open(arrays, model) if arrays else None
+    outcome = PassManager([create(name, options)], verify="full").run(result, data)
+    check_legal(result)
+    return result, outcome
+
+
+def with_constant_node(values: np.ndarray) -> Model:
+    model = onnx.load_from_string(
+        network("g (float[N,8] x) => (float[N,64] y) { y = MatMul(x, w) }", w=values).to_bytes()
+    )
+    tensor = model.graph.initializer.pop()
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=tensor))
+    return read_model(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("prune-magnitude", {}), ("prune-second-order", {"protect_ends": False}), ("round-weights", {})],
+)
+def test_constant_nodes_go_with_the_values_that_they_held(name: str, options: dict[str, Any]) -> None:
+    model = with_constant_node(normal(8, 64))
+    result, outcome = compressed(model, name, options, x=normal(40, 8))
+    assert outcome.patches
+    assert [node.op for node in result.graph.nodes if node.op == "Constant"] == []
+    assert len(result.to_bytes()) <= len(model.to_bytes()) + 200
+
+
+def test_scaled_constant_nodes_go_too() -> None:
+    first = np.asarray(normal(8, 6) * np.array([1, 1, 1, 1, 1, 300]), np.float32)
+    proto = onnx.load_from_string(
+        network("g (float[N,8] x) => (float[N,6] y) { h = MatMul(x, a) y = MatMul(h, b) }", a=first, b=normal(6, 6))
+        .to_bytes()
+    )  # fmt: skip
+    tensor = proto.graph.initializer.pop()
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+    result, outcome = compressed(read_model(proto), "equalize-layers", {})
+    assert outcome.patches
+    assert [node.op for node in result.graph.nodes] == ["MatMul", "MatMul"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("prune-wanda", {"sparsity": 0.5, "protect_ends": False}),
+        ("round-weights", {}),
+        ("equalize-layers", {}),
+        ("insert-qdq", {}),
+    ],
+)
+def test_a_bias_without_axes_is_taken_for_what_it_is(name: str, options: dict[str, Any]) -> None:
+    text = "g (float[N,300] x) => (float[N,1] y) { h = Gemm(x, a, c) y = Gemm(h, b, s) }"
+    model = network(text, a=normal(300, 4), c=normal(4), b=normal(4, 1), s=np.float32(0.3))
+    compressed(model, name, options, x=normal(40, 300))
+
+
+@pytest.mark.parametrize("activations", ["auto", "uint8", "dynamic", "int4"])
+def test_restored_weights_need_no_declared_shape(activations: str) -> None:
+    text = """g (float[N,L,16] x) => (float[N,L,16] y) {
+        w = DequantizeLinear(q, scale, zero)
+        y = MatMul(x, w)
+    }"""
+    codes = DRAW.integers(-127, 128, (16, 16)).astype(np.int8)
+    model = network(text, q=codes, scale=np.float32(0.01), zero=np.int8(0))
+    compressed(model, "insert-qdq", {"activations": activations}, x=normal(20, 3, 16))
+
+
+@pytest.mark.parametrize("name", ["prune-second-order", "prune-channels", "round-weights", "refit-weights"])
+def test_loops_that_do_not_read_their_counter_are_run_like_any_other(name: str) -> None:
+    text = """g (float[N,8] x) => (float[N,8] y) {
+        h = Loop (n, c, x) <body = b (int64 i, bool go, float[N,8] s) => (bool on, float[N,8] t) {
+            on = Identity(go)
+            t = Neg(s)
+        }>
+        k = Gemm(h, a, ca)
+        r = Relu(k)
+        y = Gemm(r, b, cb)
+    }"""
+    weights = {"a": normal(8, 40), "ca": normal(40), "b": normal(40, 8), "cb": normal(8)}
+    model = network(text, n=np.int64(3), c=np.bool_(True), **weights)
+    if name == "refit-weights":
+        data = Feeds.open({"x": normal(60, 8)}, model)
+        outcome = PassManager(["prune-magnitude", name]).run(model, data)
+    else:
+        _, outcome = compressed(model, name, {}, x=normal(60, 8))
+    assert outcome.patches
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "loss", "kl"])
+@pytest.mark.parametrize("method", ["obs", "sparsegpt"])
+def test_layers_whose_inputs_never_change_are_pruned_by_size(method: str, allocation: str) -> None:
+    text = "g (float[N,8] x) => (float[N,8] y) { h = Gemm(x, a, ca) r = Relu(h) y = Gemm(r, b, cb) }"
+    model = network(text, a=normal(8, 12), ca=normal(12), b=normal(12, 8), cb=normal(8))
+    options = {"sparsity": 0.5, "method": method, "allocation": allocation, "protect_ends": False}
+    result, outcome = compressed(model, "prune-second-order", options, x=np.full((30, 8), 0.7, np.float32))
+    assert outcome.patches
+    for name in ("a", "b"):
+        weight = next(each for each in result.graph.initializers if each.name == name).array()
+        assert np.isfinite(weight).all()
