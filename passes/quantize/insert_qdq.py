@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from graphopt.analysis.layer_statistics import end_layers
 from graphopt.analysis.activation_ranges import Ranges
+from graphopt.analysis.layer_statistics import end_layers
 from graphopt.analysis.types import Types
 from graphopt.errors import UnsupportedError
 from graphopt.graph import producer, uses
@@ -21,7 +21,7 @@ from graphopt.target import find_target
 from graphopt.target.operators import is_overridable
 from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Placement, place
 from graphopt.target.rules import Role
-from graphopt.target.stored import restores_constant
+from graphopt.target.stored import restores_constant, weight_shape
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator
@@ -330,7 +330,9 @@ def is_sequence_product(node: Node, types: Types) -> bool:
 
 def products_per_rounding(node: Node) -> float:
     """Return how many products a matrix product computes per value that is rounded or restored."""
-    rows, columns = (int(size) for size in node.inputs[1].shape)
+    shape = weight_shape(node.inputs[1])
+    assert shape is not None, "its rule refuses it otherwise"
+    rows, columns = shape
     return rows * columns / (rows + columns)
 
 
