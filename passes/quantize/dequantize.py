@@ -6,29 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.analysis.layer_statistics import stream
+from graphopt.analysis.tensor_grid import MICROSOFT, STANDARD, is_conversion, restored_values, written_grid
 from graphopt.graph import constant_value, uses
-from graphopt.passes.quantize.expand_qoperators import ExpandQoperators
+from graphopt.passes.quantize.expand_qoperators import ExpandQoperators, restored_record
 from graphopt.passes.quantize.restoring import pairs
-from graphopt.passes.quantize.restoring.grid import (
-    FLOATS,
-    MICROSOFT,
-    STANDARD,
-    erase_idle,
-    is_conversion,
-    restored_values,
-    written_grid,
-)
-from graphopt.passes.quantize.restoring.products import (
-    Product,
-    expand_fused,
-    expand_product,
-    find_product,
-    fused_refusal,
-    is_fused,
-)
-from graphopt.passes.quantize.restoring.tables import Table, expand_table, find_table
+from graphopt.passes.quantize.restoring.conversions import FLOATS, erase_idle
 from graphopt.rewrite.pass_ import Pass
-from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
+from graphopt.rewrite.patch import Contract, Patch, Skip
 from graphopt.target.stored import restores_constant
 
 if TYPE_CHECKING:
@@ -81,9 +65,8 @@ class Dequantize(Pass):
     saturation: Literal["keep", "relu"] = "keep"
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        """Yield patches in four rounds: integer operators, integer products, weights, pairs and borders."""
+        """Yield patches in rounds: operators on integers, weights, pairs, what comes in and goes out."""
         yield from ExpandQoperators().run(model, facts)
-        yield from _integer_products(model)
         yield from _weights(model)
         yield from self._pairs(model)
         for node in [node for _, node in model.walk(functions=False)]:
@@ -126,38 +109,6 @@ class Dequantize(Pass):
                 yield Patch(f"round output '{node.outputs[0].name}' by arithmetic", (node,), rounded)
 
 
-def _integer_products(model: Model) -> Iterator[Patch | Skip]:
-    """Yield patches for products of integers that are scaled at run time, and for tables of integers."""
-    for node in [node for _, node in model.walk(functions=False)]:
-        label = node_label(node)
-        if node.op in {"MatMulInteger", "ConvInteger"} and node.domain in STANDARD:
-            found = find_product(node)
-            if isinstance(found, str):
-                yield Skip(node, found)
-                continue
-
-            def apply(rw: Rewriter, found: Product = found) -> None:
-                expand_product(rw, found, model.opset)
-
-            yield Patch(f"multiply real numbers in {node.op} '{label}'", (node,), apply, (_record(node, "int8"),))
-        elif is_fused(node):
-            why = fused_refusal(node)
-            if why is not None:
-                yield Skip(node, why)
-                continue
-
-            def fused(rw: Rewriter, node: Node = node) -> None:
-                expand_fused(rw, node)
-
-            yield Patch(f"multiply real numbers in {node.op} '{label}'", (node,), fused, (_record(node, "integers"),))
-        elif (table := find_table(node)) is not None:
-
-            def look_up(rw: Rewriter, table: Table = table) -> None:
-                expand_table(rw, table)
-
-            yield Patch(f"look real numbers up in Gather '{label}'", (node,), look_up, (_record(node, "int8"),))
-
-
 def _weights(model: Model) -> Iterator[Patch | Skip]:
     """Yield one patch per weight that is computed from constants."""
     made: list[Node] = []
@@ -184,7 +135,7 @@ def _weights(model: Model) -> Iterator[Patch | Skip]:
 
 def _constant_patch(node: Node, values: NDArray[np.generic]) -> Patch:
     source = node.inputs[0]
-    record = _record(node, str(source.dtype))
+    record = restored_record(node, str(source.dtype))
 
     def apply(rw: Rewriter) -> None:
         old = list(node.inputs)
@@ -194,10 +145,6 @@ def _constant_patch(node: Node, values: NDArray[np.generic]) -> Patch:
         erase_idle(rw, old)
 
     return Patch(f"restore the constant '{node.outputs[0].name}'", (node,), apply, (record,))
-
-
-def _record(node: Node, stored: str) -> LayerRecord:
-    return LayerRecord(node_label(node), node.op, f"float, restored from {stored}")
 
 
 def _is_float(tensor: Tensor) -> bool:

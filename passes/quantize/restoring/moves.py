@@ -6,16 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.analysis.tensor_grid import MICROSOFT, STANDARD, TensorGrid, grid_of, restored_values
 from graphopt.graph import constant_value
-from graphopt.passes.quantize.restoring.grid import (
-    MICROSOFT,
-    STANDARD,
-    TensorGrid,
-    grid_of,
-    restore,
-    restored_values,
-    round_to,
-)
+from graphopt.passes.quantize.restoring.conversions import restore, round_to
 
 if TYPE_CHECKING:
     from graphopt.graph import Node, Rewriter, Tensor

@@ -6,15 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphopt.analysis.tensor_grid import TensorGrid, grid_of, integer_type, is_conversion, written_grid
 from graphopt.graph import constant_value, is_graph_output, producer, uses
-from graphopt.passes.quantize.restoring.grid import (
-    TensorGrid,
-    erase_idle,
-    grid_of,
-    integer_type,
-    is_conversion,
-    written_grid,
-)
+from graphopt.passes.quantize.restoring.conversions import erase_idle
 from graphopt.target.operators import activation_bounds
 
 if TYPE_CHECKING:
@@ -116,7 +110,7 @@ def _limited(rw: Rewriter, node: Node, real: Tensor, bounds: Bounds, opset: int,
 
 
 def is_plain_restoring(node: Node) -> bool:
-    """Tell whether a DequantizeLinear restores integers on one constant scale, those that a caller gives for example."""
+    """Tell whether a DequantizeLinear restores integers on one constant scale: a caller's, for example."""
     values = written_grid(node).values
     return values is not None and values[0].size == 1 and values[1].size == 1
 

@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
+from graphopt.analysis.tensor_grid import MICROSOFT, STANDARD, TensorGrid, is_conversion, restored_values, written_grid
 from graphopt.graph import constant_value, is_graph_output, producer, uses
-from graphopt.passes.quantize.restoring.grid import (
-    MICROSOFT,
-    STANDARD,
-    TensorGrid,
-    erase_idle,
-    is_conversion,
-    restore,
-    restored_values,
-    written_grid,
-)
+from graphopt.passes.quantize.restoring.conversions import erase_idle, restore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphopt.graph import Node, Rewriter, Tensor, Use
+    from graphopt.graph import Node, Rewriter, Tensor, Use, Variable
 
 FLOAT = int(TensorProto.FLOAT)
 MAKERS = frozenset(("DynamicQuantizeLinear", "Mul", "Constant", "Reshape", "Transpose", "Cast", "DequantizeLinear"))
@@ -153,14 +145,25 @@ def _only_use(tensor: Tensor) -> Use | None:
 
 
 def expand_product(rw: Rewriter, found: Product, opset: int) -> None:
-    """Replace an integer product and its scaling by the product of real numbers."""
+    """Replace an integer product and its scaling by the product of what its factors stand for."""
     node = found.node
-    x = found.data if found.grid is None else restore(rw, node, node.inputs[0], found.grid, opset=opset)
+    if found.grid is not None:
+        x = restore(rw, node, node.inputs[0], found.grid, opset=opset)
+    else:
+        source = producer(node.inputs[0])
+        assert source is not None
+        x = _unrounded(rw, node, found.data, source)
     weight = rw.constant(found.weight, name=f"{node.inputs[1].name}_restored", near=node)
     op = "MatMul" if node.op == "MatMulInteger" else "Conv"
     real = rw.op(op, [x, weight], attrs=dict(node.attrs), like=found.result, near=node, origin=(node,))
     rw.replace_tensor(found.result, real)
     erase_idle(rw, [found.result], None)
+
+
+def _unrounded(rw: Rewriter, node: Node, data: Tensor, source: Node) -> Variable:
+    """Return the real values of what a DynamicQuantizeLinear rounded."""
+    x: Variable = rw.op("DequantizeLinear", list(source.outputs), like=data, near=node)
+    return x
 
 
 # ------------------------------------------------------------------------------------------------ ONNX Runtime's own
@@ -194,7 +197,7 @@ def is_fused(node: Node) -> bool:
 
 
 def expand_fused(rw: Rewriter, node: Node) -> None:
-    """Replace an operator that `is_fused` by its float operator."""
+    """Replace an operator that `is_fused` by its float operator, what it rounds at run time rounded before it."""
     {"DynamicQuantizeMatMul": _dynamic, "MatMulNBits": _blocks, "DynamicQuantizeLSTM": _lstm}[node.op](rw, node)
     rw.erase([node])
 
@@ -205,7 +208,14 @@ def _dynamic(rw: Rewriter, node: Node) -> None:
     assert codes is not None
     weight = restored_values(codes, grid)
     assert weight is not None
-    _linear(rw, node, weight, _given(node, 4))
+    made = rw.op("DynamicQuantizeLinear", [node.inputs[0]], outputs=3, near=node)
+    for tensor, dtype, shape in zip(
+        made, (np.uint8, np.float32, np.uint8), (node.inputs[0].shape, [], []), strict=True
+    ):
+        rw.set_type(tensor, np.dtype(dtype), shape)
+    source = producer(made[0])
+    assert source is not None
+    _linear(rw, node, _unrounded(rw, node, node.inputs[0], source), weight, _given(node, 4))
 
 
 def _blocks(rw: Rewriter, node: Node) -> None:
@@ -227,7 +237,7 @@ def _blocks(rw: Rewriter, node: Node) -> None:
             value = unpack(value.reshape(columns, -1), bits)[:, :count]
         zeros = value.reshape(columns, count, 1).astype(np.float32)
     real = ((codes - zeros) * steps).reshape(columns, -1)[:, :rows]
-    _linear(rw, node, np.ascontiguousarray(real.T, scales.dtype), _given(node, 5))
+    _linear(rw, node, node.inputs[0], np.ascontiguousarray(real.T, scales.dtype), _given(node, 5))
 
 
 def unpack(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:
@@ -239,9 +249,9 @@ def unpack(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return parts.reshape(*packed.shape[:-1], -1).astype(np.uint8)
 
 
-def _linear(rw: Rewriter, node: Node, weight: NDArray[Any], bias: Tensor | None) -> None:
+def _linear(rw: Rewriter, node: Node, x: Tensor, weight: NDArray[Any], bias: Tensor | None) -> None:
     constant = rw.constant(weight, name=f"{node.inputs[1].name}_restored", near=node)
-    real = rw.op("MatMul", [node.inputs[0], constant], like=node.outputs[0], near=node, origin=(node,))
+    real = rw.op("MatMul", [x, constant], like=node.outputs[0], near=node, origin=(node,))
     if bias is not None:
         real = rw.op("Add", [real, bias], like=node.outputs[0], near=node)
     rw.replace_tensor(node.outputs[0], real)

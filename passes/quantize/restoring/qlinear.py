@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.passes.quantize.restoring.grid import MICROSOFT, STANDARD, TensorGrid, erase_idle, restore, round_to
+from graphopt.analysis.tensor_grid import MICROSOFT, STANDARD, TensorGrid
+from graphopt.passes.quantize.restoring.conversions import erase_idle, restore, round_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable

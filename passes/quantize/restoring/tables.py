@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
+from graphopt.analysis.tensor_grid import STANDARD, is_conversion, restored_values, written_grid
 from graphopt.graph import constant_value, is_graph_output, producer, uses
-from graphopt.passes.quantize.restoring.grid import (
-    STANDARD,
-    erase_idle,
-    is_conversion,
-    restored_values,
-    written_grid,
-)
+from graphopt.passes.quantize.restoring.conversions import erase_idle
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
