@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from graphopt import passes
+    from graphopt.analysis.layer_statistics import LayerStatistics
+    from graphopt.calibration import collect_statistics
     from graphopt.graph import Model, from_gs, gs_pass
     from graphopt.graph import read_model as load
-    from graphopt.pipeline import Result, compile  # noqa: A004 - the public name of the main job
+    from graphopt.pipeline import compile  # noqa: A004 - the public name of the main job
+    from graphopt.result import Result
     from graphopt.rewrite import PassManager
     from graphopt.runtime import Feeds
     from graphopt.runtime.session import session
@@ -34,12 +37,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __all__ = [
     "CheckResult",
     "Feeds",
+    "LayerStatistics",
     "Model",
     "PassManager",
     "Result",
     "Simplified",
     "__version__",
     "check",
+    "collect_statistics",
     "compile",
     "from_gs",
     "gs_pass",
@@ -52,11 +57,13 @@ __all__ = [
 _HOME = {
     "CheckResult": "graphopt.verify.check",
     "Feeds": "graphopt.runtime",
+    "LayerStatistics": "graphopt.analysis.layer_statistics",
     "Model": "graphopt.graph",
     "PassManager": "graphopt.rewrite",
-    "Result": "graphopt.pipeline",
+    "Result": "graphopt.result",
     "Simplified": "graphopt.simplification",
     "check": "graphopt.verify.check",
+    "collect_statistics": "graphopt.calibration",
     "compile": "graphopt.pipeline",
     "from_gs": "graphopt.graph",
     "gs_pass": "graphopt.graph",

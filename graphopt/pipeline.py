@@ -5,10 +5,9 @@ file -> read -> graph -> analyses -> passes (patches, verified) -> target -> aud
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
@@ -16,34 +15,28 @@ import onnxruntime
 from graphopt import preparation
 from graphopt.analysis import Facts
 from graphopt.analysis.dense_reference import DenseReference
-from graphopt.emit import Bundle, refuse_unsafe_target, write_bundle
-from graphopt.errors import BudgetError, OutputExistsError, RunError, UsageError, VerificationError
-from graphopt.graph import Model, is_sorted, read_model
-from graphopt.report import Report, render_html
+from graphopt.analysis.layer_statistics import CollectedStatistics, LayerStatistics
+from graphopt.errors import UsageError, VerificationError
+from graphopt.graph import Model, read_model
 from graphopt.report.build import Measured, build_report
+from graphopt.result import Result
 from graphopt.rewrite import Outcome, Pass, PassManager, Recipe, load_recipe, recipe_of
 from graphopt.rewrite.guard import Guard, Limit
 from graphopt.rewrite.patch import Contract
-from graphopt.runtime import Feeds, input_specs, random_feeds, run, timings
+from graphopt.runtime import Feeds, timings
 from graphopt.runtime.named_function import named_function
+from graphopt.samples import Samples
 from graphopt.target.audit import audit
 from graphopt.verify.check import check
 from graphopt.verify.contract import weakest
 from graphopt.verify.quality import Judge, Metric, open_session
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from graphopt.rewrite.manager import PassRecord
     from graphopt.rewrite.verification import Level
     from graphopt.runtime.feeds import Source as FeedSource
-
-RANDOM_SAMPLES = 16
-"""Seeded random feeds that stand in where the user gave no data."""
-
-HELD_BACK_SAMPLES = 64
-"""Held back at least, where there are twice as many (else half): 16 that all agree leave 4 points open, 64 only 1."""
-
-UNSEEN_SAMPLES = 256
-"""Samples that a pass which looks at no data is judged on, at most: more of them make the guard surer."""
 
 VERIFIED_SAMPLES = 4
 """Feeds on which a result that must be equal is compared with the original."""
@@ -66,91 +59,12 @@ Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of a compilation.
-
-    Attributes:
-        model: The result.
-        fallback: The same on standard operators only, where the result uses custom operators; else None.
-        report: Everything that was measured, done and left alone.
-        recipe: What ran, complete: running it again without a guard gives the same model.
-        met: False when the result loses more than the budget.
-    """
-
-    model: Model
-    fallback: Model | None
-    report: Report
-    recipe: Recipe
-    met: bool
-
-    def save(self, directory: str | Path, *, force: bool = False, keep: bool = False) -> None:
-        """Write the bundle folder, whole or not at all.
-
-        Args:
-            directory: The folder to write.
-            force: Replace an earlier bundle.
-            keep: Write it although the budget was not met.
-
-        Raises:
-            BudgetError: The budget was not met and ``keep`` is not set.
-            OutputExistsError: The folder exists.
-            WriteError: It cannot be written.
-        """
-        self._refuse_unmet(keep)
-        bundle = Bundle(
-            model=self.model,
-            fallback=self.fallback,
-            recipe=self.recipe.to_yaml(),
-            report_json=self.report.to_json(),
-            report_html=render_html(self.report),
-            version=self.report.tool.version,
-            runtime_version=onnxruntime.__version__,
-        )
-        write_bundle(Path(directory), bundle, force=force)
-
-    def save_model(self, path: str | Path, *, force: bool = False, keep: bool = False) -> None:
-        """Write the model alone, as one ONNX file (with external data where it is large).
-
-        Raises:
-            BudgetError: The budget was not met and ``keep`` is not set.
-            OutputExistsError: The file exists and ``force`` is not set.
-            WriteError: It cannot be written.
-        """
-        self._refuse_unmet(keep)
-        refuse_existing_file(Path(path), force=force)
-        self.model.save(path)
-
-    def _refuse_unmet(self, keep: bool) -> None:
-        if self.met or keep:
-            return
-        quality = self.report.quality
-        assert quality is not None
-        raise BudgetError(
-            f"the result loses {quality.drop:.3g} where {quality.budget:.3g} are allowed",
-            must="The budget has to be met before anything is written",
-            do="Allow more with --max-drop, choose a gentler recipe, or write it all the same with --keep",
-        )
-
-
-def refuse_existing_file(path: Path, *, force: bool) -> None:
-    """Raise OutputExistsError when a file would be overwritten without ``force``, or a folder at all."""
-    if path.is_dir():
-        raise OutputExistsError("the output is a folder", where=str(path), must="This verb writes one ONNX file")
-    if path.exists() and not force:
-        raise OutputExistsError(
-            "the output exists already",
-            where=str(path),
-            must="An existing output is kept",
-            do="Choose another name with -o, or give --force to replace it",
-        )
-
-
 def compile(  # noqa: A001 - the verb of the command line and of the public interface
     model: Model | str | Path,
     *,
     recipe: Recipe | str | Path | Mapping[str, Any] = "default",
     data: FeedSource | Feeds | None = None,
+    statistics: LayerStatistics | str | Path | None = None,
     target: str = "ort-cpu",
     max_drop: float | None = None,
     metric: Metric | str | None = None,
@@ -171,6 +85,8 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         recipe: Name of a preset, a recipe file, a document, or a recipe.
         data: Feeds: an .npz, a folder of them, ``module:function``, a dict or an iterable of dicts. A fifth is held
             back for judging and never calibrates anything.
+        statistics: What layers read, as `collect_statistics` found it for this model, or the file that it was saved to:
+            weights are solved on it, not on the data, which then only gives ranges of activations and judges.
         target: Name of the target whose rules decide placement.
         max_drop: Largest loss allowed: with a metric in its units; else percentage points of top-1 agreement, or dB of
             SQNR below 40. None takes the recipe's budget.
@@ -194,15 +110,16 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
     """
     tell = progress or _silent
     tell("reading", 0, 1)
-    original = _in_order(model if isinstance(model, Model) else read_model(model))
+    original = preparation.in_order(model if isinstance(model, Model) else read_model(model))
     judged = data is not None or metric is not None
-    plan, gentler = _plan(recipe, options, skip, judged=judged)
-    feeds = _Data.unused(original) if _is_unmeasured(original, measure, judged) else _Data.of(original, data, seed)
+    collected = _collected(original, statistics)
+    plan, gentler = _plan(recipe, options, skip, judged=judged, observed=data is not None or collected is not None)
+    feeds = Samples.unused(original) if _is_unmeasured(original, measure, judged) else Samples.of(original, data, seed)
     held_back = feeds.held_back
     judge = None if held_back is None else Judge(original, held_back, metric=_load_metric(metric), threads=threads)
     limit = None if judge is None else _limit(plan, max_drop, given=judged)
 
-    work = _Run(original.copy(), feeds, judge, limit, target, verify, seed, stop_after, tell)
+    work = _Run(original.copy(), feeds, collected, judge, limit, target, verify, seed, stop_after, tell)
     kept = preparation.keep(work.model, keep)
     work.passes(plan.create())
     preparation.release(work.model, kept)
@@ -232,7 +149,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         records=work.records,
         target=target,
         recipe=plan.name,
-        notes=(*feeds.notes, *gentler, *work.notes),
+        notes=(*feeds.notes, *_said_of(collected), *gentler, *work.notes),
         seed=seed,
     )
     ran = replace(recipe_of(work.ran, name=plan.name, description=plan.description), budget=plan.budget)
@@ -244,7 +161,8 @@ class _Run:
     """The passes of one compilation under way."""
 
     model: Model
-    feeds: _Data
+    feeds: Samples
+    collected: LayerStatistics | None
     judge: Judge | None
     limit: Limit | None
     target: str
@@ -328,6 +246,7 @@ class _Run:
     def _shared_facts(self) -> Facts:
         if self.facts is None or self.facts.model is not self.model:
             self.facts = Facts(self.model, feeds=self.feeds.calibration, target=self.target, seed=self.seed)
+            self.facts.record(CollectedStatistics(self.collected))
         return self.facts
 
     def _remaining(self) -> int | None:
@@ -376,7 +295,7 @@ def conclusions(model: Model, target: str, measured: Measured | None) -> list[st
             f"beside a quantized tensor but float: {len(seen.stayed_float)}; conversions left: {seen.conversions}."
         )
     if measured is not None:
-        before, after = (statistics.median(times) for times in measured.milliseconds[:2])
+        before, after = (median(times) for times in measured.milliseconds[:2])
         if after > SLOWER * before:
             found.append(
                 f"The result is slower here: {after:.3g} ms against {before:.3g} ms. "
@@ -407,70 +326,40 @@ def group_lossy(steps: Sequence[Pass]) -> list[list[Pass]]:
     return groups
 
 
-def _in_order(model: Model) -> Model:
-    """Return the model, or a sorted copy where nodes stand before what they read: exporters write such files."""
-    if all(is_sorted(root, nested=True) for root in model.roots()):
-        return model
-    model = model.copy()
-    model.sort()
-    return model
-
-
 def _plan(
-    recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str], *, judged: bool
+    recipe: object, options: Mapping[str, Any] | None, skip: Iterable[str], *, judged: bool, observed: bool
 ) -> tuple[Recipe, list[str]]:
-    """Return the recipe that runs, and a sentence for the report where having no data changed it."""
+    """Return the recipe that runs, and sentences for the report where having no data changed it."""
     plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)  # type: ignore[arg-type]
     for name, value in (options or {}).items():
         plan = plan.set(name, value)
     plan = plan.without(skip)
-    if judged:
-        return plan, []
-    plan, changes = plan.data_free()
-    said = f"Without data nothing can judge the result, so the recipe's gentler variant ran: {', '.join(changes)}."
-    return plan, [said] if changes else []
+    said = []
+    if not observed:
+        plan, changes = plan.unobserved()
+        said += [f"No data shows what layers read, so {change}." for change in changes]
+    if not judged:
+        plan, changes = plan.data_free()
+        gentler = (
+            f"Without data nothing can judge the result, so the recipe's gentler variant ran: {', '.join(changes)}."
+        )
+        said += [gentler] if changes else []
+    return plan, said
 
 
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """The feeds of one compilation.
+def _collected(model: Model, statistics: LayerStatistics | str | Path | None) -> LayerStatistics | None:
+    """Return the statistics that take the place of data, made sure that they are of this model."""
+    if statistics is None:
+        return None
+    found = statistics if isinstance(statistics, LayerStatistics) else LayerStatistics.load(statistics)
+    found.refuse_others(model, where="the statistics" if found is statistics else str(statistics))
+    return found
 
-    Attributes:
-        calibration: What passes may look at; None without data.
-        held_back: What the result is judged on; None where the model runs on none.
-        unseen: What a pass that looks at no data may be judged on: all of the data, up to a number.
-        notes: Sentences for the report.
-    """
 
-    calibration: Feeds | None
-    held_back: Feeds | None
-    unseen: Feeds | None
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def unused(cls, model: Model) -> _Data:
-        """Return no feeds at all, and say that nothing will be measured."""
-        size = sum(constant.nbytes for graph in model.graphs() for constant in graph.initializers)
-        return cls(None, None, None, (f"The models were not run ({size >> 20} MiB of weights): nothing was measured.",))
-
-    @classmethod
-    def of(cls, model: Model, data: FeedSource | Feeds | None, seed: int) -> _Data:
-        """Divide the user's data; without any, random feeds are what is judged on."""
-        inputs = input_specs(model)
-        if data is not None:
-            feeds = data if isinstance(data, Feeds) else Feeds.open(data, inputs)
-            if len(feeds) < 2:
-                return cls(feeds, feeds, feeds, ("There is one sample only: it both calibrates and judges.",))
-            calibration, held_back = feeds.split(at_least=HELD_BACK_SAMPLES)
-            return cls(calibration, held_back, feeds.take(max(UNSEEN_SAMPLES, len(held_back))))
-        random = random_feeds(inputs, count=RANDOM_SAMPLES, seed=seed)
-        try:
-            run(open_session(model, threads=1), next(iter(random)))
-        except RunError as error:
-            note = f"No data was given and the model does not run on random inputs, so nothing was measured: {error}"
-            return cls(None, None, None, (note,))
-        note = f"No data was given: outputs were compared on {RANDOM_SAMPLES} seeded random inputs."
-        return cls(None, random, random, (note,))
+def _said_of(collected: LayerStatistics | None) -> tuple[str, ...]:
+    if collected is None:
+        return ()
+    return (f"Weights were solved on statistics of {collected.samples} samples that were collected before.",)
 
 
 def _is_unmeasured(model: Model, measure: bool | None, judged: bool) -> bool:
@@ -515,4 +404,4 @@ def _silent(what: str, done: int, total: int) -> None:
     """Tell nobody."""
 
 
-__all__ = ["Result", "compile", "group_lossy", "refuse_existing_file", "refuse_unsafe_target"]
+__all__ = ["compile", "group_lossy"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from graphopt.analysis import Facts
 from graphopt.analysis.types import Types
 from graphopt.errors import UsageError
-from graphopt.graph import Model, Variable, is_graph_output, producer
+from graphopt.graph import Model, Variable, is_graph_output, is_sorted, producer
 from graphopt.graph.dtypes import numpy_dtype
 from graphopt.graph.order import eliminate_unreachable
 
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from graphopt.graph import Tensor
+
+
+def in_order(model: Model) -> Model:
+    """Return the model, or a sorted copy where nodes stand before what they read: exporters write such files."""
+    if all(is_sorted(root, nested=True) for root in model.roots()):
+        return model
+    model = model.copy()
+    model.sort()
+    return model
 
 
 def extract(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> Model:

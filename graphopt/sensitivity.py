@@ -9,8 +9,9 @@ import numpy as np
 import graphopt
 from graphopt.analysis.layer_statistics import Refusal, find_layers
 from graphopt.errors import UsageError
-from graphopt.graph import Model, is_sorted, read_model
+from graphopt.graph import Model, read_model
 from graphopt.graph.labels import node_label
+from graphopt.preparation import in_order
 from graphopt.report.build import environment, model_info
 from graphopt.report.report import SkipEntry, Tool
 from graphopt.report.sensitivity import LayerDamage, LevelDamage, Sensitivity
@@ -74,10 +75,7 @@ def measure_sensitivity(
         GraphoptError: The model or the data cannot be used.
     """
     wanted = _levels(levels)
-    source = model if isinstance(model, Model) else read_model(model)
-    if not all(is_sorted(root, nested=True) for root in source.roots()):
-        source = source.copy()
-        source.sort()
+    source = in_order(model if isinstance(model, Model) else read_model(model))
     feeds = Feeds.open(data, input_specs(source))
     if len(feeds) < 2:
         raise UsageError("there is one sample only", where="--data", must="One calibrates, another is compared on")

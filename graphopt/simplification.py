@@ -75,7 +75,7 @@ def simplify(
     Raises:
         GraphoptError: The model cannot be read, a pass failed, or the output cannot be written.
     """
-    from graphopt.pipeline import refuse_existing_file
+    from graphopt.result import refuse_existing_file
 
     if output is not None:
         refuse_existing_file(Path(output), force=force)

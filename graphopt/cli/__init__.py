@@ -35,6 +35,7 @@ VERBS = {
     "inspect": "show what a model consists of",
     "bench": "time models in turn, in one process",
     "audit": "show what the runtime fuses and what it leaves",
+    "statistics": "collect what layers read, in shards; merge and show it",
     "sensitivity": "measure what compressing each layer alone costs",
     "bisect": "find the first wrong patch of a recipe",
     "passes": "list the passes, or explain one",

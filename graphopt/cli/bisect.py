@@ -46,10 +46,10 @@ def configure(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print the first wrong patch."""
     from graphopt.graph import read_model
-    from graphopt.pipeline import HELD_BACK_SAMPLES
     from graphopt.rewrite.bisect import bisect
     from graphopt.rewrite.recipe import load_recipe
     from graphopt.runtime import Feeds, input_specs
+    from graphopt.samples import HELD_BACK_SAMPLES
 
     recipe = load_recipe(arguments.recipe)
     for path, value in arguments.options:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt.cli.job import add_judging, add_model, add_target, run_job
+from graphopt.cli.job import add_judging, add_model, add_statistics, add_target, run_job
 from graphopt.cli.parser import assignment, whole
 
 if TYPE_CHECKING:
@@ -31,11 +31,12 @@ def configure(parser: Parser) -> None:
     )
     parser.add_argument("--skip", action="append", default=[], metavar="PASS", help="leave a pass out; may be repeated")
     parser.add_argument("--stop-after", type=whole(0), metavar="N", help="stop after N patches, to find a wrong one")
+    add_statistics(parser)
     add_judging(parser)
     parser.epilog = (
         "examples:\n"
         "  graphopt compile model.onnx -o out --recipe int8 --data feeds.npz\n"
-        "  graphopt compile model.onnx -o out --recipe sparse --set prune-magnitude.sparsity=0.7 --max-drop 1"
+        "  graphopt compile model.onnx -o out --recipe sparse --set prune-second-order.sparsity=0.7"
     )
 
 

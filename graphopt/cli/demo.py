@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import argparse
 
     from graphopt.cli.parser import Parser
-    from graphopt.pipeline import Result
+    from graphopt.result import Result
 
 MAX_DROP = 1.0
 """Largest loss of accuracy on labelled test images, in points."""

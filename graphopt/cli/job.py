@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from graphopt.cli.parser import Parser
     from graphopt.graph import Model
-    from graphopt.pipeline import Result
+    from graphopt.result import Result
     from graphopt.rewrite.recipe import Recipe
 
 FEEDS_HELP = "feeds: an .npz with one array per input, a folder of such files, or module:function; a fifth is held back"
@@ -52,6 +52,16 @@ def add_judging(parser: Parser) -> None:
     )
     group.add_argument(
         "--threads", type=whole(0), default=1, metavar="N", help="threads of every measurement; default 1"
+    )
+
+
+def add_statistics(parser: Parser) -> None:
+    """Add the option that names statistics collected before."""
+    parser.add_argument(
+        "--statistics",
+        metavar="FILE.npz",
+        help="what `graphopt statistics collect` found for this model: weights are solved on it in place of --data, "
+        "which then only gives ranges of activations and judges",
     )
 
 
@@ -102,6 +112,7 @@ def run_job(
             arguments.model if model is None else model,
             recipe=recipe,
             data=getattr(arguments, "data", None),
+            statistics=getattr(arguments, "statistics", None),
             target=target,
             max_drop=getattr(arguments, "max_drop", None),
             metric=getattr(arguments, "metric", None),
@@ -131,7 +142,8 @@ def run_job(
 
 def _refuse(output: Path, *, kind: Literal["bundle", "file"], force: bool) -> None:
     """Refuse an output that cannot be written before the work starts, not after it."""
-    from graphopt.pipeline import refuse_existing_file, refuse_unsafe_target
+    from graphopt.emit import refuse_unsafe_target
+    from graphopt.result import refuse_existing_file
 
     if kind == "bundle":
         refuse_unsafe_target(output, force=force)

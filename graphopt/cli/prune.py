@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 from graphopt.cli.choices import require
-from graphopt.cli.job import add_judging, add_model, run_job
+from graphopt.cli.job import add_judging, add_model, add_statistics, run_job
 from graphopt.cli.parser import share, whole
+from graphopt.cli.storage import add_storage, with_storage
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ def configure(parser: Parser) -> None:
         help="how layers share the zeros out, for methods that need data: uniform (default), erk, loss or kl",
     )
     parser.add_argument("--steps", type=whole(1), default=1, metavar="N", help="prune gradually, in N steps; default 1")
+    add_storage(parser)
+    add_statistics(parser)
     add_judging(parser)
     parser.epilog = (
         "examples:\n"
-        "  graphopt prune model.onnx -o sparse.onnx --sparsity 0.8 --data feeds.npz\n"
+        "  graphopt prune model.onnx -o sparse.onnx --sparsity 0.8 --data feeds.npz --store sparse\n"
         "  graphopt prune model.onnx -o sparse.onnx --pattern 2:4 --data feeds.npz\n"
         "  graphopt prune model.onnx -o small.onnx --pattern channels --sparsity 0.25 --data feeds.npz"
     )
@@ -80,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         "description": f"{100 * sparsity:g} % pruned by {name}, pattern {pattern}.",
         "budget": {"max_drop": MAX_DROP},
         "imports": ["default"],
-        "passes": [steps, "eliminate-dead"],
+        "passes": with_storage(arguments, [steps, "eliminate-dead"]),
     }
     return run_job(arguments, recipe, kind="file")
 
@@ -95,15 +98,20 @@ def _own_share(pattern: str) -> float | None:
 
 def _zeros(arguments: argparse.Namespace, sparsity: float) -> dict[str, dict[str, object]]:
     """Return the pass that sets weights to zero, with its options."""
-    data = arguments.data is not None
+    data = arguments.data is not None or arguments.statistics is not None
     method = require(arguments.method or ("second-order" if data else "lamp"), [*SOLVING, *SCOPES], flag="--method")
     options: dict[str, object] = {"sparsity": sparsity, "pattern": arguments.pattern, "steps": arguments.steps}
     if method in SCOPES:
         if arguments.allocation is not None:
             raise UsageError(f"method {method} shares zeros out by itself", where="--allocation", do="Leave it out")
+        if arguments.statistics is not None:
+            raise UsageError(f"method {method} looks at weights alone", where="--statistics", do="Leave it out")
         return {"prune-magnitude": {**options, "scope": SCOPES[method]}}
     if not data:
-        raise UsageError(f"method {method} looks at what layers read", where="--method", do="Give --data FEEDS")
+        do = "Give --data FEEDS, or --statistics FILE"
+        raise UsageError(f"method {method} looks at what layers read", where="--method", do=do)
+    if arguments.allocation == "kl" and arguments.data is None:
+        raise UsageError("what layers cost is measured on data", where="--allocation", do="Give --data FEEDS")
     if arguments.allocation is not None:
         options["allocation"] = require(arguments.allocation, ALLOCATIONS, flag="--allocation")
     if method == "wanda":
@@ -116,7 +124,8 @@ def _channels(arguments: argparse.Namespace, sparsity: float) -> dict[str, dict[
     for flag, given in (("--allocation", arguments.allocation is not None), ("--steps", arguments.steps != 1)):
         if given:
             raise UsageError("channels go from each group alike, at once", where=flag, do="Leave it out")
-    default = CHANNELS[0] if arguments.data is not None else "l2"
-    return {
-        "prune-channels": {"ratio": sparsity, "select": require(arguments.method or default, CHANNELS, flag="--method")}
-    }
+    observed = arguments.data is not None or arguments.statistics is not None
+    method = require(arguments.method or (CHANNELS[0] if observed else "l2"), CHANNELS, flag="--method")
+    if method == "entropy" and arguments.data is None and arguments.statistics is not None:
+        raise UsageError("statistics do not tell samples apart", where="--method", do="Give --data FEEDS for entropy")
+    return {"prune-channels": {"ratio": sparsity, "select": method}}

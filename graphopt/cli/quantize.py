@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graphopt.cli.choices import offered, require
-from graphopt.cli.job import add_judging, add_model, add_target, run_job
+from graphopt.cli.job import add_judging, add_model, add_statistics, add_target, run_job
+from graphopt.cli.storage import add_storage, with_storage
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def configure(parser: Parser) -> None:
         help="uint8 (default when data is given), int4, dynamic (default without data), or none",
     )
     add_target(parser)
+    add_storage(parser)
+    add_statistics(parser)
     add_judging(parser)
     parser.epilog = (
         "examples:\n  graphopt quantize model.onnx -o int8.onnx --data feeds.npz\n"
@@ -73,20 +76,27 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.activations is not None:
         built = offered(PASS, "activations")
         options["activations"] = require(arguments.activations, built, flag="--activations", later=LATER_ACTIVATIONS)
+    if arguments.statistics is not None and weights == "int8":
+        raise UsageError(
+            "int8 weights are rounded with the activations, whose ranges the data shows",
+            where="--statistics",
+            do="Leave it out, or name --weights of fewer bits",
+        )
     rounding = {**_rounding(weights, arguments.block), **_allocation(arguments, weights)}
     rounded = [{"raise-opset": {"to": opset}} for opset in NEWEST_TYPES[: 2 if _needs_two_bits(weights) else 1]]
+    passes = [
+        *(rounded if rounding else ["raise-opset"]),
+        "fuse-bias",
+        *([{"round-weights": rounding}] if rounding else []),
+        {PASS: options},
+        "eliminate-dead",
+    ]
     recipe = {
         "name": "quantize",
         "description": f"Weights in {weights}.",
         "budget": {"max_drop": FEW_BITS_MAX_DROP if _is_coarse(weights) else MAX_DROP},
         "imports": ["default"],
-        "passes": [
-            *(rounded if rounding else ["raise-opset"]),
-            "fuse-bias",
-            *([{"round-weights": rounding}] if rounding else []),
-            {PASS: options},
-            "eliminate-dead",
-        ],
+        "passes": with_storage(arguments, passes),
     }
     return run_job(arguments, recipe, kind="file")
 

@@ -92,7 +92,8 @@ class Recipe:
         description: One sentence.
         budget: How much accuracy it may lose.
         passes: What runs, in order.
-        without_data: Options that hold where there is no data to judge the result on, by ``pass-name.option``.
+        without_data: What holds without data: by ``pass-name`` the pass, with its options, that runs in place of one
+            that has to look at what layers read; by ``pass-name.option`` values where nothing judges the result.
     """
 
     name: str = "unnamed"
@@ -133,6 +134,10 @@ class Recipe:
         )
         # what the user sets holds with and without data
         rest = {key: other for key, other in self.without_data.items() if key != path}
+        if name in rest:
+            other = _step(rest[name], self.name)
+            rest[name] = _with_option(other, option, value)
+            rest.pop(f"{other.name}.{option}", None)
         changed = Recipe(self.name, self.description, self.budget, steps, rest)
         changed.create()
         return changed
@@ -156,11 +161,19 @@ class Recipe:
             )
         return replace(self, passes=tuple(step for step in self.passes if step.name not in left_out))
 
+    def unobserved(self) -> tuple[Recipe, list[str]]:
+        """Return the recipe as it runs where nothing shows what layers read, and what that changes, as clauses."""
+        swaps = {name: _step(item, self.name) for name, item in self.without_data.items() if "." not in name}
+        steps = tuple(swaps.get(step.name, step) for step in self.passes)
+        running = {step.name for step in self.passes}
+        said = [f"{other.name} runs in place of {name}" for name, other in swaps.items() if name in running]
+        return replace(self, passes=steps), said
+
     def data_free(self) -> tuple[Recipe, list[str]]:
-        """Return the recipe as it runs without data, and what it changes, as ``pass.option is VALUE``."""
+        """Return the recipe as it runs where nothing judges it, and what that changes, as ``pass.option is VALUE``."""
         changed, said = self, []
         for path, value in self.without_data.items():
-            if path.partition(".")[0] in {step.name for step in self.passes}:
+            if "." in path and path.partition(".")[0] in {step.name for step in self.passes}:
                 changed = changed.set(path, value)
                 said.append(f"{path} is {value}")
         return changed, said
@@ -191,7 +204,8 @@ class _Document(BaseModel):
     passes: list[Any] = []
     without_data: dict[str, Any] = Field(
         default={},
-        description="Options that hold where no data is given, by pass-name.option: nothing judges the result then.",
+        description="What holds where no data is given: by pass-name, the pass with its options that runs in place of "
+        "one that has to look at data; by pass-name.option, values, because nothing judges the result then.",
     )
 
 
@@ -273,7 +287,7 @@ def _load(source: str | Path | Mapping[str, Any], *, base: Path, importing: tupl
     without_data |= document.without_data
     found = Recipe(document.name or Path(where).stem, document.description, budget, steps, without_data)
     for path, value in document.without_data.items():
-        found.set(path, value)  # refuses what names no option of a pass that runs
+        _check_without_data(found, path, value, where)
     return found
 
 
@@ -321,6 +335,24 @@ def _parse(raw: Any, where: str) -> _Document:
         return _Document.model_validate(raw)
     except ValidationError as error:
         raise explain(error, where=where, model=_Document) from error
+
+
+def _check_without_data(recipe: Recipe, path: str, value: Any, where: str) -> None:
+    """Raise RecipeError where an entry names no pass that runs, no option of it, or nothing that can run instead."""
+    running = {step.name for step in recipe.passes}
+    name, dot, _ = path.partition(".")
+    if dot:  # it may be of a pass that only runs in place of another
+        (recipe if name in running else recipe.unobserved()[0]).set(path, value)
+    elif name in running:
+        _step(value, where).create()
+    else:
+        raise RecipeError(f"the recipe runs no pass {path!r}", where=f"{where}: without_data")
+
+
+def _with_option(step: Step, option: str, value: Any) -> dict[str, Any]:
+    """Return a step as it is written, with an option where the pass has it."""
+    known = option in option_model(pass_class(step.name)).model_fields
+    return {step.name: {**step.options, option: value} if known else step.options}
 
 
 def _step(item: object, where: str) -> Step:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from graphopt.analysis.channel_groups import ChannelGroups, Role
-from graphopt.analysis.layer_statistics import LayerStatistics
+from graphopt.analysis.layer_statistics import CollectedStatistics, LayerStatistics
 from graphopt.analysis.row_scale import RowScale
 from graphopt.passes.prune.channels.choice import Choice, kept_units
 from graphopt.passes.prune.channels.reconstruction import Reconstruction
@@ -106,7 +106,8 @@ class PruneChannels(Pass):
         if not groups or all(keep[group] == len(group) for group in groups):
             return
         choice = Choice(channels, groups, keep, self.select, facts.seed)
-        if facts.feeds is not None or facts.cached(LayerStatistics) is not None:
+        collected = facts.get(CollectedStatistics).found or facts.cached(LayerStatistics)
+        if facts.feeds is not None or collected is not None:
             walk = Reconstruction(
                 choice=choice,
                 behind=self.behind,

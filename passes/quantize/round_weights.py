@@ -129,6 +129,12 @@ class RoundWeights(LayerwisePass):
         yield from unknown_names(model, named_levels(self.levels, low=2, high=8))
         yield from LayerwisePass.run(alone, model, facts)
 
+    @property
+    def runs_for(self) -> str:
+        """What the model must be run for even where statistics are known."""
+        shares = self.allocation == "kl" and self.scheme == "integer"
+        return "the allocation kl compares outputs of the model" if shares else ""
+
     def layers(self, model: Model) -> Iterator[Layer | Refusal]:
         """Yield the layers, depthwise and recurrent ones too, that gain by being stored in few bits."""
         for found in find_layers(model, keep=self.keep, depthwise=True, recurrent=True):
@@ -146,7 +152,9 @@ class RoundWeights(LayerwisePass):
         ends = end_layers(sweep.model.graph, {stop.layer.node for stop in stops})
         # What lies in a body cannot be observed, so nothing makes up for rounding it.
         blind = (
-            {stop.layer.node for stop in stops if stop.layer.scope is not sweep.model.graph} if sweep.batches else set()
+            {stop.layer.node for stop in stops if stop.layer.scope is not sweep.model.graph}
+            if sweep.batches or sweep.known is not None
+            else set()
         )
         safe = ends | blind
         own = named_levels(self.levels, low=2, high=8)

@@ -329,17 +329,17 @@ def test_options_of_passes_are_set_and_passes_skipped(
         *("compile", model, "-o", tmp_path / "out", "--recipe", "sparse", "--data", feeds, "--json", "--max-drop", 100),
         *(
             "--set",
-            "prune-magnitude.sparsity=0.25",
+            "prune-second-order.sparsity=0.25",
             "--set",
-            "prune-magnitude.scope=local",
+            "prune-second-order.method=sparsegpt",
             "--skip",
             "lower-sparse-matmul",
         ),
     )
     assert ran.status == 0
     passes = {entry.name: entry for entry in Report.model_validate_json(ran.out).passes}
-    assert passes["prune-magnitude"].options["sparsity"] == 0.25
-    assert passes["prune-magnitude"].options["scope"] == "local"
+    assert passes["prune-second-order"].options["sparsity"] == 0.25
+    assert passes["prune-second-order"].options["method"] == "sparsegpt"
     assert "lower-sparse-matmul" not in passes
 
 

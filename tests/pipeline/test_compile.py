@@ -154,7 +154,8 @@ def test_a_preset_without_data_runs_its_gentler_variant_and_says_so() -> None:
     pruned = next(entry for entry in result.report.passes if entry.name == "prune-magnitude")
     assert pruned.options["sparsity"] == 0.6
     assert any("prune-magnitude.sparsity is 0.6" in note for note in result.report.notes)
-    asked = graphopt.compile(demo.TRANSFORMER, recipe="sparse", options={"prune-magnitude.sparsity": 0.7})
+    assert any("prune-magnitude runs in place of prune-second-order" in note for note in result.report.notes)
+    asked = graphopt.compile(demo.TRANSFORMER, recipe="sparse", options={"prune-second-order.sparsity": 0.7})
     assert next(e for e in asked.report.passes if e.name == "prune-magnitude").options["sparsity"] == 0.7
     assert not any("gentler" in note for note in asked.report.notes)
     judged = graphopt.compile(demo.TRANSFORMER, recipe="sparse", metric=demo.accuracy)
@@ -165,11 +166,11 @@ def test_options_change_the_recipe_and_skip_leaves_passes_out() -> None:
     changed = graphopt.compile(
         demo.TRANSFORMER,
         recipe="sparse",
-        options={"prune-magnitude.sparsity": 0.25},
+        options={"prune-second-order.sparsity": 0.25},
         skip=["lower-sparse-matmul"],
         data=calibration(),
     )
-    pruned = next(entry for entry in changed.report.passes if entry.name == "prune-magnitude")
+    pruned = next(entry for entry in changed.report.passes if entry.name == "prune-second-order")
     assert pruned.options["sparsity"] == 0.25
     assert "lower-sparse-matmul" not in [entry.name for entry in changed.report.passes]
 

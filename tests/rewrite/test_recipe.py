@@ -31,16 +31,51 @@ def test_imports_run_first_and_in_order() -> None:
 
 
 def test_options_without_data_are_inherited_yield_to_what_is_set_and_are_checked() -> None:
-    mine = load_recipe({"imports": ["sparse"], "without_data": {"prune-magnitude.scope": "erk"}})
+    mine = load_recipe({"imports": ["smallest"], "without_data": {"prune-magnitude.scope": "erk"}})
     gentler, said = mine.data_free()
     step = next(step for step in gentler.passes if step.name == "prune-magnitude")
-    assert (step.options["sparsity"], step.options["scope"]) == (0.6, "erk")
-    assert said == ["prune-magnitude.sparsity is 0.6", "prune-magnitude.scope is erk"]
+    assert (step.options["sparsity"], step.options["scope"]) == (0.3, "erk")
+    assert said == ["prune-magnitude.sparsity is 0.3", "prune-magnitude.scope is erk"]
     assert mine.set("prune-magnitude.sparsity", 0.9).data_free()[1] == ["prune-magnitude.scope is erk"]
     with pytest.raises(RecipeError, match="runs no pass 'prune-magnitud'"):
         load_recipe({"passes": ["fold-constants"], "without_data": {"prune-magnitud.sparsity": 0.1}})
     with pytest.raises(RecipeError, match="sparsty"):
-        load_recipe({"imports": ["sparse"], "without_data": {"prune-magnitude.sparsty": 0.1}})
+        load_recipe({"imports": ["smallest"], "without_data": {"prune-magnitude.sparsty": 0.1}})
+
+
+def pruning(recipe: Recipe) -> list[Step]:
+    return [step for step in recipe.passes if step.name.startswith("prune")]
+
+
+def test_another_pass_runs_in_place_of_one_that_needs_data() -> None:
+    sparse = load_recipe("sparse")
+    (second_order,) = pruning(sparse)
+    assert second_order == Step("prune-second-order", {"sparsity": 0.8})
+    swapped, said = sparse.unobserved()
+    assert said == ["prune-magnitude runs in place of prune-second-order"]
+    assert pruning(swapped) == [Step("prune-magnitude", {"sparsity": 0.8, "scope": "lamp"})]
+    assert pruning(swapped.data_free()[0]) == [Step("prune-magnitude", {"sparsity": 0.6, "scope": "lamp"})]
+    assert pruning(sparse.data_free()[0]) == [Step("prune-second-order", {"sparsity": 0.6})]
+    # what the user asks of the pass is asked of the other too, as far as it has the option
+    asked = sparse.set("prune-second-order.sparsity", 0.7).set("prune-second-order.damping", 0.1)
+    assert pruning(asked.unobserved()[0].data_free()[0]) == [
+        Step("prune-magnitude", {"sparsity": 0.7, "scope": "lamp"})
+    ]
+    assert sparse.without(["prune-second-order"]).unobserved()[1] == []
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        ({"eliminate-dead": "fold-constants"}, "runs no pass 'eliminate-dead'"),
+        ({"fold-constants": {"eliminate-ded": {}}}, "eliminate-ded"),
+        ({"fold-constants": 3}, "the item 3 of passes is not a pass"),
+        ({"fold-constants": "eliminate-dead", "eliminate-dead.option": 1}, "option"),
+    ],
+)
+def test_what_cannot_run_in_place_of_a_pass_is_refused(without: dict[str, object], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe({"passes": ["fold-constants"], "without_data": without})
 
 
 def test_file_imports_a_file_beside_it(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_wrong_recipe_is_refused_with_the_place(
     [
         (["--recipe", "spares"], ["spares", "'sparse'"]),
         (["--recipe", "/no/such.yaml"], ["/no/such.yaml"]),
-        (["--recipe", "sparse", "--set", "prune-magnitude.sparsty=0.5"], ["sparsty", "'sparsity'"]),
+        (["--recipe", "sparse", "--set", "prune-second-order.sparsty=0.5"], ["sparsty", "'sparsity'"]),
         (["--recipe", "sparse", "--set", "prune-magnitud.sparsity=0.5"], ["prune-magnitud"]),
-        (["--recipe", "sparse", "--set", "prune-magnitude.sparsity=lots"], ["sparsity", "lots"]),
+        (["--recipe", "sparse", "--set", "prune-second-order.sparsity=lots"], ["sparsity", "lots"]),
         (["--recipe", "sparse", "--set", "sparsity"], ["sparsity"]),
         (["--skip", "fold-constant"], ["fold-constant"]),
         (["--max-drop", "-1"], ["-1"]),
