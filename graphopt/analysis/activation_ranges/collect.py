@@ -33,9 +33,12 @@ CALIBRATION_SAMPLES = 512
 """Samples that ranges are taken from; more data does not move them."""
 
 BATCH = 8
-"""Samples per run where the batch axis is free."""
+"""Samples per run at most, where the batch axis is free."""
 
-FETCHED_BYTES = 256 << 20
+BATCH_BYTES = 8 << 20
+"""Activations of a batch of more than one sample, about: larger batches are no faster, and memory is what they cost."""
+
+FETCHED_BYTES = 128 << 20
 """Activations fetched in one run; a model with more is run several times per batch, each for a part of its tensors."""
 
 PROBED_TENSORS = 64
@@ -67,15 +70,16 @@ def collect_ranges(model: Model, names: Sequence[str], feeds: Feeds, *, histogra
     """
     inputs = {tensor.name for tensor in model.graph.inputs}
     produced = [name for name in names if name not in inputs]
-    runner = session(_with_outputs(model, produced))
+    runner = session(_with_outputs(model, produced), plan_memory=False)
     axes = {tensor.name: _channel_axis(tensor) for tensor in activations(model)}
     ranges = {name: TensorRange(axis=axes[name]) for name in names}
     for seen in ranges.values() if not histograms else ():
         seen.histogram = None
-    groups: list[list[str]] = []
     chosen = feeds.take(CALIBRATION_SAMPLES)
-    for feed in chosen.batches(BATCH):
-        groups = groups or _group_by_size(runner, feed, produced)
+    sizes = _sizes(runner, chosen.first(), produced)
+    batch = max(1, min(BATCH, BATCH_BYTES // max(sum(sizes.values()), 1)))
+    groups = _grouped({name: size * batch for name, size in sizes.items()})
+    for feed in chosen.batches(batch):
         _observe(ranges, {name: np.asarray(feed[name]) for name in inputs & ranges.keys() & feed.keys()})
         for group in groups:
             _observe(ranges, run(runner, feed, group))
@@ -116,20 +120,27 @@ def _with_outputs(model: Model, names: Sequence[str]) -> Model:
     return observed
 
 
-def _group_by_size(
+def _sizes(
     runner: ort.InferenceSession, feed: Mapping[str, NDArray[np.generic]], names: Sequence[str]
-) -> list[list[str]]:
-    """Divide tensors into groups that together take at most ``FETCHED_BYTES``, by the sizes one feed gives them."""
+) -> dict[str, int]:
+    """Return the bytes that tensors take for one feed."""
+    found: dict[str, int] = {}
+    for place in range(0, len(names), PROBED_TENSORS):
+        values = run(runner, feed, list(names[place : place + PROBED_TENSORS]))
+        found |= {name: int(np.asarray(value).nbytes) for name, value in values.items()}
+    return found
+
+
+def _grouped(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Divide tensors into groups that together take at most ``FETCHED_BYTES``, where one of them alone does not."""
     groups: list[list[str]] = [[]]
     filled = 0
-    for place in range(0, len(names), PROBED_TENSORS):
-        for name, value in run(runner, dict(feed), list(names[place : place + PROBED_TENSORS])).items():
-            size = int(np.asarray(value).nbytes)
-            if groups[-1] and filled + size > FETCHED_BYTES:
-                groups.append([])
-                filled = 0
-            groups[-1].append(name)
-            filled += size
+    for name, size in sizes.items():
+        if groups[-1] and filled + size > FETCHED_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
     return [group for group in groups if group]
 
 
