@@ -120,6 +120,11 @@ class MaskingPass(LayerwisePass):
         """The pattern."""
         return Pattern.parse(self.pattern)
 
+    @property
+    def runs_for(self) -> str:
+        """What the model must be run for even where statistics are known."""
+        return "the allocation kl compares outputs of the model" if self.allocation == "kl" else ""
+
     def with_strength(self, fraction: float) -> Self:
         """Return the pass at a share of its sparsity, and of the shares of single layers."""
         own = named_levels(self.levels, low=0, high=1)
