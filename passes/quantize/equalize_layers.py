@@ -116,7 +116,9 @@ def _absorb(link: Link) -> Patch | None:
     """Return the move of a bias into the layers that read its channels; None where none can or need move."""
     node, layer = link.writer.node, layer_of(link.writer.node)
     relu = [each.op for each in link.writer.path if each.op not in {"Identity", "Dropout"}]
-    if isinstance(layer, str) or (node, 2) not in link.writer.constants or relu not in ([], ["Relu"]):
+    # A layer may have got its bias from the link before this one.
+    biased = len(node.inputs) > 2 and bool(node.inputs[2].name)
+    if isinstance(layer, str) or not biased or relu not in ([], ["Relu"]):
         return None
     if not all(_takes_shift(reader) for reader in link.readers):
         return None

@@ -188,6 +188,19 @@ def test_biases_move_on_where_that_is_exact() -> None:
     assert not [record for record in without.record.layers if "biases" in record.what]
 
 
+def test_a_bias_that_a_layer_was_given_moves_on_in_the_same_run() -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "a", "c"], ["h"], name="one"),
+        helper.make_node("Gemm", ["h", "b"], ["k"], name="two"),
+        helper.make_node("Gemm", ["k", "d"], ["y"], name="three"),
+    ]
+    weights = {"a": uneven(4, 8), "c": RNG.standard_normal(8), "b": uneven(8, 6), "d": uneven(6, 3)}
+    done = check_pass(EqualizeLayers(), network(nodes, weights, ["N", 4]))
+    gemms = {node.name: node for node in done.model.graph.nodes}
+    assert not constant_value(gemms["two"].inputs[2]).any()
+    assert constant_value(gemms["three"].inputs[2]).any()
+
+
 def test_biases_stay_before_padding_and_where_the_channel_may_fall_below() -> None:
     weights: dict[str, Any] = {"b1": np.full(8, 4.0), "b2": np.full(8, 4.0)}
     done = check_pass(EqualizeLayers(), mobile("Relu", **weights))
