@@ -106,7 +106,7 @@ def run_job(
 
     target = find_target(getattr(arguments, "target", "ort-cpu")).name
     output = Path(arguments.output)
-    _refuse(output, kind=kind, force=arguments.force)
+    refuse_output(output, kind=kind, force=arguments.force)
     with progress_bar(quiet=arguments.quiet) as progress:
         result = pipeline.compile(
             arguments.model if model is None else model,
@@ -140,7 +140,7 @@ def run_job(
     return 0 if result.met else BudgetError.exit_code
 
 
-def _refuse(output: Path, *, kind: Literal["bundle", "file"], force: bool) -> None:
+def refuse_output(output: Path, *, kind: Literal["bundle", "file"], force: bool) -> None:
     """Refuse an output that cannot be written before the work starts, not after it."""
     from graphopt.emit import refuse_unsafe_target
     from graphopt.result import refuse_existing_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.cli.job import FEEDS_HELP
+from graphopt.cli.job import FEEDS_HELP, refuse_output
 from graphopt.cli.parser import one_of, whole
 from graphopt.cli.terminal import log, progress_bar, write, write_json
 from graphopt.errors import UsageError
@@ -62,10 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             write(_page(found))
         return 0
-    from graphopt.result import refuse_existing_file
-
     output = Path(arguments.output)
-    refuse_existing_file(output, force=arguments.force)
+    refuse_output(output, kind="file", force=arguments.force)
     found = _collect(arguments) if arguments.action == "collect" else _merge(arguments.files)
     found.save(output)
     log(f"wrote {output}", quiet=arguments.quiet)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import itertools
 import json
+import tracemalloc
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +18,18 @@ from hypothesis import strategies as st
 
 from graphopt import demo
 from graphopt.analysis import Facts
-from graphopt.analysis.layer_statistics import LayerStatistics, Observed, fingerprint_of, reading, segments, statistics
+from graphopt.analysis.layer_statistics import (
+    Layer,
+    LayerStatistics,
+    Observed,
+    column_norms,
+    find_layers,
+    fingerprint_of,
+    form_of,
+    reading,
+    segments,
+    statistics,
+)
 from graphopt.errors import DataError, WriteError
 from graphopt.graph import read_model
 from graphopt.runtime import Feeds, run, session
@@ -180,6 +195,24 @@ def damaged(path: Path, change: str) -> None:
         del arrays["table0_moments_rows"]
     if change == "shape":
         arrays["table0_moments_inner"] = arrays["table0_moments_inner"][:, :1]
+    if change == "negative":
+        arrays["table0_moments_inner"][0, 0, 0] = -1
+    if change == "uneven":
+        arrays["table0_moments_inner"][0, 0, 1] += 1
+    if change == "mean":
+        arrays["table0_moments_sum"][0, 0] = 1e6
+    if change == "rows":
+        arrays["table0_moments_rows"][0] = -3
+    if change == "norms":
+        arrays["norms0"][0] = np.nan
+    if change == "reads":
+        head["layers"] = {name: ["nothing#0"] for name in head["layers"]}
+    if change == "list":
+        head["tables"] = list(head["tables"])
+    if change == "deep":
+        arrays["head"] = np.frombuffer(b"[" * 100_000, np.uint8)
+        np.savez(path, **arrays)
+        return
     if change != "head":
         arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
     np.savez(path, **arrays)
@@ -195,6 +228,14 @@ def damaged(path: Path, change: str) -> None:
         ("version", "has the format graphopt.layer-statistics 99"),
         ("missing", "not complete"),
         ("shape", "has the shape"),
+        ("negative", "numbers that no samples have"),
+        ("uneven", "numbers that no samples have"),
+        ("mean", "numbers that no samples have"),
+        ("rows", "numbers that no samples have"),
+        ("norms", "norms0 is no list of finite numbers"),
+        ("reads", "nothing is there of 'nothing#0'"),
+        ("list", "not complete"),
+        ("deep", "does not say that it holds statistics"),
     ],
 )
 def test_damage_is_found(tmp_path: Path, change: str, message: str) -> None:
@@ -204,6 +245,54 @@ def test_damage_is_found(tmp_path: Path, change: str, message: str) -> None:
     damaged(path, change)
     with pytest.raises(DataError, match=message):
         LayerStatistics.load(path)
+
+
+def header(shape: tuple[int, ...], dtype: str) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": dtype})
+    return file.getvalue()
+
+
+def test_nothing_larger_than_the_file_is_made(tmp_path: Path) -> None:
+    claimed, packed = tmp_path / "claimed.npz", tmp_path / "packed.npz"
+    with zipfile.ZipFile(claimed, "w") as archive:
+        archive.writestr("head.npy", header((1 << 50,), "<f8") + bytes(64))
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("head.npy", header((1 << 27,), "|u1") + bytes(1 << 27))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="needs 9007199254740992 bytes and the file has 64"):
+        LayerStatistics.load(claimed)
+    with pytest.raises(DataError, match="its arrays take 134217728 bytes, more than the file has"):
+        LayerStatistics.load(packed)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_they_hold_for_layers_that_read_the_same_beside_the_same_weights() -> None:
+    model = parsed(TWO_LAYERS)
+    found = collected(model, feeds_of(model))
+    (layer,) = (each for each in find_layers(model) if isinstance(each, Layer) and each.node.op == "MatMul")
+    form = form_of(layer.node, layer.index, layer.array())
+    assert not isinstance(form, str)
+    norms = column_norms(form, layer.array())
+    np.testing.assert_allclose(norms, [np.sqrt(5), np.sqrt(10)])
+    seen_by = found.read_by([("x", form)], norms.astype(np.float16).astype(np.float64))
+    assert seen_by is found.of("h")
+    assert found.read_by([("r", form)], norms) == "the collected statistics hold nothing of what it reads"
+    assert found.read_by([], norms) == "the collected statistics hold nothing of what it reads"
+    for other in (norms[::-1], 2 * norms, norms[:1], np.append(norms, 0.0)):  # channels moved, scaled, gone, added
+        assert "seen beside other weights" in str(found.read_by([("x", form)], other))
+
+
+def test_statistics_of_models_that_passes_made_unlike_are_not_merged() -> None:
+    model, other = parsed(TWO_LAYERS), parsed(TWO_LAYERS.replace("{1, 2, 0, 0, 1, 3}", "{1, 2, 0, 0, 1, 9}"))
+    one = LayerStatistics.collect(model, feeds_of(model), fingerprint="same")
+    two = LayerStatistics.collect(other, feeds_of(other), fingerprint="same")
+    with pytest.raises(DataError, match="other passes changed the model before"):
+        one.merge(two)
+    contents = dataclasses.replace(one.contents, tables={**one.tables, "x#0": one.tables["r#0"]})
+    with pytest.raises(DataError, match="do not go together"):
+        one.merge(LayerStatistics(contents))
 
 
 SHARED = (
