@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from graphopt.runtime import output_names, random_feeds, run, session
 from graphopt.target.operators import activation_bounds
 from graphopt.target.registry import find_target
 from graphopt.target.rules import Role
+from graphopt.target.validator import BrokenRule, declared, validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,6 +66,9 @@ class Audit:
         optimization_error: Largest difference, in units of each output's largest magnitude, between the outputs with
             the runtime's optimizations and without; None where it was not compared. Rounding to one neighbouring
             integer is normal; more than a few percent means that a fusion computes something else.
+        broken: Rules of the target that the model breaks, found without running it.
+        ran: Whether the counts are of what the runtime made of the model; else they are of what the model declares,
+            because the runtime is not installed.
     """
 
     target: str
@@ -73,6 +77,8 @@ class Audit:
     conversions: int
     stayed_float: tuple[FloatNode, ...]
     optimization_error: float | None = None
+    broken: tuple[BrokenRule, ...] = ()
+    ran: bool = True
 
     @property
     def integer_count(self) -> int:
@@ -92,7 +98,9 @@ def audit(
     feeds: Iterable[Mapping[str, NDArray[np.generic]]] | None = None,
     compare: bool = True,
 ) -> Audit:
-    """Let the runtime optimize a model and count what came of its quantized operators.
+    """Let the runtime optimize a model and count what came of its quantized operators; check it against the rules.
+
+    Where the runtime of the target is not installed, what the model declares is counted instead.
 
     Args:
         source: A model, a file or serialized bytes.
@@ -106,15 +114,32 @@ def audit(
         ReadError, UnsupportedError: The runtime does not load the model.
     """
     chosen = find_target(target)
+    model = as_model(source)
+    broken = validate(model, chosen)
+    if chosen.session is None:
+        found = declared(model, chosen)
+        return Audit(chosen.name, found.integer, found.floating, found.conversions, (), None, broken, ran=False)
     with tempfile.TemporaryDirectory(prefix="graphopt-audit-") as folder:
         path = Path(folder) / "optimized.onnx"
-        session(source, optimize="extended", optimized_path=path)
+        session(source, optimize="extended", optimized_path=path, config=chosen.session)
         optimized = read_model(path)
         result = count(optimized, chosen)
-    if not compare:
-        return result
-    error = optimization_error(source, feeds)
-    return Audit(result.target, result.integer, result.floating, result.conversions, result.stayed_float, error)
+    error = optimization_error(source, feeds, chosen.session) if compare else None
+    return replace(result, optimization_error=error, broken=broken)
+
+
+def as_model(source: Model | str | Path | bytes) -> Model:
+    """Return a model that may be one already, a file, a bundle or serialized bytes.
+
+    Raises:
+        ReadError: It is none.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, bytes):
+        return read_model(source)
+    path = Path(source)
+    return read_model(path / "model.onnx" if path.is_dir() else path)
 
 
 def count(optimized: Model, target: Target) -> Audit:
@@ -238,10 +263,18 @@ def _plain_parameters(node: Node, rule: OpRule) -> str | None:
 
 
 def optimization_error(
-    source: Model | str | Path | bytes, feeds: Iterable[Mapping[str, NDArray[np.generic]]] | None = None
+    source: Model | str | Path | bytes,
+    feeds: Iterable[Mapping[str, NDArray[np.generic]]] | None = None,
+    config: Mapping[str, str] | None = None,
 ) -> float:
-    """Return the largest relative difference that the runtime's optimizations make to any output."""
-    plain, fused = session(source, optimize="off"), session(source)
+    """Return the largest relative difference that the runtime's optimizations make to any output.
+
+    Args:
+        source: A model, a file or serialized bytes.
+        feeds: Samples; None takes seeded random inputs that fit the declared shapes.
+        config: Session configuration entries of ONNX Runtime.
+    """
+    plain, fused = session(source, optimize="off", config=config), session(source, config=config)
     samples = random_feeds(plain, count=2, seed=0) if feeds is None else feeds
     worst = 0.0
     for feed in samples:

@@ -34,7 +34,7 @@ class GridKind:
 
     Attributes:
         number: Type of the integers.
-        symmetric: Whether 0.0 lies in the middle: the zero point is 0, or 128 for uint8 where there are negative values.
+        symmetric: Whether 0.0 lies in the middle: the zero point is 0, or 128 for uint8 with negative values.
         least_range: Smallest distance of the two ends, in real units.
     """
 

@@ -38,7 +38,8 @@ class Number:
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """The numpy type."""
-        return np.dtype(helper.tensor_dtype_to_np_dtype(self.element))
+        found: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(self.element))
+        return found
 
     @property
     def signed(self) -> bool:
@@ -52,9 +53,8 @@ class Number:
 
     def cast(self, values: NDArray[np.floating]) -> NDArray[Any]:
         """Return values, on the scale of the type already, in the type: rounded halves to even, ends cut off."""
-        if self.real:
-            return np.clip(values, self.bottom, self.top).astype(self.dtype)
-        return np.clip(np.rint(values), self.bottom, self.top).astype(self.dtype)
+        found: NDArray[Any] = np.clip(values if self.real else np.rint(values), self.bottom, self.top)
+        return found.astype(self.dtype)
 
 
 UINT8 = Number("uint8", 0, 255, TensorProto.UINT8)

@@ -44,11 +44,13 @@ class Group:
         tensors: The members, in graph order.
         bounds: Values that absorbed activations allow, or None where no member has one.
         fixed: Range known without data, or None.
+        exact: Scale and zero point that the target demands, by number type.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
     bounds: Bounds | None = None
     fixed: Bounds | None = None
+    exact: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -92,10 +94,10 @@ def place(
         sizes: Values per sample of the tensors whose ranges are known; operators on others stay float, and regions that
             are too small to pay for the conversions at their borders do. None places without such knowledge.
     """
-    return _Placer(model, types, target, leave or {}, only, sizes).run()
+    return Placer(model, types, target, leave or {}, only, sizes).run()
 
 
-class _Placer:
+class Placer:
     """The state of one placement."""
 
     def __init__(
@@ -117,8 +119,9 @@ class _Placer:
         self.refused: dict[Node, str] = {}
 
     def run(self) -> Placement:
+        """Return what becomes integer, for a target with integer kernels."""
         for node in self.model.graph.nodes:
-            self._consider(node)
+            self.consider(node)
         self._drop_lonely(deque(self.chosen))
         if self.sizes is not None:
             self._drop_small_regions(self.sizes)
@@ -132,7 +135,8 @@ class _Placer:
 
     # ------------------------------------------------------------------------------------------------ candidates
 
-    def _consider(self, node: Node) -> None:
+    def consider(self, node: Node) -> None:
+        """Choose a node, or note why it stays float."""
         rule = self.target.rule(node)
         if rule is None:
             return
@@ -141,6 +145,10 @@ class _Placer:
             self.chosen[node] = rule
         elif rule.role is Role.WEIGHTED and why:
             self.refused[node] = why
+
+    def is_float(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is float32."""
+        return self.types.dtype(tensor) == FLOAT32
 
     def _refusal(self, node: Node, rule: OpRule) -> str | None:
         """Return why a node stays float, None where it need not, or "" where nobody has to be told."""
@@ -156,14 +164,14 @@ class _Placer:
             dtype = self.types.dtype(tensor)
             if dtype != FLOAT32:
                 return "" if rule.role is not Role.WEIGHTED else f"tensor '{tensor.name}' is not float32"
-        grids = moving if rule.role is Role.WEIGHTED and not rule.needs_output_grid else [*moving, *node.outputs]
+        grids = moving if not rule.needs_output_grid else [*moving, *node.outputs]
         if self.sizes is not None and any(tensor.name not in self.sizes for tensor in grids):
             return "no run of the calibration data reached it" if rule.role is Role.WEIGHTED else ""
         if rule.role is Role.ABSORBED:
             return None if activation_bounds(node) is not None else ""
         if is_overridable(self.model, node):
             return OVERRIDABLE if rule.role is Role.WEIGHTED else ""
-        why = rule.refuse(node)
+        why = rule.refuse(node) or rule.unprofitable(node)
         return self.only(node) if why is None and rule.role is Role.WEIGHTED else why
 
     # --------------------------------------------------------------------------------------------- lonely nodes
@@ -324,39 +332,43 @@ class _Placer:
 
     # -------------------------------------------------------------------------------------------------- groups
 
+    @staticmethod
+    def group_of(groups: dict[Tensor, Group], tensor: Tensor) -> Group:
+        """Return the group of a tensor; a tensor without one gets its own."""
+        if tensor not in groups:
+            groups[tensor] = Group([tensor])
+        return groups[tensor]
+
+    def merge(self, groups: dict[Tensor, Group], first: Tensor, second: Tensor) -> None:
+        """Let two tensors, and all that share a grid with them, share one."""
+        one, other = self.group_of(groups, first), self.group_of(groups, second)
+        if one is other:
+            return
+        if len(one.tensors) < len(other.tensors):
+            one, other = other, one
+        one.tensors += other.tensors
+        one.bounds = one.bounds or other.bounds
+        one.fixed = one.fixed or other.fixed
+        one.exact = one.exact or other.exact
+        for tensor in other.tensors:
+            groups[tensor] = one
+
     def _group(self, outputs: dict[Node, Tensor]) -> tuple[dict[Tensor, Group], set[Node]]:
         groups: dict[Tensor, Group] = {}
         joined: set[Node] = set()
 
-        def group_of(tensor: Tensor) -> Group:
-            if tensor not in groups:
-                groups[tensor] = Group([tensor])
-            return groups[tensor]
-
-        def merge(first: Tensor, second: Tensor) -> None:
-            one, other = group_of(first), group_of(second)
-            if one is other:
-                return
-            if len(one.tensors) < len(other.tensors):
-                one, other = other, one
-            one.tensors += other.tensors
-            one.bounds = one.bounds or other.bounds
-            one.fixed = one.fixed or other.fixed
-            for tensor in other.tensors:
-                groups[tensor] = one
-
         for node, rule in self.chosen.items():
             moving = [node.inputs[i] for i in rule.data_positions(node) if constant_value(node.inputs[i]) is None]
             if rule.role is Role.ABSORBED and self._is_absorbed(node):
-                group_of(node.outputs[0]).bounds = activation_bounds(node)
+                self.group_of(groups, node.outputs[0]).bounds = activation_bounds(node)
                 continue
             for tensor in moving:
-                group_of(tensor)
+                self.group_of(groups, tensor)
             if rule.role is Role.MOVE:
                 for tensor in node.outputs:
-                    merge(moving[0], tensor)
+                    self.merge(groups, moving[0], tensor)
             elif node in outputs:
-                group = group_of(outputs[node])
+                group = self.group_of(groups, outputs[node])
                 if rule.fixed_range is not None:
                     group.fixed = rule.fixed_range
                 if rule.role is Role.ABSORBED:
@@ -365,7 +377,7 @@ class _Placer:
             if node.op == "Concat" and self._can_share(node, outputs[node], groups):
                 joined.add(node)
                 for tensor in node.inputs:
-                    merge(tensor, outputs[node])
+                    self.merge(groups, tensor, outputs[node])
         return groups, joined
 
     def _can_share(self, node: Node, output: Tensor, groups: dict[Tensor, Group]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from graphopt.graph import constant_value
 from graphopt.passes.quantize.integers import IntegerWeight, integer_weight
 from graphopt.passes.quantize.static import drop_unused, short_name
-from graphopt.target.grid import quantize_weight, weight_scales
+from graphopt.target.grid import WEIGHT_LIMIT, quantize_weight, weight_scales
 from graphopt.target.stored import weight_value
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ TABLE_SQNR_DB = 25.0
 """Rounded tables below this ratio of signal to rounding error stay float."""
 
 
-def make_dynamic(rw: Rewriter, node: Node, *, per_channel: bool) -> None:
+def make_dynamic(rw: Rewriter, node: Node, *, per_channel: bool, limit: int = WEIGHT_LIMIT) -> None:
     """Replace a MatMul or Gemm by DynamicQuantizeLinear, MatMulInteger and the product of the scales.
 
     Every layer gets a DynamicQuantizeLinear of its own: ONNX Runtime fuses none that several layers read.
     """
-    weight = integer_weight(node, per_channel=per_channel)
+    weight = integer_weight(node, per_channel=per_channel, limit=limit)
     base = short_name(node.inputs[1])
     one = weight.axis is None
     scales = weight.scales

@@ -9,7 +9,15 @@ from graphopt.analysis.activation_ranges import Ranges
 from graphopt.analysis.layer_statistics import end_layers
 from graphopt.analysis.types import Types
 from graphopt.errors import UnsupportedError
-from graphopt.graph import producer, uses
+from graphopt.passes.quantize.candidates import (
+    float_neighbours,
+    has_weights,
+    inner_refusals,
+    is_sequence_product,
+    logarithm_readers,
+    products_per_rounding,
+)
+from graphopt.passes.quantize.declaring import declare_pairs
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
 from graphopt.passes.quantize.grids import GridOf
 from graphopt.passes.quantize.integers import describe
@@ -17,20 +25,22 @@ from graphopt.passes.quantize.static import StaticForm
 from graphopt.passes.quantize.weightonly import StoredWeights, stored_places
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
-from graphopt.target import find_target
+from graphopt.target import find_number, find_target
+from graphopt.target.numbers import FP8, NUMBERS
 from graphopt.target.operators import is_overridable
 from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Placement, place
-from graphopt.target.rules import Role
-from graphopt.target.stored import restores_constant, weight_shape
+from graphopt.target.rules import Pairs, Role
+from graphopt.target.stored import restores_constant
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Model, Node, Rewriter, Tensor
+    from graphopt.target.numbers import Number
     from graphopt.target.rules import OpRule, Target
 
 QUANTIZED = frozenset(
@@ -45,8 +55,6 @@ KEPT = "kept float as asked"
 NOT_FLOAT32 = "its input is not float32"
 NO_DATA = "its inputs have no known range: static quantization needs calibration data, and a convolution that rounds \
 its inputs at run time is slower than float"
-STOPS_LOGARITHM = frozenset(("Softmax", "Sigmoid", "Exp", "LSTM", "GRU", "RNN"))
-GRID_LEVELS = 256
 PRODUCTS_PER_ROUNDING = 16
 """Products per rounded or restored value below which a matrix product is faster in float."""
 
@@ -60,14 +68,18 @@ SEQUENCE = "rows of a sequence: its inputs are rounded at run time, because sing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InsertQdq(Pass):
-    """Quantize activations to uint8 and weights to int8, where the target has integer kernels.
+    """Quantize activations and weights to 8 bits, placed by the rules of the target.
 
     Attributes:
-        weights: Type of the weights.
-        activations: ``uint8`` rounds activations to grids found on calibration data; ``int4`` does so too, but what an
-            inner layer multiplies has 16 levels, kept as the integers 0 to 15; ``dynamic`` finds a grid in every run,
-            for linear layers only; ``auto`` takes uint8 where there is data, except for linear layers that read
-            sequences; ``none`` leaves them float and stores the weights alone as integers, for size, not speed.
+        weights: Type of the weights: ``int8`` (on some targets uint8 for some operators), ``fp8`` with fp8 activations
+            or none.
+        activations: ``uint8``, ``int8``, ``uint16``, ``int16`` and ``fp8`` round activations to grids found on
+            calibration data, where the target has kernels for them; ``int4`` too, but what an inner layer multiplies
+            has 16 levels, kept as the integers 0 to 15; ``dynamic`` finds a grid in every run, for linear layers only;
+            ``auto`` takes the target's first type where there is data, except for linear layers that read sequences
+            where the target has dynamic ones; ``none`` stores the weights alone as integers, for size, not speed.
+        symmetric: Zero points of activations are 0 (128 for unsigned types with negative values); None: as the target
+            prefers.
         per_channel: One weight scale per output channel; one per weight below opset 13, which has no others.
         calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is mse, the
             best on the models measured.
@@ -92,8 +104,9 @@ class InsertQdq(Pass):
     contract: ClassVar[Contract] = Contract.LOSSY
     guard: ClassVar[str] = "layers"
 
-    weights: Literal["int8"] = "int8"
-    activations: Literal["auto", "uint8", "int4", "dynamic", "none"] = "auto"
+    weights: Literal["int8", "fp8"] = "int8"
+    activations: Literal["auto", "uint8", "int8", "uint16", "int16", "fp8", "int4", "dynamic", "none"] = "auto"
+    symmetric: bool | None = None
     per_channel: bool = True
     calibrator: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"] = "auto"
     percentile: float = 99.999
@@ -113,6 +126,7 @@ class InsertQdq(Pass):
             yield Skip(model.graph.name or "the model", refusal)
             return
         per_channel = self.per_channel and model.opset >= target.per_channel_since
+        number = self._number(target)
         if self.activations == "none":
             yield from self._weights_alone(model, per_channel=per_channel)
             return
@@ -127,14 +141,39 @@ class InsertQdq(Pass):
                 yield Skip(model.graph.name or "the model", f"no range can be observed: {error.what}")
         leave = dict.fromkeys(self.keep, KEPT)
         if ranges is not None:
-            yield from self._place_static(model, target, types, ranges, leave, dynamic, per_channel=per_channel)
+            kind = target.grid_kind(number, symmetric=self.symmetric)
+            grids = GridOf(ranges, self.calibrator, self.percentile, kind)
+            only = self._refusals(model, target, types, ranges, dynamic)
+            if target.pairs is Pairs.KERNELS:
+                yield from self._place_static(
+                    model, target, types, ranges, grids, leave, dynamic, only, per_channel=per_channel
+                )
+            else:
+                kept = {node: leave[label] for node in model.graph.nodes if (label := node_label(node)) in leave}
+                yield from declare_pairs(
+                    *(model, types, target, ranges, grids, kept, only),
+                    per_channel=per_channel,
+                    correct_bias=self.correct_bias,
+                )
         else:
             yield from self._refuse_static(model, target, types, dynamic, leave)
         for node, why in dynamic.items():
-            yield self._dynamic_patch(node, why, per_channel=per_channel)
-        if self.embeddings:
+            yield self._dynamic_patch(node, why, per_channel=per_channel, limit=target.weights.limit)
+        if self.embeddings and target.integer_tables:
             yield from self._tables(model, leave)
         yield from inner_refusals(model, target)
+
+    def _number(self, target: Target) -> Number:
+        """Return the type of static activations.
+
+        Raises:
+            UsageError: The target has no kernels for what was asked.
+        """
+        if self.activations in {"auto", "none"} or (self.activations == "dynamic" and target.dynamic):
+            return FP8 if self.weights == "fp8" and FP8 in target.activations else target.activations[0]
+        if self.activations == "int4" and target.pairs is Pairs.KERNELS:
+            return target.activations[0]
+        return find_number(target, self.activations)
 
     def _kept(self, model: Model) -> list[Node]:
         keep = set(self.keep)
@@ -148,6 +187,23 @@ class InsertQdq(Pass):
             return f"opset {model.opset} has no QuantizeLinear: run raise-opset before"
         return None
 
+    def _refusals(
+        self, model: Model, target: Target, types: Types, ranges: Ranges, dynamic: dict[Node, str]
+    ) -> Callable[[Node], str | None]:
+        """Return what tells why a weighted operator must not have static grids, "" where nobody has to be told."""
+        before_log = logarithm_readers(model, target, ranges)
+
+        def refuse(node: Node) -> str | None:
+            if node in dynamic:
+                return ""
+            if self.activations == "auto" and target.dynamic and is_sequence_product(node, types):
+                return TOO_SMALL
+            if node in before_log:
+                return f"its values reach Log '{before_log[node]}', which makes rounding errors of small values large"
+            return None if ranges.get(node.inputs[0].name) else "no run of the calibration data reached it"
+
+        return refuse
+
     # ----------------------------------------------------------------------------------------------------- static
 
     def _place_static(
@@ -156,25 +212,16 @@ class InsertQdq(Pass):
         target: Target,
         types: Types,
         ranges: Ranges,
+        grids: GridOf,
         leave: dict[str, str],
         dynamic: dict[Node, str],
+        only: Callable[[Node], str | None],
         *,
         per_channel: bool,
     ) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield the patches of static grids, in graph order."""
-        before_log = logarithm_readers(model, target, ranges)
-
-        def refuse(node: Node) -> str | None:
-            if node in dynamic:
-                return ""
-            if self.activations == "auto" and is_sequence_product(node, types):
-                return TOO_SMALL
-            if node in before_log:
-                return f"its values reach Log '{before_log[node]}', which makes rounding errors of small values large"
-            return None if ranges.get(node.inputs[0].name) else "no run of the calibration data reached it"
-
         leave_nodes = {node: leave[label] for node in model.graph.nodes if (label := node_label(node)) in leave}
-        placement = place(model, types, target, leave=leave_nodes, only=refuse, sizes=ranges.sizes())
+        placement = place(model, types, target, leave=leave_nodes, only=only, sizes=ranges.sizes())
         for node, why in placement.refused.items():
             if node not in dynamic:
                 yield Skip(node, why)
@@ -185,12 +232,13 @@ class InsertQdq(Pass):
             seen = ranges.get(tensor.name) if self.correct_bias else None
             return None if seen is None else seen.channel_means()
 
-        grids = GridOf(ranges, self.calibrator, self.percentile)
         inner: set[Node] = set()
         if self.activations == "int4" and model.opset >= CLIPPED_SINCE:
             weighted = {node for node, rule in placement.nodes.items() if rule.role is Role.WEIGHTED}
             inner = weighted - end_layers(model.graph, weighted)
-        form = StaticForm(types, placement, grids, means_of, per_channel=per_channel, few_levels=inner)
+        form = StaticForm(
+            types, placement, grids, means_of, per_channel=per_channel, few_levels=inner, limit=target.weights.limit
+        )
         for node, rule in placement.nodes.items():
             patch = self._static_patch(form, placement, node, rule, few=node in inner)
             if patch is not None:
@@ -204,7 +252,7 @@ class InsertQdq(Pass):
             def weighted(rw: Rewriter) -> None:
                 form.weighted(rw, node, rule)
 
-            what = f"{form.describe(node)}, {'int4' if few else 'uint8'} activations"
+            what = f"{form.describe(node)}, {'int4' if few else form.number.name} activations"
             record = LayerRecord(node_label(node), node.op, what, reason=f"runs as {rule.kernel}")
             return Patch(f"quantize {node.op} '{node_label(node)}' to {what}", (node,), weighted, (record,))
         if rule.role is Role.MOVE or node in placement.joined:
@@ -219,14 +267,14 @@ class InsertQdq(Pass):
         def join(rw: Rewriter) -> None:
             form.join(rw, node, rule)
 
-        return Patch(f"compute {node.op} '{node_label(node)}' on uint8", (node,), join)
+        return Patch(f"compute {node.op} '{node_label(node)}' on {form.number.name}", (node,), join)
 
     # ---------------------------------------------------------------------------------------------------- dynamic
 
     def _dynamic_layers(self, model: Model, target: Target, types: Types, *, static: bool) -> dict[Node, str]:
         """Return the layers whose inputs are rounded at run time, with the reason."""
         found: dict[Node, str] = {}
-        if self.activations in {"uint8", "int4"} or model.opset < DYNAMIC_SINCE:
+        if self.activations not in {"auto", "dynamic"} or not target.dynamic or model.opset < DYNAMIC_SINCE:
             return found
         for graph, node in model.walk(functions=False):
             rule = target.rule(node)
@@ -248,12 +296,12 @@ class InsertQdq(Pass):
                 found[node] = SEQUENCE
         return found
 
-    def _dynamic_patch(self, node: Node, why: str, *, per_channel: bool) -> Patch:
+    def _dynamic_patch(self, node: Node, why: str, *, per_channel: bool, limit: int) -> Patch:
         what = f"{describe(node, per_channel=per_channel)}, dynamic uint8 activations"
         record = LayerRecord(node_label(node), node.op, what, reason=why)
 
         def apply(rw: Rewriter) -> None:
-            make_dynamic(rw, node, per_channel=per_channel)
+            make_dynamic(rw, node, per_channel=per_channel, limit=limit)
 
         return Patch(f"quantize {node.op} '{node_label(node)}' to {what}: {why}", (node,), apply, (record,))
 
@@ -272,7 +320,11 @@ class InsertQdq(Pass):
 
     def _weights_alone(self, model: Model, *, per_channel: bool) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield the patches that store weights as integers and leave the arithmetic as it is, in every scope."""
-        stored = StoredWeights(per_channel=per_channel)
+        number = NUMBERS[self.weights]
+        if model.opset < number.since:
+            yield Skip(model.graph.name or "the model", f"opset {model.opset} has no {number.name}: run raise-opset")
+            return
+        stored = StoredWeights(per_channel=per_channel, number=number)
         for node in [node for _, node in model.walk(functions=False)]:
             places = stored_places(node)
             if not places:
@@ -284,9 +336,12 @@ class InsertQdq(Pass):
             def apply(rw: Rewriter, node: Node = node, places: list[int] = places) -> None:
                 stored.store(rw, node, places)
 
-            what = f"int8 weights {'per channel' if per_channel else 'per tensor'}, float arithmetic"
+            shared = "channel" if per_channel else "tensor"
+            what = f"{number.name} weights per {shared}, float arithmetic"
             record = LayerRecord(node_label(node), node.op, what, reason="restored in every run, as asked")
-            yield Patch(f"store the weights of {node.op} '{node_label(node)}' in int8", (node,), apply, (record,))
+            yield Patch(
+                f"store the weights of {node.op} '{node_label(node)}' in {number.name}", (node,), apply, (record,)
+            )
         if self.embeddings:
             yield from self._tables(model, dict.fromkeys(self.keep, KEPT))
 
@@ -309,75 +364,3 @@ class InsertQdq(Pass):
                 make_integer_table(rw, node)
 
             yield Patch(f"keep the table of Gather '{node_label(node)}' in int8", (node,), apply, (record,))
-
-
-def has_weights(model: Model, target: Target, types: Types, without: Collection[Node]) -> bool:
-    """Tell whether the main graph has a weighted operator, other than the given ones, worth calibrating for."""
-    for node in model.graph.nodes:
-        rule = target.rule(node)
-        if node in without or rule is None or rule.role is not Role.WEIGHTED:
-            continue
-        is_float = types.dtype(node.inputs[0]) == FLOAT32
-        if is_float and rule.refuse(node) is None and not is_overridable(model, node):
-            return True
-    return False
-
-
-def is_sequence_product(node: Node, types: Types) -> bool:
-    """Tell whether a MatMul reads the rows of sequences: three axes or more."""
-    return node.op == "MatMul" and (types.rank(node.inputs[0]) or 0) >= 3
-
-
-def products_per_rounding(node: Node) -> float:
-    """Return how many products a matrix product computes per value that is rounded or restored."""
-    shape = weight_shape(node.inputs[1])
-    assert shape is not None, "its rule refuses it otherwise"
-    rows, columns = shape
-    return rows * columns / (rows + columns)
-
-
-def logarithm_readers(model: Model, target: Target, ranges: Ranges) -> dict[Node, str]:
-    """Return the weighted operators whose results reach a Log of values that span more than a grid holds.
-
-    Rounding errors are equally large for all values of a tensor; behind a Log those of small values grow without
-    bound, as in every model that takes the logarithm of a spectrum. Behind Softmax and Sigmoid there are none.
-    """
-    found: dict[Node, str] = {}
-    seen: set[Node] = set()
-    for log in (node for node in model.graph.nodes if node.op == "Log"):
-        span = ranges.get(log.inputs[0].name)
-        if span is not None and span.low * GRID_LEVELS >= span.high:
-            continue
-        stack = [source for tensor in log.inputs if (source := producer(tensor)) is not None]
-        while stack:
-            node = stack.pop()
-            if node in seen or node.op in STOPS_LOGARITHM:
-                continue
-            seen.add(node)
-            rule = target.rule(node)
-            if rule is not None and rule.role is Role.WEIGHTED:
-                found[node] = log.name or log.outputs[0].name
-                continue
-            stack += [source for tensor in node.inputs if (source := producer(tensor)) is not None]
-    return found
-
-
-def float_neighbours(model: Model, target: Target, placement: Placement) -> Iterator[tuple[Node, str]]:
-    """Yield the operators without an integer kernel that stand between integer ones, with the reason."""
-    for node in model.graph.nodes:
-        why = target.float_reason.get(node.op)
-        if why is None or node in placement.nodes:
-            continue
-        before = any(tensor in placement.groups for tensor in node.inputs)
-        after = any(use.node in placement.nodes for tensor in node.outputs for use in uses(tensor))
-        if before and after:
-            yield node, why
-
-
-def inner_refusals(model: Model, target: Target) -> Iterator[Skip]:
-    """Yield why weighted operators inside the bodies of If, Loop and Scan stay float."""
-    for graph, node in model.walk(functions=False):
-        rule = target.rule(node)
-        if graph is model.graph or rule is None or rule.role is not Role.WEIGHTED:
-            continue
-        yield Skip(node, "it lies inside the body of a control-flow operator, where no range can be observed")

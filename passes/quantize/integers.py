@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from graphopt.graph import constant_value
 from graphopt.target.grid import WEIGHT_LIMIT, quantize_weight, weight_scales
+from graphopt.target.operators import output_axis
 from graphopt.target.stored import StoredWeight, stored_weight
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class IntegerWeight:
         scales: float32, one per channel, or one element.
         axis: Axis of the channels; None for a single scale.
         integers: A constant that holds the codes already, in this type or a smaller one; None where none does.
+        limit: Largest magnitude of a code.
     """
 
     values: NDArray[np.float32]
@@ -35,6 +37,7 @@ class IntegerWeight:
     scales: NDArray[np.float32]
     axis: int | None
     integers: Tensor | None = None
+    limit: int = WEIGHT_LIMIT
 
     def restore(self) -> NDArray[np.float32]:
         """Return the weights that the integers stand for."""
@@ -46,8 +49,9 @@ class IntegerWeight:
             return self
         wanted = np.rint(self.restore() / scales.reshape(self._shape())) if self.integers is not None else None
         if wanted is None:
-            return replace(self, codes=quantize_weight(self.values, self.axis, scales).values, scales=scales)
-        codes = np.clip(wanted, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+            codes = quantize_weight(self.values, self.axis, scales, self.limit).values
+            return replace(self, codes=codes, scales=scales)
+        codes = np.clip(wanted, -self.limit, self.limit).astype(np.int8)
         return replace(self, codes=codes, scales=scales, integers=None)
 
     def with_fourth_channel(self) -> IntegerWeight:
@@ -74,16 +78,17 @@ class IntegerWeight:
         return shape
 
 
-def integer_weight(node: Node, *, per_channel: bool) -> IntegerWeight:
+def integer_weight(node: Node, *, per_channel: bool, limit: int = WEIGHT_LIMIT) -> IntegerWeight:
     """Return the integers of the weight of a Conv, Gemm or MatMul whose rule does not refuse it.
 
     Args:
         node: The operator.
         per_channel: One scale per output channel where the weight has none yet.
+        limit: Largest magnitude of an integer; a weight that is rounded already and goes beyond is rounded anew.
     """
     factor = np.float32(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else np.float32(1.0)
     stored = stored_weight(node.inputs[1])
-    if isinstance(stored, StoredWeight) and factor != 0:
+    if isinstance(stored, StoredWeight) and factor != 0 and fits(stored, limit):
         scales = (stored.scales * abs(factor)).astype(np.float32)
         codes = stored.codes if factor > 0 else np.maximum(stored.codes, -WEIGHT_LIMIT) * np.int8(-1)
         found = IntegerWeight(stored.restore(), codes, scales, stored.axis, stored.integers if factor > 0 else None)
@@ -92,23 +97,20 @@ def integer_weight(node: Node, *, per_channel: bool) -> IntegerWeight:
     assert value is not None
     weight = np.asarray(value * factor, np.float32)
     axis = output_axis(node, weight.ndim) if per_channel else None
-    scales = weight_scales(weight, axis)
-    return IntegerWeight(weight, quantize_weight(weight, axis, scales).values, scales, axis)
+    scales = weight_scales(weight, axis, limit)
+    codes = quantize_weight(weight, axis, scales, limit).values
+    return IntegerWeight(weight, codes, scales, axis, limit=limit)
 
 
-def output_axis(node: Node, rank: int) -> int:
-    """Return the axis of a weight that counts output channels: the only one with a scale per entry (never K)."""
-    if node.op == "Conv":
-        return 0
-    if node.op == "Gemm":
-        return 0 if node.attrs.get("transB", 0) else 1
-    return rank - 1
+def fits(stored: StoredWeight, limit: int) -> bool:
+    """Tell whether no integer of a weight lies beyond a limit that is below what its type holds."""
+    return limit >= WEIGHT_LIMIT or int(np.abs(stored.codes.astype(np.int16)).max(initial=0)) <= limit
 
 
-def describe(node: Node, *, per_channel: bool) -> str:
+def describe(node: Node, *, per_channel: bool, limit: int = WEIGHT_LIMIT) -> str:
     """Return how the weight of an operator is rounded, for the per-layer table."""
     stored = stored_weight(node.inputs[1])
-    if isinstance(stored, StoredWeight):
+    if isinstance(stored, StoredWeight) and fits(stored, limit):
         kind = np.dtype(stored.integers.dtype).name
         return f"{kind} weights per {'tensor' if stored.axis is None else 'channel'} as rounded before"
     return f"int8 weights per {'channel' if per_channel else 'tensor'}"

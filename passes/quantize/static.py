@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output, producer, uses
-from graphopt.passes.quantize.integers import IntegerWeight, describe, integer_weight, output_axis
-from graphopt.target.grid import Grid, activation_grid, fit_bias, quantize_bias
+from graphopt.passes.quantize.integers import IntegerWeight, describe, integer_weight
+from graphopt.target.grid import WEIGHT_LIMIT, Grid, activation_grid, fit_bias, quantize_bias
+from graphopt.target.operators import output_axis
 from graphopt.target.stored import restores_constant
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from graphopt.analysis.types import Types
     from graphopt.graph import Constant, Node, Rewriter, Tensor, Variable
     from graphopt.passes.quantize.grids import GridOf
+    from graphopt.target.numbers import Number
     from graphopt.target.placement import Group, Placement
     from graphopt.target.rules import OpRule
 
@@ -43,6 +45,7 @@ class StaticForm:
             the weights adds to the mean of each output.
         per_channel: One weight scale per output channel; needs opset 13.
         few_levels: Weighted operators whose input has 16 levels.
+        limit: Largest magnitude of a weight.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class StaticForm:
         *,
         per_channel: bool = True,
         few_levels: Collection[Node] = (),
+        limit: int = WEIGHT_LIMIT,
     ) -> None:
         self._types = types
         self._placement = placement
@@ -61,6 +65,7 @@ class StaticForm:
         self._means_of = means_of
         self._per_channel = per_channel
         self._few_levels = few_levels
+        self._limit = limit
         self._coarse: dict[Tensor, Variable] = {}
         self._parameters: dict[int, tuple[Constant, Constant]] = {}
         self._zero_points: dict[tuple[str, tuple[int, ...], bytes], Constant] = {}
@@ -78,7 +83,7 @@ class StaticForm:
         grid = self._grid_of(self._placement.groups[x])
         if node in self._few_levels:
             grid = self._grid_of.few(self._placement.groups[x], x, FEW_LEVELS)
-        weight = integer_weight(node, per_channel=self._per_channel)
+        weight = integer_weight(node, per_channel=self._per_channel, limit=self._limit)
         bias = self._corrected(node, rule, x, weight, self._bias(node, rule, weight.codes.shape))
         if bias is not None:
             fitted = fit_bias(bias, grid.scale, weight.scales)
@@ -106,9 +111,14 @@ class StaticForm:
         drop_unused(rw, old)
         self._round_output(rw, node)
 
+    @property
+    def number(self) -> Number:
+        """The type of activations."""
+        return self._grid_of.kind.number
+
     def describe(self, node: Node) -> str:
         """Return how the weight of an operator is rounded, for the per-layer table."""
-        return describe(node, per_channel=self._per_channel)
+        return describe(node, per_channel=self._per_channel, limit=self._limit)
 
     def join(self, rw: Rewriter, node: Node, rule: OpRule) -> None:
         """Make an operator between weighted ones compute on integers, each tensor on its own grid."""

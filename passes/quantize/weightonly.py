@@ -8,7 +8,8 @@ import numpy as np
 
 from graphopt.graph import constant_value, owner
 from graphopt.passes.quantize.static import conversion, drop_unused, short_name
-from graphopt.target.grid import quantize_weight, weight_scales
+from graphopt.target.grid import weight_scales
+from graphopt.target.numbers import INT8, Number
 
 if TYPE_CHECKING:
     from graphopt.graph import Node, Rewriter, Tensor, Variable
@@ -46,14 +47,16 @@ class StoredWeights:
 
     Args:
         per_channel: One scale per output channel; needs opset 13.
+        number: Type they are stored in.
     """
 
-    def __init__(self, *, per_channel: bool) -> None:
+    def __init__(self, *, per_channel: bool, number: Number = INT8) -> None:
         self._per_channel = per_channel
+        self._number = number
         self._restored: dict[tuple[Tensor, int | None], Variable] = {}
 
     def store(self, rw: Rewriter, node: Node, places: list[int]) -> None:
-        """Let a node read the given weights out of int8."""
+        """Let a node read the given weights out of their integers."""
         for place in places:
             source = node.inputs[place]
             axis = channel_axis(node, len(source.shape)) if self._per_channel else None
@@ -69,11 +72,14 @@ class StoredWeights:
         value = constant_value(source)
         assert value is not None
         weight = np.asarray(value, np.float32)
-        scales = weight_scales(weight, axis)
+        number = self._number
+        scales = weight_scales(weight, axis, number.top)
         name, one = short_name(source), axis is None
-        values = rw.constant(quantize_weight(weight, axis, scales).values, name=f"{name}_quantized", near=near)
+        spread = scales if one else scales.reshape([-1 if place == axis else 1 for place in range(weight.ndim)])
+        codes, zero = number.cast(weight / spread), np.zeros(() if one else scales.shape).astype(number.dtype)
+        values = rw.constant(codes, name=f"{name}_quantized", near=near, onnx_dtype=number.element)
         steps = rw.constant(scales.reshape(()) if one else scales, name=f"{name}_scale", near=near)
-        zeros = rw.constant(np.zeros(() if one else scales.shape, np.int8), name=f"{name}_zero_point", near=near)
+        zeros = rw.constant(zero, name=f"{name}_zero_point", near=near, onnx_dtype=number.element)
         attrs = {} if one else {"axis": axis}
         return conversion(rw, "DequantizeLinear", [values, steps, zeros], attrs=attrs, near=near)
 

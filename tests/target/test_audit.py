@@ -98,7 +98,7 @@ def test_float_model_has_no_integer_operators() -> None:
 
 def test_unknown_target_lists_the_valid_ones() -> None:
     with pytest.raises(UsageError, match="ort-cpu"):
-        audit(quantized_model(FUSED), target="tensorrt")
+        audit(quantized_model(FUSED), target="abacus")
     assert find_target("ort-cpu").name == "ort-cpu"
 
 
