@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Graph, Model, Node, Tensor
 
+_DEFAULT_DOMAINS = (None, "", "ai.onnx")
 _NEWEST = onnx.defs.onnx_opset_version()
 
 
@@ -39,9 +40,13 @@ class NodeForms(Analysis):
             GraphError: A node has too few or too many inputs or outputs, lacks a required one or an attribute, or has
                 an attribute of another type.
         """
+        here: Graph | None = None
+        opset = 0
         for graph, node in model.walk():
-            if node.domain in {None, "", "ai.onnx"}:
-                form = _form(node.op, max(0, min(graph.opset, _NEWEST)))
+            if graph is not here:
+                here, opset = graph, max(0, min(graph.opset, _NEWEST))
+            if node.domain in _DEFAULT_DOMAINS:
+                form = _form(node.op, opset)
                 if form is not None:
                     _check(node, graph, form)
         return cls()
@@ -77,13 +82,17 @@ def _check(node: Node, graph: Graph, form: _Form) -> None:
         if not least <= len(tensors) or count > most:
             wanted = str(least) if least == most else f"{least} or more" if most > 1 << 20 else f"{least} to {most}"
             raise _error(node, f"it has {count} {what}s", f"{node.op} of opset {graph.opset} has {wanted}")
-    missing = next((index for index in form.needed if index < len(node.inputs) and not node.inputs[index].name), None)
-    if missing is not None:
-        raise _error(node, f"its input {missing} is left out", "It is not optional")
+    inputs = node.inputs
+    for index in form.needed:
+        if index < len(inputs) and not inputs[index].name:
+            raise _error(node, f"its input {index} is left out", "It is not optional")
     if node.carried is None:
         return
+    attributes = node.carried.attribute
+    if not form.required and not len(attributes):
+        return
     seen = set()
-    for attribute in node.carried.attribute:
+    for attribute in attributes:
         seen.add(attribute.name)
         if attribute.ref_attr_name:
             if not any(isinstance(scope, Function) for scope in enclosing(graph)):
@@ -104,7 +113,10 @@ def _check(node: Node, graph: Graph, form: _Form) -> None:
 
 def _present(tensors: Sequence[Tensor]) -> int:
     """Return how many tensors there are up to the last one with a name."""
-    return next((index + 1 for index in range(len(tensors) - 1, -1, -1) if tensors[index].name), 0)
+    count = len(tensors)
+    while count and not tensors[count - 1].name:
+        count -= 1
+    return count
 
 
 def _error(node: Node, what: str, must: str) -> GraphError:

@@ -120,66 +120,63 @@ class Edges(HookedList[Any]):
     __slots__ = ("field", "owner")
 
     def __init__(self, owner: object, field: str, initial: Iterable[Any] = ()) -> None:
-        list.__init__(self)
         self.owner = owner
         self.field = field
-        self.extend(initial)
+        for item in list(initial):
+            list.append(self, item)
+            self._linked(item)
 
     def _linked(self, item: Any) -> None:
-        if type(getattr(item, self.field)) is not Uses:
+        uses = getattr(item, self.field)
+        if not isinstance(uses, Uses):
             from graphopt.graph.adopt import adopt_tensor
 
             adopt_tensor(item)
-        list.append(getattr(item, self.field), self.owner)
+            uses = getattr(item, self.field)
+        list.append(uses, self.owner)
 
     def _unlinked(self, item: Any) -> None:
         getattr(item, self.field).discard_one(self.owner)
 
+    def clear(self) -> None:
+        """Remove every tensor."""
+        old = self[:]
+        list.clear(self)
+        field, owner = self.field, self.owner
+        for item in old:
+            getattr(item, field).discard_one(owner)
+
 
 class Uses(HookedList[Any]):
-    """The ``inputs`` (producers) or ``outputs`` (consumers) of a tensor; ``field`` is the mirrored list of the node."""
+    """The ``inputs`` (producers) or ``outputs`` (consumers) of a tensor; ``field`` is the mirrored list of the node.
+
+    Its length, its truth and its elements are asked for all the time, so they are those of a plain list, which are not
+    written in Python; while removed edges are still to be filtered out, the list is of the class `ThinnedUses`.
+    """
 
     __slots__ = ("_gone", "_gone_count", "field", "owner")
 
+    _gone: dict[int, int]
+    """By the identity of a node, how many of its edges have gone; only where the class is `ThinnedUses`."""
+
+    _gone_count: int
+
     def __init__(self, owner: object, field: str) -> None:
-        list.__init__(self)
         self.owner = owner
         self.field = field
-        self._gone: dict[int, int] | None = None
-        self._gone_count = 0
 
     def discard_one(self, node: object) -> None:
         """Forget one edge to ``node``; the other side has been changed already. O(1), amortised."""
-        if list.__len__(self) < 8 and self._gone is None:
-            list.__delitem__(self, index_of(self, node))
-            return
-        if self._gone is None:
-            self._gone = {}
-        key = id(node)
-        self._gone[key] = self._gone.get(key, 0) + 1
-        self._gone_count += 1
-        if self._gone_count * 2 > list.__len__(self):
-            self._settle()
+        if len(self) < 8:
+            list.__delitem__(self, -1 if self and self[-1] is node else index_of(self, node))
+        else:
+            self._gone, self._gone_count = {}, 0
+            self.__class__ = ThinnedUses
+            self.discard_one(node)
 
     def first(self) -> Any:
         """Return the first node or None; of the producers of a tensor there is at most one. O(1)."""
-        if self._gone is not None:
-            self._settle()
-        return list.__getitem__(self, 0) if list.__len__(self) else None
-
-    def _settle(self) -> None:
-        gone = self._gone
-        if gone is None:
-            return
-        self._gone, self._gone_count = None, 0
-        kept = []
-        for node in list.__iter__(self):
-            left = gone.get(id(node), 0)
-            if left:
-                gone[id(node)] = left - 1
-            else:
-                kept.append(node)
-        list.__setitem__(self, slice(None), kept)
+        return self[0] if self else None
 
     def _linked(self, item: Any) -> None:
         list.append(getattr(item, self.field), self.owner)
@@ -189,8 +186,50 @@ class Uses(HookedList[Any]):
         list.__delitem__(edges, index_of(edges, self.owner))
 
     def __iter__(self) -> Iterator[Any]:
+        return iter(self[:])  # edges may change meanwhile
+
+    def __contains__(self, item: object) -> bool:
+        return any(node is item for node in self[:])
+
+    def copy(self) -> list[Any]:
+        """Return a plain list of the nodes."""
+        return self[:]
+
+
+class ThinnedUses(Uses):
+    """Uses of which some are still in the list although they have gone; most questions filter them out first."""
+
+    __slots__ = ()
+
+    def discard_one(self, node: object) -> None:
+        """Forget one edge to ``node``; the other side has been changed already. O(1), amortised."""
+        key = id(node)
+        self._gone[key] = self._gone.get(key, 0) + 1
+        self._gone_count += 1
+        if self._gone_count * 2 > list.__len__(self):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Filter out what has gone, after which the list is as any other."""
+        gone = self._gone
+        kept = []
+        for node in list.__iter__(self):
+            left = gone.get(id(node), 0)
+            if left:
+                gone[id(node)] = left - 1
+            else:
+                kept.append(node)
+        self.__class__ = Uses  # type: ignore[assignment]
+        list.__setitem__(self, slice(None), kept)
+
+    def first(self) -> Any:
+        """Return the first node or None. O(1), amortised."""
         self._settle()
-        return iter(tuple(list.__iter__(self)))
+        return self.first()
+
+    def __iter__(self) -> Iterator[Any]:
+        self._settle()
+        return iter(self)
 
     def __len__(self) -> int:
         return list.__len__(self) - self._gone_count
@@ -200,57 +239,58 @@ class Uses(HookedList[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         self._settle()
-        return list.__getitem__(self, index)
+        return self[index]
 
     def __contains__(self, item: object) -> bool:
         self._settle()
-        return any(node is item for node in list.__iter__(self))
+        return item in self
 
     def __reversed__(self) -> Iterator[Any]:
         self._settle()
-        return list.__reversed__(self)
+        return reversed(self)
 
     def __eq__(self, other: object) -> bool:
         self._settle()
-        return list.__eq__(self, other)
+        return self == other
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         self._settle()
-        return list.__repr__(self)
+        return repr(self)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._settle()
-        HookedList.__setitem__(self, index, value)
+        self[index] = value
 
     def __delitem__(self, index: SupportsIndex | slice) -> None:
         self._settle()
-        HookedList.__delitem__(self, index)
+        del self[index]
 
     def insert(self, index: SupportsIndex, item: Any) -> None:
         """Insert one node."""
         self._settle()
-        HookedList.insert(self, index, item)
+        self.insert(index, item)
 
     def pop(self, index: SupportsIndex = -1) -> Any:
         """Remove and return one node."""
         self._settle()
-        return HookedList.pop(self, index)
+        return self.pop(index)
 
     def index(self, item: Any, *limits: SupportsIndex) -> int:
         """Return the position of a node."""
         self._settle()
-        return list.index(self, item, *limits)
+        return self.index(item, *limits)
 
     def count(self, item: Any) -> int:
         """Return the number of edges to a node."""
         self._settle()
-        return list.count(self, item)
+        return self.count(item)
 
     def copy(self) -> list[Any]:
         """Return a plain list of the nodes."""
-        return list(self)
+        self._settle()
+        return self.copy()
 
 
 def set_edges(self: Any, name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.fields import give_graph_fields
 from graphopt.graph.nodelist import NodeList, RoleList
 from graphopt.graph.nodes import Node
 
@@ -83,10 +84,15 @@ class Graph(gs.Graph):  # type: ignore[misc]
         functions: Any = None,
         ir_version: int | None = None,
     ) -> None:
-        fields = self.__dict__
-        fields["imports"] = {}
-        fields["initializers"] = {}
-        fields["initializer_inputs"] = {}
+        fields: dict[str, Any] = {
+            "imports": {},
+            "initializers": {},
+            "initializer_inputs": {},
+            "ir_version": ir_version,
+            "parent": None,
+            "parent_node": None,
+        }
+        give_graph_fields(self, fields)
         for domain in import_domains or ():
             self.imports[domain.domain] = domain.version
         if opset is not None or not self.imports:
@@ -99,7 +105,6 @@ class Graph(gs.Graph):  # type: ignore[misc]
         fields["doc_string"] = doc_string or ""
         fields["producer_name"] = producer_name or ""
         fields["producer_version"] = producer_version or ""
-        fields["ir_version"] = ir_version
         fields["name_idx"] = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -141,7 +146,8 @@ class Graph(gs.Graph):  # type: ignore[misc]
             return False
         if tensor in self.initializer_inputs:
             return True
-        return any(role == "input" and graph is self for role, graph in getattr(tensor, "roles", ()))
+        roles = getattr(tensor, "roles", ())
+        return bool(roles) and any(role == "input" and graph is self for role, graph in roles)
 
     def subgraphs(self, recursive: bool = False) -> Iterator[Graph]:
         """Yield the graphs in the attributes of the nodes; with ``recursive`` those inside them too."""
@@ -327,7 +333,7 @@ def node_subgraphs(node: Any) -> Iterator[tuple[str, Graph]]:
 
 def holds_graph(node: Node) -> bool:
     """Tell whether an attribute of a node holds a graph; attributes that were not decoded yet hold none."""
-    held = node.__dict__.get("_attrs")
+    held = node._attrs
     if held:
         for value in held.values():  # a loop: this is asked for every node time and again
             if isinstance(value, gs.Graph):

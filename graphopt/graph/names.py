@@ -43,8 +43,9 @@ class NameAllocator:
                         taken.update(graph.record.reserved_names())
                 for _, node in walk_graphs([root]):
                     taken.add(node.name)
-                    taken.update(t.name for t in node.inputs)
-                    defined.extend([t.name for t in node.outputs])
+                    for tensor in node.inputs:
+                        taken.add(tensor.name)
+                    defined.extend([tensor.name for tensor in node.outputs])
             taken.update(defined)
             taken.discard("")
             self._taken = taken

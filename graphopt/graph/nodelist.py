@@ -264,7 +264,7 @@ class RoleList(HookedList[Any]):
         self.extend(tensors)
 
     def _linked(self, item: Any) -> None:
-        if type(item.inputs) is not Uses:
+        if not isinstance(item.inputs, Uses):
             from graphopt.graph.adopt import adopt_tensor
 
             adopt_tensor(item)

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from graphopt.errors import GraphError
 from graphopt.graph import attributes
 from graphopt.graph.edges import Edges, set_edges
+from graphopt.graph.fields import give_node_fields
 from graphopt.graph.tensors import Constant
 from graphopt.graph.unknown import properties, text_of
 from graphopt.graph.weights import ProtoWeight
@@ -62,13 +63,22 @@ class Node(gs.Node):  # type: ignore[misc]
         outputs: Iterable[Tensor] | None = None,
         domain: str | None = None,
     ) -> None:
-        fields = self.__dict__
-        fields["op"] = op
-        fields["name"] = name or ""
-        fields["domain"] = domain
-        fields["_attrs"] = {} if attrs is None else attrs
-        fields["inputs"] = Edges(self, "outputs", inputs or ())
-        fields["outputs"] = Edges(self, "inputs", outputs or ())
+        give_node_fields(
+            self,
+            {
+                "op": op,
+                "name": name or "",
+                "domain": domain,
+                "inputs": Edges(self, "outputs", inputs or ()),
+                "outputs": Edges(self, "inputs", outputs or ()),
+                "graph": None,
+                "_attrs": {} if attrs is None else attrs,
+                "carried": None,
+                "link_label": 0,
+                "link_prev": None,
+                "link_next": None,
+            },
+        )
 
     __setattr__ = set_edges
 

@@ -14,6 +14,7 @@ from graphopt.errors import GraphError, ReadError
 from graphopt.graph import attributes
 from graphopt.graph.collection import collector_paused
 from graphopt.graph.external import DataFolder
+from graphopt.graph.fields import give_node_fields
 from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.model import Model
 from graphopt.graph.nodelist import NodeList, RoleList
@@ -285,17 +286,26 @@ class _Reader:
         nodes = []
         for proto, outputs in zip(protos, made, strict=True):
             node = Node.__new__(Node)
-            fields = node.__dict__
-            fields["op"] = _text(proto.op_type, graph.name)
-            fields["name"] = _text(proto.name, graph.name)
-            fields["domain"] = _text(proto.domain, graph.name) if proto.HasField("domain") else None
-            fields["carried"] = proto
             inputs = []
             for name in proto.input:
                 tensor = local.get(name) if name else Variable("")
                 inputs.append(self._resolve(name, inner, proto, graph) if tensor is None else tensor)
-            fields["inputs"] = _edges(node, "outputs", inputs)
-            fields["outputs"] = _edges(node, "inputs", outputs)
+            give_node_fields(
+                node,
+                {
+                    "op": _text(proto.op_type, graph.name),
+                    "name": _text(proto.name, graph.name),
+                    "domain": _text(proto.domain, graph.name) if proto.HasField("domain") else None,
+                    "inputs": _edges(node, "outputs", inputs),
+                    "outputs": _edges(node, "inputs", outputs),
+                    "graph": graph,
+                    "_attrs": None,
+                    "carried": proto,
+                    "link_label": 0,
+                    "link_prev": None,
+                    "link_next": None,
+                },
+            )
             if len(proto.attribute):
                 self._attributes(node, proto, inner, graph)
             nodes.append(node)

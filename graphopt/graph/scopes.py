@@ -59,7 +59,7 @@ def walk_graphs(roots: Iterable[Graph], order: Order = "pre") -> Iterator[tuple[
                 continue  # erased since the walk of this graph began
             if order == "pre":
                 yield graph, node
-            bodies = [body for _, body in node_subgraphs(node)] if holds_graph(node) else ()
+            bodies = [body for _, body in node_subgraphs(node)] if node._attrs and holds_graph(node) else ()
             for body in bodies:
                 if body.parent_node is not node or body.parent is not graph:
                     body.__dict__.update(parent=graph, parent_node=node)  # an attribute was set by hand
@@ -73,7 +73,7 @@ def bodies_in(graph: Graph) -> list[Graph]:
     """Return the bodies directly in the nodes of a graph, and let each know what is around it."""
     found = []
     for node in graph.nodes:
-        if holds_graph(node):
+        if node._attrs and holds_graph(node):  # few have attributes that were looked at
             for _, body in node_subgraphs(node):
                 if body.parent_node is not node or body.parent is not graph:
                     body.__dict__.update(parent=graph, parent_node=node)  # an attribute was set by hand
@@ -92,7 +92,8 @@ def nested_graphs(root: Graph) -> Iterator[Graph]:
 
 def producer(tensor: Tensor) -> Node | None:
     """Return the node that produces a tensor; None for inputs, initializers and omitted tensors."""
-    return tensor.inputs.first()  # type: ignore[no-any-return]
+    makers = tensor.inputs
+    return makers[0] if makers else None
 
 
 def uses(tensor: Tensor) -> list[Use]:

@@ -14,6 +14,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from graphopt.errors import GraphError
 from graphopt.graph import dtypes
 from graphopt.graph.edges import Uses, set_edges
+from graphopt.graph.fields import give_tensor_fields
 from graphopt.graph.weights import ArrayWeight, ProtoWeight, SparseWeight, Weight
 
 if TYPE_CHECKING:
@@ -64,24 +65,29 @@ class Variable(_Identity, gs.Variable):  # type: ignore[misc]
         shape: Sequence[Any] | None = None,
         type: str = "tensor_type",  # noqa: A002 - the name that graphsurgeon has
     ) -> None:
-        fields = self.__dict__
-        fields["name"] = name
-        fields["inputs"] = Uses(self, "outputs")
-        fields["outputs"] = Uses(self, "inputs")
-        if dtype is not None:
-            fields["_dtype"] = dtype
-        if shape is not None:
-            fields["_shape"] = list(shape)
-        if type != "tensor_type":
-            fields["_type"] = type
+        give_tensor_fields(
+            self,
+            {
+                "name": name,
+                "inputs": Uses(self, "outputs"),
+                "outputs": Uses(self, "inputs"),
+                "roles": (),
+                "carried": None,
+                "_known": True,
+                "_dtype": dtype,
+                "_shape": None if shape is None else list(shape),
+                "_type": type,
+            },
+        )
 
     @classmethod
     def read(cls, name: str, carried: onnx.ValueInfoProto | None) -> Variable:
         """Return a variable whose type is decoded from ``carried`` when it is first asked for."""
         variable = cls(name)
         if carried is not None:
-            variable.__dict__["carried"] = carried
-            variable.__dict__["_known"] = False
+            fields = variable.__dict__
+            fields["carried"] = carried
+            fields["_known"] = False
         return variable
 
     @staticmethod
@@ -234,11 +240,20 @@ class Constant(_Identity, gs.Constant):  # type: ignore[misc]
 
     def __init__(self, name: str, values: Any, data_location: int | None = None, export_dtype: Any = None) -> None:
         _ = data_location
-        fields = self.__dict__
-        fields["name"] = name
-        fields["inputs"] = Uses(self, "outputs")
-        fields["outputs"] = Uses(self, "inputs")
-        fields["_weight"] = as_weight(values, export_dtype)
+        give_tensor_fields(
+            self,
+            {
+                "name": name,
+                "inputs": Uses(self, "outputs"),
+                "outputs": Uses(self, "inputs"),
+                "roles": (),
+                "carried": None,
+                "home": None,
+                "residual": None,
+                "_weight": as_weight(values, export_dtype),
+                "_scratch": None,
+            },
+        )
 
     @property
     def weight(self) -> Weight:
@@ -250,8 +265,7 @@ class Constant(_Identity, gs.Constant):  # type: ignore[misc]
     @weight.setter
     def weight(self, value: Weight) -> None:
         self._keep_residual()
-        self.__dict__["_weight"] = value
-        self.__dict__.pop("_scratch", None)
+        self.__dict__.update(_weight=value, _scratch=None)
 
     def _keep_residual(self) -> None:
         proto = getattr(self._weight, "proto", None)
@@ -323,7 +337,7 @@ class Constant(_Identity, gs.Constant):  # type: ignore[misc]
 
     def _settle_scratch(self) -> None:
         scratch = cast("np.ndarray[Any, Any]", self._scratch)
-        self.__dict__.pop("_scratch")
+        self.__dict__["_scratch"] = None
         before = self._weight.load()
         if before.dtype != scratch.dtype or before.shape != scratch.shape or not _same_bits(before, scratch):
             self.weight = as_weight(scratch)

@@ -159,13 +159,7 @@ class Joint:
         self.names = [name for name, _ in passes]
         self.model = model
         self.seconds = [0.0] * len(passes)
-        self._work = _WorkList(
-            [
-                (index, rule, rule if isinstance(rule, Batch) else None)
-                for index, (_, rules) in enumerate(passes)
-                for rule in rules
-            ]
-        )
+        self._work = _WorkList([(index, rule) for index, (_, rules) in enumerate(passes) for rule in rules])
         self._skips: dict[tuple[int, Node], Skip] = {}
         self._skipped: dict[Node, list[int]] = {}
         self._recent: deque[str] = deque(maxlen=4)
@@ -183,9 +177,9 @@ class Joint:
             self._nodes += 1
             work.push(node)
             work.asked.add(node)
-            for batch in work.first_batches(node):
-                if batch.wants(node):
-                    work.batches[batch][node] = None
+            for wants, waiting in work.first_batches(node):
+                if wants(node):
+                    waiting[node] = None
         while (gathered := work.gathered()) is not None:
             yield from self._batch(*gathered)
         while True:
@@ -210,13 +204,17 @@ class Joint:
         clock = time.perf_counter
         start = clock()
         unchanged = self._work.was_asked(node)
-        for index, rule, batch in self._work.rules_at(node):
+        for index, ask, waiting, first in self._work.rules_at(node):
             try:
-                if batch is not None:
-                    if not (unchanged and batch.first):
-                        self._work.gather(batch, node, wanted=batch.wants(node))
+                if waiting is not None:
+                    if unchanged and first:
+                        continue
+                    if ask(node):
+                        waiting[node] = None
+                    else:
+                        waiting.pop(node, None)
                     continue
-                proposal = rule.rewrite(node)
+                proposal = ask(node)
             except (GraphoptError, MemoryError):
                 raise
             except Exception as error:
@@ -288,48 +286,58 @@ class _Reach:
     below: int = 0
 
 
-_Rules: TypeAlias = "list[tuple[int, Any, Batch | None]]"
-"""Index of the pass, the rule, and the same again where it is a batch."""
+_Waiting: TypeAlias = "dict[Node, None]"
+"""The nodes that a batch has gathered."""
+
+_Asked: TypeAlias = "tuple[int, Callable[[Node], Any], _Waiting | None, bool]"
+"""What a visit needs of a rule: the index of its pass; what to call with the node; for a batch, where to gather nodes
+that it wants, and whether it is asked before any rule."""
 
 
 @dataclass(slots=True)
 class _WorkList:
     """Nodes that a rule may match, first in first out, each at most once."""
 
-    rules: _Rules
+    rules: list[tuple[int, Rule | Batch]]
     queue: deque[Node] = field(default_factory=deque)
     queued: set[Node] = field(default_factory=set)
     asked: set[Node] = field(default_factory=set)
     hubs: dict[Tensor, None] = field(default_factory=dict)
     deferred: dict[Node, None] = field(default_factory=dict)
-    batches: dict[Batch, dict[Node, None]] = field(default_factory=dict)
-    _by_key: dict[tuple[object, object], _Rules] = field(default_factory=dict)
+    batches: dict[Batch, _Waiting] = field(default_factory=dict)
+    _by_key: dict[tuple[object, object], list[_Asked]] = field(default_factory=dict)
     _reach: dict[tuple[object, object], _Reach] = field(default_factory=dict)
-    _first: dict[tuple[object, object], list[Batch]] = field(default_factory=dict)
+    _first: dict[tuple[object, object], list[tuple[Callable[[Node], bool], _Waiting]]] = field(default_factory=dict)
     depth: int = 0
     below: int = 0
 
     def __post_init__(self) -> None:
-        self.depth = max((rule.depth for _, rule, _ in self.rules), default=0)
-        self.below = max((rule.below for _, rule, _ in self.rules), default=0)
-        self.batches = {batch: {} for _, _, batch in self.rules if batch is not None}
+        self.depth = max((rule.depth for _, rule in self.rules), default=0)
+        self.below = max((rule.below for _, rule in self.rules), default=0)
+        self.batches = {rule: {} for _, rule in self.rules if isinstance(rule, Batch)}
 
-    def rules_at(self, node: Node) -> _Rules:
+    def rules_at(self, node: Node) -> list[_Asked]:
         """Return the rules that have the type of a node as a root, in order."""
         key = (node.domain, node.op)
         found = self._by_key.get(key)
         if found is None:
             domain = "" if node.domain in {None, "ai.onnx"} else str(node.domain)
-            found = self._by_key[key] = [
-                entry
-                for entry in self.rules
-                if entry[1].domain in {domain, EVERY} and (node.op in entry[1].roots or EVERY in entry[1].roots)
+            rules = [
+                (index, rule)
+                for index, rule in self.rules
+                if rule.domain in {domain, EVERY} and (node.op in rule.roots or EVERY in rule.roots)
             ]
             self._reach[key] = _Reach(
-                max((rule.depth for _, rule, _ in found), default=0),
-                max((rule.below for _, rule, _ in found), default=0),
+                max((rule.depth for _, rule in rules), default=0), max((rule.below for _, rule in rules), default=0)
             )
-            self._first[key] = [batch for _, _, batch in found if batch is not None and batch.first]
+            batches = [rule for _, rule in rules if isinstance(rule, Batch)]
+            self._first[key] = [(batch.wants, self.batches[batch]) for batch in batches if batch.first]
+            found = self._by_key[key] = [
+                (index, rule.wants, self.batches[rule], rule.first)
+                if isinstance(rule, Batch)
+                else (index, rule.rewrite, None, False)
+                for index, rule in rules
+            ]
         return found
 
     def was_asked(self, node: Node) -> bool:
@@ -364,16 +372,9 @@ class _WorkList:
             else:
                 return None
 
-    def first_batches(self, node: Node) -> list[Batch]:
-        """Return the batches that are asked before any rule and may want a node; it was pushed before."""
+    def first_batches(self, node: Node) -> list[tuple[Callable[[Node], bool], _Waiting]]:
+        """Return how batches that are asked before any rule want a node, and where they gather; it was pushed."""
         return self._first[node.domain, node.op]
-
-    def gather(self, batch: Batch, node: Node, *, wanted: bool) -> None:
-        """Keep a node for a batch, or no longer."""
-        if wanted:
-            self.batches[batch][node] = None
-        else:
-            self.batches[batch].pop(node, None)
 
     def gathered(self) -> tuple[int, Batch, list[Node]] | None:
         """Return the first batch with nodes, which are then its own affair; None at the fixed point."""
@@ -381,7 +382,7 @@ class _WorkList:
             nodes = [node for node in waiting if in_model(node)]
             waiting.clear()
             if nodes:
-                index = next(index for index, _, other in self.rules if other is batch)
+                index = next(index for index, rule in self.rules if rule is batch)
                 return index, batch, sorted(nodes, key=position)
         return None
 

@@ -7,7 +7,6 @@ is, in time linear in its size. A model that breaks a rule raises `GraphError`; 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +14,7 @@ from graphopt.errors import GraphError
 from graphopt.graph import Constant, Graph, Node, Tensor, subgraphs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from graphopt.graph import Model
 
@@ -145,6 +144,8 @@ def _check_model(model: Model) -> None:
         _check_graph(graph, ())
 
 
+_NOTHING: Mapping[str, Tensor] = {}
+
 Scopes: TypeAlias = "tuple[dict[str, Tensor], ...]"
 """Tensors by name, those of the innermost graph first; each holds what is defined before the node at hand."""
 
@@ -162,7 +163,7 @@ def _check_graph(graph: Graph, around: Scopes) -> None:
                 must="A node is in one graph",
                 do="Add nodes with Rewriter.op",
             )
-        _check_node(node)
+        _check_node(node, local)
         for tensor in node.inputs:
             if tensor.name and local.get(tensor.name) is not tensor:
                 _check_visible(tensor, node, scopes)
@@ -213,7 +214,13 @@ def _check_visible(tensor: Tensor, node: Node, scopes: Scopes) -> None:
     )
 
 
-def _check_node(node: Node) -> None:
+def _check_node(node: Node, local: Mapping[str, Tensor] = _NOTHING) -> None:
+    """Check a node and its edges.
+
+    Args:
+        node: The node.
+        local: What is defined in its graph before it, by name; of a variable in it the source was checked already.
+    """
     if not node.op:
         raise GraphError("it has no operator type", where=_node(node))
     domain = node.domain or ""
@@ -226,10 +233,15 @@ def _check_node(node: Node) -> None:
             must=f"Imported are {', '.join(map(repr, imports))}",
             do="Add it to model.opset_imports",
         )
-    for tensor, count in Counter(node.inputs).items():
-        if tensor.name:
+    counts: dict[Tensor, int] = {}
+    for tensor in node.inputs:
+        counts[tensor] = counts.get(tensor, 0) + 1
+    for tensor, count in counts.items():
+        name = tensor.name
+        if name:
             _check_edge(tensor, node, count)
-            _check_source(tensor, node)
+            if isinstance(tensor, Constant) or local.get(name) is not tensor:
+                _check_source(tensor, node)
     for tensor in node.outputs:
         if not tensor.name:
             continue
@@ -242,7 +254,7 @@ def _check_node(node: Node) -> None:
                 where=_node(node),
                 must="A tensor has exactly one producer",
             )
-        if any(role == "input" for role, _ in tensor.roles):
+        if tensor.roles and any(role == "input" for role, _ in tensor.roles):
             raise GraphError(f"it produces {tensor.name!r}, which is an input of a graph", where=_node(node))
 
 
@@ -250,7 +262,7 @@ def _check_edge(tensor: Tensor, node: Node, forward: int) -> None:
     # a hub has thousands of users, and its list is exact by construction unless somebody wrote into it
     if len(tensor.outputs) > _LONG_USE_LIST:
         return
-    backward = sum(1 for each in tensor.outputs if each is node)
+    backward = tensor.outputs.count(node)
     if forward != backward:
         raise GraphError(
             f"it uses tensor {tensor.name!r} {forward} times, but that tensor records {backward} uses by it",
@@ -276,6 +288,8 @@ def _check_source(tensor: Tensor, user: Node) -> None:
         owners = [] if tensor.home is None else [tensor.home]
     elif tensor.inputs:
         producer = tensor.inputs[0]
+        if producer.graph is user.graph:
+            return
         if not in_model(producer):
             raise GraphError(
                 f"it uses tensor {tensor.name!r} of {_node(producer)}, which is not in the model",

@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 DEFAULT_DOMAINS = (None, "", "ai.onnx")
 FLOAT, FLOAT16, DOUBLE, BFLOAT16 = 1, 10, 11, 16
 
+_WITHOUT_VALUE = (gs.Node.AttributeRef, RawAttribute)
 _LARGEST_VECTOR = 1 << 20
 _MOST_READERS = 16
 
@@ -56,7 +57,10 @@ def below(tensor: Tensor, *ops: str) -> Node | None:
 
 def refers_to_function(node: Node) -> bool:
     """Whether an attribute is set by the caller of the function around the node, or is of a kind without a value."""
-    return any(isinstance(value, gs.Node.AttributeRef | RawAttribute) for value in node.attrs.values())
+    for value in node.attrs.values():  # noqa: SIM110 - asked at nearly every visit, and a generator costs more
+        if isinstance(value, _WITHOUT_VALUE):
+            return True
+    return False
 
 
 def other(node: Node, tensor: Tensor) -> Tensor | None:

@@ -54,6 +54,8 @@ _WHY_NOT: dict[str, str] = {
 
 DEFAULT_DOMAINS = (None, "", "ai.onnx")
 
+_WITHOUT_VALUE = (gs.Node.AttributeRef, RawAttribute)
+
 
 def why_impure(node: Node) -> str:
     """Return why the value of a node may not be computed in advance; empty where it may."""
@@ -68,7 +70,10 @@ def why_impure(node: Node) -> str:
 
 def refers_to_function(node: Node) -> bool:
     """Whether an attribute is set by the caller of the function around the node, or is of a kind without a value."""
-    return any(isinstance(value, gs.Node.AttributeRef | RawAttribute) for value in node.attrs.values())
+    for value in node.attrs.values():  # noqa: SIM110 - asked at nearly every visit, and a generator costs more
+        if isinstance(value, _WITHOUT_VALUE):
+            return True
+    return False
 
 
 def is_constant(tensor: Tensor) -> bool:
