@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,10 +13,21 @@ import pytest
 
 from graphopt import demo
 from graphopt.analysis import Facts
-from graphopt.analysis.layer_statistics import Layer, LayerStatistics, Refusal, find_layers, reading, segments, stream
-from graphopt.graph import Constant, constant_value, read_model
+from graphopt.analysis.layer_statistics import (
+    CollectedStatistics,
+    Layer,
+    LayerStatistics,
+    Refusal,
+    find_layers,
+    reading,
+    segments,
+    stream,
+)
+from graphopt.graph import Constant, Rewriter, constant_value, read_model
 from graphopt.passes.prune.prune_magnitude import PruneMagnitude
+from graphopt.passes.prune.prune_wanda import PruneWanda
 from graphopt.passes.prune.refit_weights import RefitWeights
+from graphopt.passes.quantize.round_weights import RoundWeights
 from graphopt.rewrite import Outcome, PassManager, layerwise
 from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution, Sweep, Written
 from graphopt.runtime import Feeds, run, session
@@ -24,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from graphopt.graph import Model, Rewriter
+    from graphopt.graph import Model
     from graphopt.rewrite.layer_stop import Stop
 
 HEAD = '<ir_version: 9, opset_import: ["" : 17]>'
@@ -350,6 +362,41 @@ def test_statistics_collected_before_take_the_place_of_data(tmp_path: Path) -> N
     outcome = PassManager([Change(by=np.negative)]).run(model, facts=facts)  # they are of weights that have changed
     assert not SEEN
     assert "needs calibration data" in outcome.records[0].skips[0][1]
+
+
+def test_collected_statistics_outlive_what_passes_change_but_not_other_channels() -> None:
+    model = parsed(CHAIN)
+    feeds = feeds_of(model)
+    for given in (None, feeds):  # data that is given too is not looked at
+        model = parsed(CHAIN)
+        facts = Facts(model, feeds=given)
+        facts.record(CollectedStatistics(LayerStatistics.collect(model, feeds)))
+        for factor in (2, 3):  # the layers are aimed at the dense ones, beside whose weights they were collected
+            SEEN.clear()
+            PassManager([Change(by=partial(np.multiply, factor), variance=False)]).run(model, facts=facts)
+            assert [problem.fit[0].cross is problem.fit[0].inner for problem in SEEN] == [True, True]
+    moved = parsed(CHAIN)
+    weight = moved.graph.nodes[0].inputs[1]
+    with Rewriter(moved) as rewriter:
+        rewriter.set_weight(weight, np.ascontiguousarray(weight.array()[::-1]))
+    facts = Facts(moved)
+    facts.record(CollectedStatistics(LayerStatistics.collect(parsed(CHAIN), feeds)))
+    SEEN.clear()
+    outcome = PassManager([Change(by=np.negative)]).run(moved, facts=facts)
+    assert [problem.stop.key for problem in SEEN] == ["y"]
+    assert "seen beside other weights" in outcome.records[0].skips[0][1]
+
+
+def test_a_pass_that_has_to_run_the_model_needs_data_beside_statistics() -> None:
+    model = parsed(CHAIN)
+    facts = Facts(model)
+    facts.record(CollectedStatistics(LayerStatistics.collect(model, feeds_of(model))))
+    for step in (PruneWanda(allocation="kl"), RoundWeights(allocation="kl")):
+        outcome = PassManager([step]).run(model, facts=facts)
+        assert [why for _, why in outcome.records[0].skips] == [
+            "the allocation kl compares outputs of the model, which no statistics hold; give --data too"
+        ]
+        assert outcome.patches == 0
 
 
 @pytest.mark.parametrize(
