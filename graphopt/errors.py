@@ -116,6 +116,16 @@ class DataError(GraphoptError):
     exit_code = 2
 
 
+class CalibrationCacheError(DataError):
+    """A calibration cache is damaged, edited wrongly, or of another model.
+
+    Fails: ``"low": 6.0, "high": 0.0``, or the cache of another network. Fixed: a range from the smaller end to the
+    larger; a cache made from this file by ``graphopt calibrate``.
+    """
+
+    code = "GO-D002"
+
+
 # -------------------------------------------------------------------------------------------------- R: reading, exit 3
 
 

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt.solve.calibrators import least_divergence, least_error, percentile
+from graphopt.analysis.activation_ranges import Ranges
+from graphopt.analysis.activation_ranges.choice import WITHOUT_HISTOGRAM, choose
+from graphopt.analysis.calibration_cache import CalibrationCache
 from graphopt.target.grid import ASYMMETRIC_UINT8, Grid, GridKind, activation_grid
 
 if TYPE_CHECKING:
-    from graphopt.analysis.activation_ranges import Ranges, TensorRange
-    from graphopt.graph import Tensor
+    from graphopt.analysis.activation_ranges import TensorRange
+    from graphopt.analysis.manager import Facts
+    from graphopt.graph import Model, Tensor
     from graphopt.solve.calibrators import Span
     from graphopt.target.placement import Group
+
+
+def ranges_of(model: Model, facts: Facts, calibrator: str, cache: str = "") -> Ranges:
+    """Return what a calibration cache knows of the activations, or else what the calibration data shows.
+
+    Args:
+        model: The model; only data that a calibrator looks at is collected from it.
+        facts: Its calibration data.
+        calibrator: What will choose the ranges; not ``auto``, it chooses anew where a cache has chosen.
+        cache: The file, or "".
+
+    Raises:
+        CalibrationCacheError: The file is none, or of another model.
+        DataError: There is neither a cache nor data.
+    """
+    if not cache:
+        return Ranges.observe(model, facts, histograms=False) if calibrator in WITHOUT_HISTOGRAM else facts.get(Ranges)
+    known = CalibrationCache.load(cache)
+    known.require_tensors(model, cache)
+    return known.ranges(calibrator)
 
 
 class GridOf:
@@ -49,7 +72,7 @@ class GridOf:
     def _over(self, group: Group, seen: list[TensorRange], levels: int) -> Grid:
         if group.fixed is not None or not seen:
             return self._grid(*(group.fixed or (0.0, 0.0)), levels)
-        spans = [self._span(found, levels) for found in seen]
+        spans = [self._span(found, levels) for found in [each for each in seen if each.edited] or seen]
         low, high = min(span[0] for span in spans), max(span[1] for span in spans)
         if group.bounds is not None:
             low, high = max(low, group.bounds[0]), min(high, group.bounds[1])
@@ -60,17 +83,6 @@ class GridOf:
         return activation_grid(low, high, levels=None if whole else levels, kind=self.kind)
 
     def _span(self, seen: TensorRange, levels: int) -> Span:
-        distribution = seen.distribution
-        if seen.chosen is not None:
-            return seen.chosen
-        if self.kind.number.real:
+        if self.kind.number.real and seen.chosen is None:
             return seen.low, seen.high  # small values lose nothing by a wide range
-        if self._calibrator == "moving-average":
-            return seen.moving_average()
-        if distribution is None or self._calibrator == "minmax":
-            return seen.low, seen.high
-        if self._calibrator == "percentile":
-            return percentile(distribution, self._percentile)
-        if self._calibrator == "entropy":
-            return least_divergence(distribution, levels, symmetric=self.kind.symmetric)
-        return least_error(distribution, levels, symmetric=self.kind.symmetric)
+        return choose(seen, self._calibrator, share=self._percentile, levels=levels, symmetric=self.kind.symmetric)

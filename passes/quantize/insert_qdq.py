@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from graphopt.analysis.activation_ranges import Ranges
+from graphopt.analysis.activation_ranges.choice import SHARE
 from graphopt.analysis.layer_statistics import end_layers
 from graphopt.analysis.types import Types
 from graphopt.errors import UnsupportedError
@@ -19,7 +19,7 @@ from graphopt.passes.quantize.candidates import (
 )
 from graphopt.passes.quantize.declaring import declare_pairs
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
-from graphopt.passes.quantize.grids import GridOf
+from graphopt.passes.quantize.grids import GridOf, ranges_of
 from graphopt.passes.quantize.integers import describe
 from graphopt.passes.quantize.static import StaticForm
 from graphopt.passes.quantize.weightonly import StoredWeights, stored_places
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from graphopt.analysis.activation_ranges import Ranges
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Model, Node, Rewriter, Tensor
     from graphopt.target.numbers import Number
@@ -81,9 +82,11 @@ class InsertQdq(Pass):
         symmetric: Zero points of activations are 0 (128 for unsigned types with negative values); None: as the target
             prefers.
         per_channel: One weight scale per output channel; one per weight below opset 13, which has no others.
-        calibrator: How ranges follow from what was seen: ``minmax``, ``percentile`` or ``mse``; ``auto`` is mse, the
-            best on the models measured.
+        calibrator: How ranges follow from what was seen: ``minmax``, ``moving-average`` of the ranges of batches,
+            ``percentile``, ``entropy`` or ``mse``; ``auto`` is mse, the best on the models measured, and what was
+            chosen where there is a cache.
         percentile: Share of values that a range keeps, in percent, for ``percentile``.
+        cache: A file that ``graphopt calibrate`` wrote: ranges are taken from there, and no data is needed.
         correct_bias: Let biases make up for what rounding the weights adds to the mean of each output.
         embeddings: Round the tables of embeddings to int8 as well.
         keep: Names of nodes that stay float; one without a name goes by operator and first output, ``Conv -> y``.
@@ -109,7 +112,8 @@ class InsertQdq(Pass):
     symmetric: bool | None = None
     per_channel: bool = True
     calibrator: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"] = "auto"
-    percentile: float = 99.999
+    percentile: float = SHARE
+    cache: str = ""
     correct_bias: bool = True
     embeddings: bool = True
     keep: tuple[str, ...] = ()
@@ -131,12 +135,12 @@ class InsertQdq(Pass):
             yield from self._weights_alone(model, per_channel=per_channel)
             return
         types = facts.get(Types)
-        static = self.activations != "dynamic" and facts.feeds is not None
+        static = self.activations != "dynamic" and (facts.feeds is not None or bool(self.cache))
         dynamic = self._dynamic_layers(model, target, types, static=static)
         ranges = None
         if static and has_weights(model, target, types, {*dynamic, *self._kept(model)}):
             try:
-                ranges = facts.get(Ranges)
+                ranges = ranges_of(model, facts, self.calibrator, self.cache)
             except UnsupportedError as error:
                 yield Skip(model.graph.name or "the model", f"no range can be observed: {error.what}")
         leave = dict.fromkeys(self.keep, KEPT)

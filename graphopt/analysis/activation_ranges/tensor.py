@@ -78,6 +78,7 @@ class TensorRange:
         unbounded: Whether NaN or infinity was seen (attention masks hold -inf): no grid fits.
         axis: The axis that counts channels.
         chosen: A range that holds whatever was seen: one out of a calibration cache.
+        edited: Whether that range was set by hand.
     """
 
     low: float = math.inf
@@ -92,6 +93,7 @@ class TensorRange:
     unbounded: bool = False
     axis: int = 1
     chosen: Span | None = None
+    edited: bool = False
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Take in the values of one run, of any shape; NaN or infinity among them makes the range unbounded."""
@@ -121,7 +123,10 @@ class TensorRange:
         self.channels = found if self.channels is None else self.channels.merge(found)
 
     def merge(self, other: TensorRange) -> TensorRange:
-        """Return what both have seen; they are left as they are. Exact for counts and ends, sums up to rounding."""
+        """Return what both have seen; they are left as they are. Exact for counts and ends, sums up to rounding.
+
+        Chosen ranges are left out: they held for a part.
+        """
         first, second = self.histogram, other.histogram
         channels = None
         if not (self.batches and other.batches):
@@ -140,7 +145,6 @@ class TensorRange:
             channels=channels,
             unbounded=self.unbounded or other.unbounded,
             axis=self.axis,
-            chosen=self.chosen,
         )
 
     @property
