@@ -91,6 +91,14 @@ class Audit:
         return sum(self.floating.values())
 
 
+WEIGHTS_BESIDE = {
+    "session.optimized_model_external_initializers_file_name": "weights.data",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
+"""Settings of ONNX Runtime with which an optimized model does not refer to the data files of its source, which lie in
+another folder."""
+
+
 def audit(
     source: Model | str | Path | bytes,
     target: str = "ort-cpu",
@@ -121,7 +129,7 @@ def audit(
         return Audit(chosen.name, found.integer, found.floating, found.conversions, (), None, broken, ran=False)
     with tempfile.TemporaryDirectory(prefix="graphopt-audit-") as folder:
         path = Path(folder) / "optimized.onnx"
-        session(source, optimize="extended", optimized_path=path, config=chosen.session)
+        session(source, optimize="extended", optimized_path=path, config={**chosen.session, **WEIGHTS_BESIDE})
         optimized = read_model(path)
         result = count(optimized, chosen)
     error = optimization_error(source, feeds, chosen.session) if compare else None

@@ -89,6 +89,16 @@ def test_a_file_and_bytes_are_taken_as_well(tmp_path: Path) -> None:
     assert audit(path) == audit(model.to_bytes()) == audit(model)
 
 
+def test_weights_in_a_data_file_are_found(tmp_path: Path) -> None:
+    """What the runtime optimized lies in another folder than the data file of the model."""
+    model = quantized_model(FUSED)
+    model.save(tmp_path / "inside.onnx")
+    message = onnx.load(str(tmp_path / "inside.onnx"))
+    onnx.save(message, str(tmp_path / "beside.onnx"), save_as_external_data=True, size_threshold=0)
+    assert (tmp_path / "beside.onnx").stat().st_size < (tmp_path / "inside.onnx").stat().st_size
+    assert audit(tmp_path / "beside.onnx").integer == audit(tmp_path / "inside.onnx").integer
+
+
 def test_float_model_has_no_integer_operators() -> None:
     graph = "g (float[2, 3] x, float[3, 4] y) => (float[2, 4] z) { z = MatMul(x, y) }"
     text = f'<ir_version: 8, opset_import: ["" : 17]> {graph}'
