@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from graphopt.analysis.channel_groups import ChannelGroups, Role
-from graphopt.analysis.layer_statistics import CollectedStatistics, LayerStatistics
+from graphopt.analysis.layer_statistics import CollectedStatistics, Layer, LayerStatistics, find_layers
 from graphopt.analysis.row_scale import RowScale
 from graphopt.passes.prune.channels.choice import Choice, kept_units
 from graphopt.passes.prune.channels.reconstruction import Reconstruction
@@ -100,6 +100,10 @@ class PruneChannels(Pass):
                 yield Skip(group.producers[0].node, f"its {len(group)} {group.kind} stay: {reason}")
             else:
                 groups.append(group)
+        for found in find_layers(model, keep=self.keep, depthwise=True, recurrent=True):
+            if found.node.graph is not model.graph:
+                followed = "it lies in a body, where channels are not followed"
+                yield Skip(found.node, followed if isinstance(found, Layer) else found.reason)
         keep = {group: kept_units(group, self.ratio, self.multiple) for group in groups}
         if self.scope == "group":
             groups = [group for group in groups if keep[group] < len(group)]

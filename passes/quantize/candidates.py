@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from graphopt.target.rules import Target
 
 FLOAT32 = 1
-STOPS_LOGARITHM = frozenset(("Softmax", "Sigmoid", "Exp", "LSTM", "GRU", "RNN"))
+RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+
+STOPS_LOGARITHM = frozenset(("Softmax", "Sigmoid", "Exp")) | RECURRENT
 GRID_LEVELS = 256
 
 
@@ -90,7 +92,8 @@ def float_neighbours(model: Model, target: Target, placement: Placement) -> Iter
 def inner_refusals(model: Model, target: Target) -> Iterator[Skip]:
     """Yield why weighted operators inside the bodies of If, Loop and Scan stay float."""
     for graph, node in model.walk(functions=False):
-        rule = target.rule(node)
-        if graph is model.graph or rule is None or rule.role is not Role.WEIGHTED:
+        if graph is model.graph:
             continue
-        yield Skip(node, "it lies inside the body of a control-flow operator, where no range can be observed")
+        rule = target.rule(node)
+        if (rule is not None and rule.role is Role.WEIGHTED) or node.op in RECURRENT:
+            yield Skip(node, "it lies inside the body of a control-flow operator, where no range can be observed")
