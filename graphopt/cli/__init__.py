@@ -35,15 +35,17 @@ VERBS = {
     "inspect": "show what a model consists of",
     "bench": "time models in turn, in one process",
     "audit": "show what the runtime fuses and what it leaves",
+    "calibrate": "choose the ranges of activations; merge those of shards",
     "statistics": "collect what layers read, in shards; merge and show it",
     "sensitivity": "measure what compressing each layer alone costs",
+    "debug-quantization": "find where a quantized model departs from its float one",
     "bisect": "find the first wrong patch of a recipe",
     "passes": "list the passes, or explain one",
     "recipe": "list, show and validate recipes; print the schemas",
     "doctor": "check this installation and this machine",
     "demo": "compile two small models that come with graphopt",
 }
-LATER = ("debug-quantization", "tune", "convert")
+LATER = ("tune", "convert")
 """Verbs that the interface reserves for later versions."""
 TRACEBACK_VARIABLE = "GRAPHOPT_TRACEBACK"
 INTERRUPTED = "interrupted: nothing was left half-written"
@@ -110,7 +112,7 @@ def _run(arguments: list[str]) -> int:
         raise UsageError(
             f"unknown {kind} '{verb}'", where="graphopt", do=nearest(verb, VERBS) or "Run graphopt --help for the verbs"
         )
-    module = importlib.import_module(f"graphopt.cli.{verb}")
+    module = importlib.import_module(f"graphopt.cli.{verb.replace('-', '_')}")
     parser = Parser(verb, VERBS[verb])
     module.configure(parser)
     namespace = parser.parse(arguments[1:])

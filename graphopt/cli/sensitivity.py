@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphopt.cli.job import FEEDS_HELP
+from graphopt.cli.outputs import refuse_file, write_file
 from graphopt.cli.parser import whole
 from graphopt.cli.terminal import log, progress_bar, write
-from graphopt.errors import OutputExistsError, UsageError, WriteError
+from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = None if arguments.output is None else Path(arguments.output)
     files = [path for path in (output, plot) if path is not None]
     for path in files:
-        _refuse(path, force=arguments.force)
+        refuse_file(path, force=arguments.force)
     from graphopt.report.sensitivity import render
     from graphopt.report.sensitivity_plot import draw, page
     from graphopt.sensitivity import LEVELS, SAMPLES, measure_sensitivity
@@ -69,25 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if plot is not None and plot.suffix == ".html":
         contents[plot] = page(found)
     for path in files:
-        _write(path, contents[path])
+        write_file(path, contents[path])
         log(f"wrote {path}", quiet=arguments.quiet)
     write(found.to_json() if arguments.json else render(found))
     return 0
-
-
-def _refuse(path: Path, *, force: bool) -> None:
-    """Refuse a file that cannot be written before the work starts."""
-    if path.is_dir():
-        raise OutputExistsError("the output is a folder", where=str(path), must="This verb writes files")
-    if path.exists() and not force:
-        do = "Choose another name, or give --force to replace it"
-        raise OutputExistsError("the output exists already", where=str(path), do=do)
-    if not path.absolute().parent.is_dir():
-        raise WriteError(f"there is no folder '{path.absolute().parent}'", where=str(path), do="Create it")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise WriteError(f"it cannot be written ({error.strerror})", where=str(path)) from error

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from graphopt.report.markup import esc
+from graphopt.report.plot_page import PLOT_STYLE, plot_page
 from graphopt.report.sensitivity import figure, unit_of
 
 if TYPE_CHECKING:
@@ -20,13 +21,6 @@ LINE = 22.0
 HUES = {"bits": 215, "sparsity": 12, "pattern": 150}
 MOST_DECADES = 9
 """Marks further left than so many decades below the largest stand at the edge: they do no damage that counts."""
-
-_STYLE = (
-    "svg{font:12px system-ui,sans-serif;background:#fff}text{fill:#16191f}.soft{fill:#5b6472}"
-    ".grid{stroke:#e2e6ec}.row{stroke:#f0f2f5}.whisker{stroke:#8a94a3}"
-    "@media(prefers-color-scheme:dark){svg{background:#171b21}text{fill:#e7eaef}.soft{fill:#98a2b3}"
-    ".grid{stroke:#2a303a}.row{stroke:#20252d}}"
-)
 
 
 def draw(found: Sensitivity) -> str:
@@ -43,7 +37,7 @@ def draw(found: Sensitivity) -> str:
     box = f'viewBox="0 0 {total:.0f} {height:.0f}" width="{total:.0f}" height="{height:.0f}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img" aria-label="damage of each layer at each level">',
-        f"<style>{_STYLE}</style>",
+        f"<style>{PLOT_STYLE}</style>",
         f'<text x="12" y="24" font-size="15" font-weight="600">{esc(_title(found))}</text>',
         *_legend(found),
         *_axis(low, high, top, height - 16.0),
@@ -59,31 +53,17 @@ def draw(found: Sensitivity) -> str:
 
 def page(found: Sensitivity) -> str:
     """Return the plot with a table of all figures as one HTML page that makes no request."""
-    heads = "".join(f"<th>{esc(head)}</th>" for head in ("layer", "op", "weights", *found.levels))
-    rows = "".join(
-        f"<tr><td>{esc(layer.name)}</td><td>{esc(layer.op)}</td><td>{layer.weights:,}</td>"
-        + "".join(f"<td>{esc(figure(level))}</td>" for level in layer.levels)
-        + "</tr>"
+    heads = ("layer", "op", "weights", *found.levels)
+    rows = [
+        (layer.name, layer.op, f"{layer.weights:,}", *(figure(level) for level in layer.levels))
         for layer in found.layers
-    )
+    ]
     skips = "".join(f"<li>{esc(skip.node)}: {esc(skip.reason, 600)}</li>" for skip in found.skips)
     left_out = f"<h2>Not measured</h2><ul>{skips}</ul>" if skips else ""
-    style = (
-        "body{font:14px/1.5 system-ui,sans-serif;margin:32px;color:#16191f;background:#fff}"
-        "table{border-collapse:collapse}td,th{white-space:nowrap;padding:4px 12px;text-align:right}"
-        "td,th{border-bottom:1px solid #e2e6ec}"
-        "td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}"
-        "svg{max-width:100%;height:auto}.scroll{overflow:auto}"
-        "@media(prefers-color-scheme:dark){body{background:#171b21;color:#e7eaef}td,th{border-color:#2a303a}}"
+    footer = (
+        f"Written by {found.tool.name} {found.tool.version}; {found.samples:,} held-back samples, seed {found.seed}."
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{esc(_title(found))}</title><style>{style}</style></head><body>{draw(found)}"
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{left_out}'
-        f"<p>Written by {esc(found.tool.name)} {esc(found.tool.version)}; {found.samples:,} held-back samples, seed "
-        f"{found.seed}.</p></body></html>\n"
-    )
+    return plot_page(_title(found), draw(found), heads, rows, left_out, footer)
 
 
 def _title(found: Sensitivity) -> str:

@@ -221,7 +221,7 @@ def test_every_verb_is_a_module_with_the_two_functions() -> None:
     import importlib
 
     for verb in VERBS:
-        module = importlib.import_module(f"{cli.__name__}.{verb}")
+        module = importlib.import_module(f"{cli.__name__}.{verb.replace('-', '_')}")
         assert callable(module.configure)
         assert callable(module.run)
 
