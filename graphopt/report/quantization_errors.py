@@ -127,7 +127,8 @@ def render(found: QuantizationErrors, *, rows: int | None = None) -> str:
         ]
         clipped = "" if not entry.outside else text.percent(entry.outside)
         spans = span(entry.low, entry.high), span(entry.grid_low, entry.grid_high)
-        cells.append((Text(text.printable(entry.name), style), entry.op, *figures, f"{entry.drop_db:.1f}", *spans, clipped))
+        name = Text(text.printable(entry.name), style)
+        cells.append((name, entry.op, *figures, f"{entry.drop_db:.1f}", *spans, clipped))
     heads = ("tensor", "operator", "own\ndB", "sum\ndB", "weight\ndB", "drop\ndB", "values", "grid", "outside")
     what = (
         f"Signal to quantization noise on {text.count(found.samples)} samples: of each layer on inputs from the float "
