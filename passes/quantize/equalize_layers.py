@@ -47,7 +47,9 @@ class EqualizeLayers(Pass):
         keep: Names of nodes left as they are.
 
     Matches: A Conv, ConvTranspose, Gemm or MatMul whose output goes to layers of the same kinds alone, past Relu,
-        LeakyRelu, PRelu, pooling, sums and products with constants, or as one side of a product of activations.
+        LeakyRelu, PRelu, pooling, sums and products with constants, or as one side of a product of activations. Not
+        past ReLU6 or to a residual sum: a Min with bounds of each channel's own, or a Mul, would cost more than it
+        gains.
     Produces: The same nodes: row c of the first weight and of its bias divided by s_c, column c of the others
         multiplied by it, s_c = sqrt(r1_c r2_c) / r2_c with r the largest |w| of the channel, repeated along chains
         until nothing moves. No cost at run time.

@@ -125,7 +125,8 @@ def readers_of(tensor: Tensor) -> list[Layer] | str:
         label = use.node.name or use.node.outputs[0].name
         layer = layer_of(use.node) if use.index == 0 else f"{use.node.op} reads it as something else"
         if isinstance(layer, str):
-            return f"'{tensor.name}' is also read by {use.node.op} '{label}': {layer}"
+            cost = ", and a scale there would take a node of its own"
+            return f"'{tensor.name}' is also read by {use.node.op} '{label}': {layer}{cost if found else ''}"
         found.append(layer)
     if len({(layer.inputs, layer.spatial) for layer in found}) > 1:
         return f"the layers that read '{tensor.name}' see its channels differently"

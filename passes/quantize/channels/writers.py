@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from graphopt.graph import constant_value, is_graph_output, producer, uses
 from graphopt.passes.quantize.channels.readers import FLOATS, LAYERS, STANDARD, Layer, layer_of
 
@@ -102,8 +104,12 @@ def _step(node: Node, climb: _Climb) -> Writer | Tensor | str:
     if node.op in _HOMOGENEOUS and not (node.op in _CHANGE_SHAPE and climb.spatial < 0):
         climb.plain = False
         return before[0]
+    if node.op == "Clip" and _only_cuts_at_zero(node):
+        climb.plain = False
+        return before[0]
     if node.op == "Clip":
-        return f"{node.op} '{node.name}' bounds all channels at the same value"
+        own = "a bound of its own for each would take a Min, which runtimes do not fuse"
+        return f"{node.op} '{node.name}' bounds all channels at the same value; {own}"
     if node.op in {"Add", "Sub", "Mul", "Div"}:
         return _binary(node, climb)
     return f"{node.op} '{node.name}' lies between, and a scale does not pass it"
@@ -173,6 +179,15 @@ def _side(node: Node, climb: _Climb) -> Tensor | str:
         if not isinstance(layer, str) and layer.outputs == climb.channels:
             return tensor
     return _between(node)
+
+
+def _only_cuts_at_zero(node: Node) -> bool:
+    """Tell whether a Clip has one bound alone, which is zero: that is a Relu, or one mirrored."""
+    given = [tensor for tensor in node.inputs[1:3] if tensor.name]
+    bounds = [constant_value(tensor) for tensor in given]
+    inside = [float(node.attrs[name]) for name in ("min", "max") if name in node.attrs]
+    found = [*inside, *(np.nan if bound is None else float(bound.reshape(-1)[0]) for bound in bounds)]
+    return found == [0.0]
 
 
 def _between(node: Node) -> str:
