@@ -294,20 +294,17 @@ class MaskingPass(LayerwisePass):
     def _damages(self, sweep: Sweep, stops: Sequence[Stop]) -> list[Vector]:
         if self.allocation == "kl":
             return measured_damages(self, sweep, stops, LEVELS)
-        sums = sweep.observe(stops)
-        found = []
-        with one_thread():
-            for stop in stops:
-                weights = stop.form.matrices(stop.layer.array())
-                seen = sums.get(stop.key)
-                if seen is None or not seen.finite() or not seen.fit:
-                    found.append(np.zeros(len(LEVELS)))
-                    continue
-                order = self._columns(stop)
-                given = [permuted(moments.mean(centred=stop.bias is not None), order) for moments in seen.fit]
-                squares = [(np.diag(moments.inner) / moments.count)[order] for moments in seen.fit]
-                found.append(self.losses([part[:, order] for part in weights], given, squares))
-        return found
+        found = {stop: np.zeros(len(LEVELS)) for stop in stops}
+        for stop, seen in sweep.observed(stops):  # matrices of all layers at once may not fit memory
+            if not seen.finite() or not seen.fit:
+                continue
+            order = self._columns(stop)
+            weights = [part[:, order] for part in stop.form.matrices(stop.layer.array())]
+            given = [permuted(moments.mean(centred=stop.bias is not None), order) for moments in seen.fit]
+            squares = [(np.diag(moments.inner) / moments.count)[order] for moments in seen.fit]
+            with one_thread():
+                found[stop] = self.losses(weights, given, squares)
+        return list(found.values())
 
 
 def relative(errors: Vector, power: float) -> Vector:
