@@ -84,7 +84,10 @@ class Declarations:
         if shape is not None and None in shape:
             stem = f"?{prefix}{tensor.name}."
             shape = tuple(symbol(f"{stem}{axis}") if size is None else size for axis, size in enumerate(shape))
-        return Known(dtype, shape, _named(tensor, known.value, dtype, shape, prefix), known.proto)
+        value = known.value
+        if dtype in _COUNTABLE:
+            value = _named(tensor, value, dtype, shape, prefix)
+        return Known(dtype, shape, value, known.proto)
 
     def fed(self, constant: Constant, dtype: int, info: ValueInfoProto | None) -> Known:
         """Return the facts of an initializer in whose place another tensor may be fed: only what the input declares.
@@ -147,7 +150,10 @@ def _named(tensor: Tensor, value: Value | None, dtype: int, shape: PartialShape 
 
 def is_static(shape: PartialShape) -> bool:
     """Return whether every size is a number."""
-    return all(isinstance(size, int) for size in shape)
+    for size in shape:  # noqa: SIM110 - asked of every tensor, and a generator costs more
+        if not isinstance(size, int):
+            return False
+    return True
 
 
 def _agrees(shape: PartialShape, declared: Any) -> bool:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from graphopt.graph.model import Model
     from graphopt.graph.weights import Weight
 
+_DEFAULT_DOMAINS = (None, "", "ai.onnx")
 _RULE_MODULES = (shape_rules_linear, shape_rules_movement, shape_rules_sizes, value_arithmetic)
 
 _CALL_BUDGET = 20
@@ -224,18 +225,20 @@ class Sweep:
                 self.known[tensor] = self._declared.settle(tensor, known, scope.prefix)
 
     def _infer(self, node: Node, scope: _Scope) -> list[Known]:
-        domain = "" if node.domain in {None, "ai.onnx"} else str(node.domain)
-        attrs = self._attributes(node, scope)
+        domain = "" if node.domain in _DEFAULT_DOMAINS else str(node.domain)
+        attrs = node.attrs if scope.bindings is None else self._attributes(node, scope.bindings, generic=scope.generic)
         if attrs is None:
             return []
         if node.op == "Constant" and not domain:
             return [constant_known(attrs)]
         tensors = node.inputs
-        inputs = [self._input(tensor) for tensor in tensors]
+        known_of = self.known.get
+        inputs = [known_of(tensor) or self._input(tensor) for tensor in tensors]
         version = scope.imports.get(domain) or (scope.imports.get("ai.onnx") if not domain else None) or 1
         site = Site(node.op, attrs, inputs, len(node.outputs), version, lambda index: self._read(tensors[index]))
-        if any(isinstance(value, Graph) for value in attrs.values()):
-            return self._bodied(node, site, scope)
+        for value in attrs.values():  # a loop: it is asked of every node
+            if isinstance(value, Graph):
+                return self._bodied(node, site, scope)
         function = self._functions.get((domain, node.op, node.overload)) if self._functions else None
         if function is not None:
             return self._called(function, node, site, scope)
@@ -248,19 +251,19 @@ class Sweep:
                     known.value = value
         return found
 
-    def _attributes(self, node: Node, scope: _Scope) -> dict[str, Any] | None:
+    def _attributes(self, node: Node, bindings: Mapping[str, Any], *, generic: bool) -> dict[str, Any] | None:
         """Return the attributes with references to the call's filled in; None where those are unknown."""
         attrs = node.attrs
-        if scope.bindings is None or not any(isinstance(value, gs.Node.AttributeRef) for value in attrs.values()):
+        if not any(isinstance(value, gs.Node.AttributeRef) for value in attrs.values()):
             return attrs
-        if scope.generic:
+        if generic:
             return None
         resolved = {}
         for name, value in attrs.items():
             if not isinstance(value, gs.Node.AttributeRef):
                 resolved[name] = value
-            elif scope.bindings.get(value.name) is not None:
-                resolved[name] = scope.bindings[value.name]
+            elif bindings.get(value.name) is not None:
+                resolved[name] = bindings[value.name]
         return resolved
 
     def _bodied(self, node: Node, site: Site, scope: _Scope) -> list[Known]:

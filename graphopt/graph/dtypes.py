@@ -59,9 +59,12 @@ def onnx_dtype_of(dtype: Any) -> int:
         return 0
     if isinstance(dtype, int):
         return int(dtype)
+    if isinstance(dtype, np.dtype) and dtype.isnative:
+        return _enum_of(dtype)
     return _enum_of(np.dtype(dtype).newbyteorder("="))
 
 
+@cache
 def bits(onnx_dtype: int) -> int:
     """Return the bits one element takes in a packed tensor; 0 for strings and unknown types."""
     if onnx_dtype in _SUB_BYTE_BITS:

@@ -54,36 +54,38 @@ class NodeList(HookedList[Any]):
     def discard(self, node: Any) -> None:
         """Remove ``node``. O(1)."""
         self._link()
-        before, after = node.link_prev, node.link_next
+        fields = node.__dict__  # here and below: past __setattr__, which watches inputs and outputs
+        before, after = fields["link_prev"], fields["link_next"]
         if before is None:
             self._first = after
         else:
-            before.link_next = after
+            before.__dict__["link_next"] = after
         if after is None:
             self._last = before
         else:
-            after.link_prev = before
-        node.link_prev = node.link_next = None
-        node.graph = None
+            after.__dict__["link_prev"] = before
+        fields["link_prev"] = fields["link_next"] = fields["graph"] = None
         self._size -= 1
         self._listed_now = False
 
     def label(self, node: Any) -> int:
         """Return a number that is larger than that of every node before ``node`` in this list. O(1)."""
-        self._link()
-        return int(node.link_label)
+        if not self._linked_now:
+            self._link()
+        return node.link_label  # type: ignore[no-any-return]
 
     def _insert(self, node: Any, before: Any, after: Any) -> None:
         self._take(node)
-        node.link_prev, node.link_next = before, after
+        fields = node.__dict__
+        fields["link_prev"], fields["link_next"] = before, after
         if before is None:
             self._first = node
         else:
-            before.link_next = node
+            before.__dict__["link_next"] = node
         if after is None:
             self._last = node
         else:
-            after.link_prev = node
+            after.__dict__["link_prev"] = node
         self._size += 1
         self._listed_now = False
         low = before.link_label if before is not None else (after.link_label - 2 * _GAP if after is not None else 0)
@@ -91,7 +93,7 @@ class NodeList(HookedList[Any]):
         if high - low < 2:
             self._renumber()
         else:
-            node.link_label = (low + high) // 2
+            fields["link_label"] = (low + high) // 2
 
     def _renumber(self) -> None:
         label, node = 0, self._first
@@ -141,7 +143,7 @@ class NodeList(HookedList[Any]):
             from graphopt.graph.adopt import adopt_node
 
             adopt_node(node)
-        node.__dict__["graph"] = self.graph  # past __setattr__, which watches inputs and outputs
+        node.__dict__["graph"] = self.graph
 
     def _linked(self, item: Any) -> None:
         self._take(item)

@@ -85,10 +85,12 @@ class Node(gs.Node):  # type: ignore[misc]
     @property
     def attrs(self) -> dict[str, Any]:
         """Attributes by name, decoded when first asked for; see attributes.decode for the kinds of values."""
-        if self._attrs is None:
+        held = self._attrs
+        if held is None:
             carried = cast("onnx.NodeProto", self.carried)
-            self.__dict__["_attrs"] = {a.name: attributes.decode(a, _attribute_constant) for a in carried.attribute}
-        return cast("dict[str, Any]", self._attrs)
+            held = {a.name: attributes.decode(a, _attribute_constant) for a in carried.attribute}
+            self.__dict__["_attrs"] = held
+        return held
 
     @attrs.setter
     def attrs(self, value: dict[str, Any]) -> None:

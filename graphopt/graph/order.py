@@ -151,9 +151,10 @@ def disconnect(nodes: Iterable[Node]) -> None:
     stack = list(nodes)
     while stack:
         node = stack.pop()
-        for _, body in node_subgraphs(node):
-            stack.extend(body.nodes)
-            body.outputs.clear()
+        if holds_graph(node):
+            for _, body in node_subgraphs(node):
+                stack.extend(body.nodes)
+                body.outputs.clear()
         node.inputs.clear()
         node.outputs.clear()
 

@@ -13,6 +13,7 @@ from onnx import AttributeProto, TensorProto
 from graphopt.errors import GraphError, ReadError
 from graphopt.graph import attributes
 from graphopt.graph.collection import collector_paused
+from graphopt.graph.edges import Edges
 from graphopt.graph.external import DataFolder
 from graphopt.graph.fields import give_node_fields
 from graphopt.graph.graphs import Function, Graph
@@ -220,7 +221,7 @@ class _Reader:
                     f"initializer '{name}' occurs twice or has no name", where=where, must="Names are unique"
                 )
             constant = local[_text(name, where)] = Constant(name, weight)
-            constant.home = graph
+            constant.__dict__["home"] = graph
             graph.initializers[constant] = None
         inputs = self._inputs(graph, proto, local, record, where)
         infos: dict[str, onnx.ValueInfoProto] = {info.name: info for info in proto.value_info}
@@ -281,11 +282,15 @@ class _Reader:
         infos: dict[str, onnx.ValueInfoProto],
         scopes: list[_Scope],
     ) -> None:
-        made = [self._outputs(proto, local, infos, graph) for proto in protos]
+        held = list(protos)  # each look into the message makes its objects anew
+        made = [self._outputs(proto, local, infos, graph) for proto in held]
         inner = [*scopes, local]
         nodes = []
-        for proto, outputs in zip(protos, made, strict=True):
+        for proto, outputs in zip(held, made, strict=True):
             node = Node.__new__(Node)
+            op, label = proto.op_type, proto.name
+            if not isinstance(op, str) or not isinstance(label, str):
+                op, label = _text(op, graph.name), _text(label, graph.name)
             inputs = []
             for name in proto.input:
                 tensor = local.get(name) if name else Variable("")
@@ -293,8 +298,8 @@ class _Reader:
             give_node_fields(
                 node,
                 {
-                    "op": _text(proto.op_type, graph.name),
-                    "name": _text(proto.name, graph.name),
+                    "op": op,
+                    "name": label,
                     "domain": _text(proto.domain, graph.name) if proto.HasField("domain") else None,
                     "inputs": _edges(node, "outputs", inputs),
                     "outputs": _edges(node, "inputs", outputs),
@@ -326,7 +331,9 @@ class _Reader:
                     must="Every tensor has one definition",
                     do="Rename one of them.",
                 )
-            variable = local[_text(name, graph.name)] = Variable.read(name, infos.get(name))
+            if not isinstance(name, str):
+                _text(name, graph.name)
+            variable = local[name] = Variable.read(name, infos.get(name))
             outputs.append(variable)
         return outputs
 
@@ -347,18 +354,18 @@ class _Reader:
         raise GraphError(f"output '{name}' is not defined", where=where, must="Every output is a tensor of the graph")
 
     def _attributes(self, node: Node, proto: onnx.NodeProto, scopes: list[_Scope], graph: Graph) -> None:
-        names = [_text(a.name, graph.name) for a in proto.attribute]
-        if len(set(names)) != len(names):
+        held = list(proto.attribute)
+        names = [_text(a.name, graph.name) for a in held]
+        if len(names) > 1 and len(set(names)) != len(names):
             raise GraphError(
                 f"node '{proto.name}' ({proto.op_type}) has an attribute twice: {sorted(names)}",
                 where=f"graph '{graph.name}'",
                 must="Names of attributes are unique",
             )
-        eager = any(a.HasField("g") or a.HasField("t") for a in proto.attribute)
-        if not eager:
+        if not any(a.HasField("g") or a.HasField("t") for a in held):
             return  # decoded when somebody asks
         values: dict[str, Any] = {}
-        for attribute in proto.attribute:
+        for attribute in held:
             if attributes.kind_of(attribute) == AttributeProto.GRAPH and not attribute.ref_attr_name:
                 body = Graph()
                 self._head(body, attribute.g, graph.imports)
@@ -372,8 +379,6 @@ class _Reader:
 
 
 def _edges(node: Node, field: str, tensors: Sequence[Tensor]) -> Any:
-    from graphopt.graph.edges import Edges
-
     edges = Edges.__new__(Edges)
     list.extend(edges, tensors)
     edges.owner = node

@@ -162,7 +162,7 @@ class Rewriter:
         names: dict[str, None] = {}
         for source in sources:
             names.update(dict.fromkeys(source.origin or ((source.name,) if source.name else ())))
-        node.origin = tuple(names)
+        node.__dict__["origin"] = tuple(names)
         metadata: dict[str, str] = {}
         for source in origin:
             for key, value in source.metadata.items():
@@ -222,7 +222,7 @@ class Rewriter:
         if graph.parent is not None and (graph.ir_version or 4) < 4:
             graph = self.model.graph
         constant = Constant(label, weight)
-        constant.home = graph
+        constant.__dict__["home"] = graph
         graph.initializers[constant] = None
         self._loose[constant] = None
         return constant
@@ -239,9 +239,16 @@ class Rewriter:
             new: The tensor to read.
             where: Chooses among the uses; they are listed before any of them changes.
         """
-        makers = self._makers(new)
-        for use in [u for u in uses(old) if u.node not in makers and (where is None or where(u))]:
-            self.set_input(use.node, use.index, new)
+        makers = self._makers(new) if self._created else ()
+        if where is not None:
+            for use in [u for u in uses(old) if u.node not in makers and where(u)]:
+                self.set_input(use.node, use.index, new)
+        elif old.name:
+            for node in dict.fromkeys(old.outputs):
+                if node not in makers:
+                    for index, read in enumerate(node.inputs[:]):
+                        if read is old:
+                            self.set_input(node, index, new)
 
     def _makers(self, tensor: Tensor) -> set[Node]:
         """Return the nodes of this block that compute a tensor: reading it would close a cycle."""
@@ -382,7 +389,7 @@ class Rewriter:
             self._erased[node] = tuple(node.outputs)
             self._grown -= 1 + _nodes_in_bodies(node)
             read = dict.fromkeys(tensors_read(node))
-            disconnect([node])
+            disconnect((node,))
             for tensor in read:
                 self._released(tensor)
             self._touched.pop(node, None)
@@ -449,6 +456,8 @@ class Rewriter:
 
     def _drop_loose(self) -> None:
         for constant in self._loose:
+            if constant.outputs:
+                continue
             home = constant.home
             if home is not None and not is_used(constant) and constant not in home.initializer_inputs:
                 home.initializers.pop(constant, None)
@@ -457,14 +466,17 @@ class Rewriter:
     def _keep_order(self) -> None:
         unsorted: dict[Graph, None] = {}
         for node in self._touched:
-            if node.graph is None:
+            here = node.graph
+            if here is None:
                 continue
             for tensor in tensors_read(node):
                 made = producer(tensor)
-                if made is not None and made.graph is not None:
-                    holder = _holder_in(made.graph, node)
-                    if holder is not None and made.graph.nodes.label(made) >= made.graph.nodes.label(holder):
-                        unsorted[made.graph] = None
+                graph = None if made is None else made.graph
+                if made is None or graph is None or graph in unsorted:
+                    continue
+                holder = node if graph is here else _holder_in(graph, node)
+                if holder is not None and graph.nodes.label(made) >= graph.nodes.label(holder):
+                    unsorted[graph] = None
         for graph in unsorted:
             sort_graph(graph, nested=False)
 

@@ -66,7 +66,7 @@ class Weight(LazyValues):  # type: ignore[misc]
         if held is not None:
             array = held() if isinstance(held, weakref.ref) else held
             if array is not None:
-                return cast("Array", array)
+                return array  # type: ignore[no-any-return]
         _ = self.dtype  # refuses types that numpy does not have
         array = self._decode()
         array.flags.writeable = False
@@ -77,8 +77,8 @@ class Weight(LazyValues):  # type: ignore[misc]
         raise NotImplementedError
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """Yield the packed little-endian bytes in pieces of at most ``CHUNK_BYTES``."""
-        yield from array_chunks(self.load(), self.onnx_dtype)
+        """Return the packed little-endian bytes in pieces of at most ``CHUNK_BYTES``."""
+        return array_chunks(self.load(), self.onnx_dtype)
 
     @property
     def tensor(self) -> TensorProto | onnx.SparseTensorProto:

@@ -394,7 +394,9 @@ class _WorkList:
         """
         alive = [node for node in touched if in_model(node)]
         if len(alive) > 1:
-            alive.sort(key=position)
+            graph = alive[0].graph
+            within = all(node.graph is graph for node in alive)
+            alive.sort(key=graph.nodes.label if within and graph is not None else position)
         for node in alive:
             self.push(node)
             self.deferred[node] = None

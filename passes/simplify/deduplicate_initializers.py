@@ -59,6 +59,7 @@ class _Pool:
         self._least_bytes = least_bytes
         self._seen: set[Constant] = set()
         self._alike: dict[object, list[Constant]] = {}
+        self._keys: dict[Constant, tuple[Weight, object]] = {}
         self._digests: dict[Constant, tuple[Weight, bytes]] = {}
 
     def wants(self, node: Node) -> bool:
@@ -82,10 +83,13 @@ class _Pool:
 
     def _pair(self, constant: Constant) -> list[tuple[Constant, Constant]]:
         """Return the initializer that stays and the one that goes, where two hold the same."""
-        key = _key(constant)
+        key = self._key(constant)
         alike = self._alike.setdefault(key, [])
         for other in alike:
-            if not _is_replaceable(other) or _key(other) != key or self._digest(other) != self._digest(constant):
+            if not _is_replaceable(other) or self._key(other) != key:
+                continue
+            # of small ones the key holds every byte
+            if constant.nbytes > _PREFIX_BYTES and self._digest(other) != self._digest(constant):
                 continue
             if _sees(constant, other):
                 return [(other, constant)]
@@ -95,6 +99,14 @@ class _Pool:
         alike.append(constant)
         return []
 
+    def _key(self, constant: Constant) -> object:
+        weight = constant.weight
+        found = self._keys.get(constant)
+        if found is None or found[0] is not weight:
+            prefix = bytes(next(iter(weight.chunks()), b"")[:_PREFIX_BYTES])
+            found = self._keys[constant] = (weight, (weight.onnx_dtype, tuple(weight.shape), prefix))
+        return found[1]
+
     def _digest(self, constant: Constant) -> bytes:
         found = self._digests.get(constant)
         if found is None or found[0] is not constant.weight:
@@ -103,11 +115,6 @@ class _Pool:
                 digest.update(chunk)
             found = self._digests[constant] = (constant.weight, digest.digest())
         return found[1]
-
-
-def _key(constant: Constant) -> object:
-    prefix = bytes(next(iter(constant.weight.chunks()), b"")[:_PREFIX_BYTES])
-    return constant.onnx_dtype, constant.shape, prefix
 
 
 def _is_replaceable(constant: Constant) -> bool:

@@ -252,18 +252,28 @@ def _resize(look: Look) -> Tensor | None:
     return source if scales is not None and all(float(scale) == 1.0 for scale in np.ravel(scales)) else None
 
 
-def _neutral(element: Callable[[Array], bool], *, both: bool) -> Callable[[Look], Tensor | None]:
-    """Return the rule for a binary operator with a neutral element, on the right or on both sides."""
+def _neutral(
+    element: Callable[[Array], bool], *, both: bool, number: int | None = None
+) -> Callable[[Look], Tensor | None]:
+    """Return the rule for a binary operator with a neutral element.
+
+    Args:
+        element: Whether an array holds nothing else.
+        both: Whether it may stand on either side, not on the right alone.
+        number: What the element is equal to, where it is a number.
+    """
 
     def rule(look: Look) -> Tensor | None:
         for index in (1, 0) if both else (1,):
             if not _may_be_constant(look.node.inputs[index]):
                 continue
             value, source = look.constant(index), look.input(1 - index)
-            # nearly every constant shows in its first element that it is not neutral
-            if value is None or source is None or value.size == 0 or not element(value.ravel()[:1]):
+            if value is None or source is None or value.size == 0:
                 continue
-            if value.size > 1 and not element(value):
+            # nearly every constant shows in its first element that it is not neutral
+            if number is not None and value.item(0) != number:
+                continue
+            if not element(value):
                 continue
             if look.opset < 7 and int(look.attr("broadcast", 0)) and index == 0:
                 continue
@@ -307,9 +317,12 @@ def _is_one(value: Array) -> bool:
     return value.dtype.kind not in "bOc" and bool((value.astype(np.float64) == 1).all())
 
 
+_POWER_OF_ONE = _neutral(_is_one, both=False, number=1)
+
+
 def _power(look: Look) -> Tensor | None:
     """A power with the exponent 1; not of 64 bits, which runtimes compute in double precision."""
-    return None if look.dtype(look.output) in _WIDE_INTEGERS else _neutral(_is_one, both=False)(look)
+    return None if look.dtype(look.output) in _WIDE_INTEGERS else _POWER_OF_ONE(look)
 
 
 def _where(look: Look) -> Tensor | None:
@@ -347,10 +360,10 @@ _RULES: dict[str, Callable[[Look], Tensor | None]] = {
     **dict.fromkeys(("LeakyRelu", "PRelu"), _slope),
     "Clip": _clip,
     "Einsum": _einsum,
-    "Add": _neutral(_is_exact_zero(negative=True), both=True),
-    "Sub": _neutral(_is_exact_zero(negative=False), both=False),
-    "Mul": _neutral(_is_one, both=True),
-    "Div": _neutral(_is_one, both=False),
+    "Add": _neutral(_is_exact_zero(negative=True), both=True, number=0),
+    "Sub": _neutral(_is_exact_zero(negative=False), both=False, number=0),
+    "Mul": _neutral(_is_one, both=True, number=1),
+    "Div": _neutral(_is_one, both=False, number=1),
     "Pow": _power,
     "And": _neutral(lambda value: bool(value.all()), both=True),
     "Or": _neutral(lambda value: not value.any(), both=True),

@@ -81,14 +81,14 @@ class _Folding:
 
     def wants(self, node: Node) -> bool:
         """Whether a node is a Constant node to lift, or all of its inputs are constant, or shapes tell its value."""
-        if is_constant_node(node):
+        if node.op == "Constant" and is_constant_node(node):
             return self._is_liftable(node)
         if is_sink(node):
             return False
         for tensor in node.inputs:
-            if tensor.name and not isinstance(tensor, Constant):
-                made = tensor.inputs.first()
-                if made is None or not is_constant_node(made):
+            if not isinstance(tensor, Constant) and tensor.name:
+                made = producer(tensor)
+                if made is None or made.op != "Constant" or not is_constant_node(made):
                     break
         else:
             return True

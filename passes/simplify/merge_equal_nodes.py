@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from graphopt.graph import Constant, Graph, Model, Node, is_graph_output
+from graphopt.graph import Constant, Graph, Model, Node, is_graph_output, producer
 from graphopt.passes.simplify.folding.plan import attributes_key, constant_key
 from graphopt.passes.simplify.purity import DEFAULT_DOMAINS, PURE, is_constant_node, refers_to_function
 from graphopt.rewrite.driver import EVERY, Rule, RulePass
@@ -118,10 +118,11 @@ class _Numbering:
                 fed = tensor.home is not None and tensor.home.is_overridable(tensor)
                 known = self._constants[tensor] = (tensor.weight, tensor if fed else constant_key(tensor))
             return known[1]
-        made = tensor.inputs.first()
-        if made is not None and is_constant_node(made) and isinstance(made.attrs.get("value"), Constant):
-            return constant_key(made.attrs["value"])
-        return tensor
+        made = producer(tensor)
+        if made is None or made.op != "Constant" or not is_constant_node(made):
+            return tensor
+        value = made.attrs.get("value")
+        return constant_key(value) if isinstance(value, Constant) else tensor
 
 
 def _merger(earlier: Node, later: Node) -> Patch | None:

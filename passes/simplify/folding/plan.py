@@ -309,7 +309,10 @@ def is_sink(node: Node) -> bool:
     Args:
         node: The node.
     """
-    return not any(tensor.outputs or is_graph_output(tensor) for tensor in node.outputs if tensor.name)
+    for tensor in node.outputs:  # noqa: SIM110 - asked of every node, and a generator costs more
+        if (tensor.outputs or is_graph_output(tensor)) and tensor.name:
+            return False
+    return True
 
 
 def attributes_key(node: Node) -> object:
