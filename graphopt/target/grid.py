@@ -27,6 +27,12 @@ BIAS_HEADROOM = 2
 SMALLEST_SCALE = np.float32(2.0**-96)
 """Scales below this could make products of two scales denormal, which kernels flush to zero."""
 
+MASK, LOGIT_MASK = -1e8, -1e3
+"""What is as small as this was not computed but means that something is left out: anywhere, and before a Softmax."""
+
+MASK_FACTOR = 16
+"""How much further down than before a Softmax a mask is on its way there: it is added to scores of any sign."""
+
 
 @dataclass(frozen=True, slots=True)
 class GridKind:
@@ -36,11 +42,15 @@ class GridKind:
         number: Type of the integers.
         symmetric: Whether 0.0 lies in the middle: the zero point is 0, or 128 for uint8 with negative values.
         least_range: Smallest distance of the two ends, in real units.
+        mask: What stands in, before a Softmax, for values that only say that something is left out of it, most often the
+            smallest of their type; None keeps them. Behind the Softmax nothing is left of either, and the other values
+            keep a grid.
     """
 
     number: Number = UINT8
     symmetric: bool = False
     least_range: float = 0.0
+    mask: float | None = None
 
 
 ASYMMETRIC_UINT8 = GridKind()
@@ -107,6 +117,8 @@ def activation_grid(low: float, high: float, *, levels: int | None = None, kind:
             must="Ranges must be finite",
             do="Look for NaN or infinity in the calibration data or in the model's weights",
         )
+    if kind.mask is not None and low <= MASK:
+        low = kind.mask * MASK_FACTOR
     low, high = min(low, 0.0), max(high, 0.0)
     number, bottom = kind.number, kind.number.bottom
     if high - low < kind.least_range:

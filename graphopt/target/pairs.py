@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from graphopt.graph import constant_value, is_graph_output, producer, uses
-from graphopt.target.operators import activation_bounds
+from graphopt.target.operators import activation_bounds, is_overridable
 from graphopt.target.placement import Group, Placer
 from graphopt.target.rules import Pairs, Role
 
@@ -69,6 +71,23 @@ class _PairPlacer(Placer):
         """Choose every node that the rules allow."""
         for node in self.model.graph.nodes:
             self.consider(node)
+
+    def refusal(self, node: Node, rule: OpRule) -> str | None:
+        """Return why a node stays float, None where it need not, or "" where nobody has to be told."""
+        for place in rule.data_positions(node):
+            value = constant_value(node.inputs[place]) if place < len(node.inputs) else None
+            if value is not None and value.dtype.kind == "f" and not np.isfinite(value).all():
+                return ""
+        if self._is_table(node, rule):
+            return None if all(self.is_float(tensor) for tensor in node.outputs) else ""
+        return super().refusal(node, rule)
+
+    def _is_table(self, node: Node, rule: OpRule) -> bool:
+        """Tell whether a node only moves entries of a float constant, where every tensor is to be quantized."""
+        if self.target.pairs is not Pairs.EVERYTHING or rule.role is not Role.MOVE or is_overridable(self.model, node):
+            return False
+        value = constant_value(node.inputs[rule.data_positions(node)[0]])
+        return value is not None and value.dtype == np.float32
 
     # --------------------------------------------------------------------------------------------- inputs alone
 
@@ -168,6 +187,8 @@ class _PairPlacer(Placer):
                 continue
             readers = [use for tensor in node.outputs for use in uses(tensor)]
             known = all(use.index in edges.get(use.node, ()) for use in readers)
+            if rule.one_grid and not all(self._comes_quantized(tensor) for tensor in node.inputs):
+                continue  # one pair behind it is less than one before each of its inputs
             if readers and known and not any(is_graph_output(tensor) for tensor in node.outputs):
                 edges[node] = rule.data_positions(node)
 
@@ -196,6 +217,10 @@ class _PairPlacer(Placer):
             for tensor in [*(node.inputs[place] for place in edges[node]), *node.outputs]:
                 self.group_of(groups, tensor)
             self._constrain(groups, node, rule, edges[node])
+        for node in self.model.graph.nodes:
+            fixed = self.target.rules.get(node.op)
+            if node not in self.chosen and fixed is not None and node.outputs[0] in groups:
+                self._fix(groups[node.outputs[0]], fixed)
         return PairPlacement(dict(self.chosen), edges, groups, self.refused)
 
     def _is_activation(self, tensor: Tensor) -> bool:
@@ -204,10 +229,13 @@ class _PairPlacer(Placer):
     def _constrain(self, groups: dict[Tensor, Group], node: Node, rule: OpRule, places: tuple[int, ...]) -> None:
         """Let tensors share a grid where the operator between them only moves data, or is absorbed by the grid."""
         group = self.group_of(groups, node.outputs[0])
-        if rule.fixed_range is not None:
-            group.fixed = rule.fixed_range
-            group.exact = dict(rule.exact)
-        if rule.role is Role.MOVE:
+        self._fix(group, rule)
+        if node.op == "Softmax":
+            self.group_of(groups, node.inputs[0]).logits = True
+        if rule.role is Role.MOVE and not places:
+            table = np.asarray(constant_value(node.inputs[rule.data_positions(node)[0]]), np.float32)
+            group.fixed = (float(table.min(initial=0.0)), float(table.max(initial=0.0)))
+        elif rule.role is Role.MOVE:
             for tensor in [*(node.inputs[place] for place in places[1:]), *node.outputs]:
                 self.merge(groups, node.inputs[places[0]], tensor)
         elif rule.role is Role.ABSORBED:
@@ -217,3 +245,9 @@ class _PairPlacer(Placer):
             alone = len(uses(node.inputs[0])) == 1 and not is_graph_output(node.inputs[0])
             if computed and alone and source is not None and self.chosen[source].fixed_range is None:
                 self.merge(groups, node.outputs[0], node.inputs[0])
+
+    @staticmethod
+    def _fix(group: Group, rule: OpRule) -> None:
+        if rule.fixed_range is not None:
+            group.fixed = rule.fixed_range
+            group.exact = dict(rule.exact)

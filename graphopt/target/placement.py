@@ -45,12 +45,14 @@ class Group:
         bounds: Values that absorbed activations allow, or None where no member has one.
         fixed: Range known without data, or None.
         exact: Scale and zero point that the target demands, by number type.
+        logits: Whether a Softmax reads a member.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
     bounds: Bounds | None = None
     fixed: Bounds | None = None
     exact: dict[str, tuple[float, int]] = field(default_factory=dict)
+    logits: bool = False
 
 
 @dataclass(slots=True)
@@ -140,7 +142,7 @@ class Placer:
         rule = self.target.rule(node)
         if rule is None:
             return
-        why = self._refusal(node, rule)
+        why = self.refusal(node, rule)
         if why is None:
             self.chosen[node] = rule
         elif rule.role is Role.WEIGHTED and why:
@@ -150,7 +152,7 @@ class Placer:
         """Tell whether a tensor is float32."""
         return self.types.dtype(tensor) == FLOAT32
 
-    def _refusal(self, node: Node, rule: OpRule) -> str | None:
+    def refusal(self, node: Node, rule: OpRule) -> str | None:
         """Return why a node stays float, None where it need not, or "" where nobody has to be told."""
         if node in self.leave:
             return self.leave[node]
@@ -350,6 +352,7 @@ class Placer:
         one.bounds = one.bounds or other.bounds
         one.fixed = one.fixed or other.fixed
         one.exact = one.exact or other.exact
+        one.logits = one.logits or other.logits
         for tensor in other.tensors:
             groups[tensor] = one
 

@@ -1,10 +1,12 @@
 """QNN on Qualcomm HTP: every tensor is quantized, what is not runs on the CPU and cuts the model in pieces.
 
-* Activations are uint8 or uint16 with any zero point, one scale per tensor, no range below 0.0001.
+* Activations are uint8, uint16 or int16 with any zero point, one scale per tensor, no range below 0.0001.
 * Weights of Conv and ConvTranspose are int8, symmetric, one scale per output channel; those of MatMul and Gemm uint8
   with one scale. Biases are int32 on the product of the scales of input and weight of their own consumer.
 * Operators that only move data have equal grids before and behind them.
 * Sigmoid and Softmax give 0 to 1; in 16 bits the scale is 1/65536 and the zero point 0, that of Tanh 1/32768 and 32768.
+* Models that normalize, divide or take powers have activations of 16 bits unless told otherwise.
+* Attention masks become -64: what a Softmax makes of it is below the smallest step of its output.
 * A Relu or Clip that the grid behind it makes redundant is taken out.
 
 Source: ONNX Runtime 1.31, execution provider QNN; Qualcomm AI Engine Direct operator definitions.
@@ -15,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from graphopt.target import checks
-from graphopt.target.numbers import UINT8, UINT16
+from graphopt.target.numbers import INT16, UINT8, UINT16
 from graphopt.target.refusals import (
     refuse_conv,
     refuse_conv_transpose,
@@ -63,6 +65,14 @@ RULES = (
     OpRule(op="Clip", role=Role.ABSORBED, kernel="the grid of what it makes"),
 )
 
+SENSITIVE = frozenset(
+    (
+        *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "ReduceL2", "Sqrt"),
+        *("Exp", "Log", "Pow", "Div", "Reciprocal", "GRU", "LSTM"),
+    )
+)
+"""Operators whose results span more than 8 bits hold: a model that has one takes 16."""
+
 NOT_ON_HTP = (
     *("If", "Loop", "Scan", "Cast", "CastLike", "Constant", "ConstantOfShape", "Shape", "Size", "Range", "NonZero"),
     *("LSTM", "GRU", "RNN", "NonMaxSuppression", "OneHot", "RandomNormal", "RandomUniform", "Dropout", "EyeLike"),
@@ -77,8 +87,11 @@ QNN = Target(
     rules={rule.op: rule for rule in RULES},
     float_reason=dict.fromkeys(NOT_ON_HTP, "it has no quantized form; it and its neighbours run on the CPU"),
     default_rule=_join,
-    activations=(UINT8, UINT16),
+    activations=(UINT8, UINT16, INT16),
+    wide=UINT16,
+    wide_operators=SENSITIVE,
     least_range=1e-4,
+    mask=-64.0,
     weights=PER_CHANNEL,
     pairs=Pairs.EVERYTHING,
     weight_form=WeightForm.INTEGERS,

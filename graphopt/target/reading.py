@@ -159,3 +159,11 @@ def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
         return tuple(value.shape)
     found = restored(tensor)
     return None if found is None or found.values is None else tuple(found.values.shape)
+
+
+def source_of(tensor: Tensor) -> Node | None:
+    """Return what makes a tensor, or what makes the tensor that a pair of conversions stands behind."""
+    node = producer(tensor)
+    while node is not None and is_conversion(node):
+        node = producer(node.inputs[0])
+    return node

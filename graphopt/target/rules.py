@@ -14,7 +14,7 @@ from graphopt.target.stored import restores_constant
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from graphopt.graph import Node
+    from graphopt.graph import Model, Node
     from graphopt.target.checks import Check
 
 
@@ -137,8 +137,11 @@ class Target:
         transparent: Operators that the runtime moves pairs through, or fuses into the operator before them, by itself.
         integer_kernels: Operators that are integer arithmetic in an optimized graph.
         activations: Types of activations; the first is the default.
+        wide: Type of activations where nobody chose one and the model has one of ``wide_operators``; None: the default.
+        wide_operators: Operators whose results need it.
         symmetric: Whether activations have zero point 0 (128 for unsigned types).
         least_range: Smallest range of an activation, in real units.
+        mask: What stands in for the huge negative numbers of attention masks where every tensor is quantized.
         weights: Grids of weights.
         pairs: Where QuantizeLinear and DequantizeLinear go.
         weight_form: How weights are written.
@@ -159,8 +162,11 @@ class Target:
     transparent: frozenset[str] = frozenset()
     integer_kernels: frozenset[str] = frozenset()
     activations: tuple[Number, ...] = (UINT8,)
+    wide: Number | None = None
+    wide_operators: frozenset[str] = frozenset()
     symmetric: bool = False
     least_range: float = 0.0
+    mask: float | None = None
     weights: WeightKind = WeightKind()
     pairs: Pairs = Pairs.KERNELS
     weight_form: WeightForm = WeightForm.INTEGERS
@@ -188,6 +194,12 @@ class Target:
         """Return the grids of the weight of an operator."""
         return rule.weights or self.weights
 
+    def default_number(self, model: Model) -> Number:
+        """Return the type of activations that suits a model where nobody chose one."""
+        if self.wide is not None and any(node.op in self.wide_operators for node in model.graph.nodes):
+            return self.wide
+        return self.activations[0]
+
     def grid_kind(self, number: Number | None = None, *, symmetric: bool | None = None) -> GridKind:
         """Return the grids of activations.
 
@@ -196,7 +208,7 @@ class Target:
             symmetric: What the user asked for; None for what the target prefers.
         """
         wanted = self.symmetric if symmetric is None else symmetric or self.symmetric
-        return GridKind(number or self.activations[0], wanted, self.least_range)
+        return GridKind(number or self.activations[0], wanted, self.least_range, self.mask)
 
 
 def _is_weight(node: Node, place: int) -> bool:

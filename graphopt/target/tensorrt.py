@@ -16,10 +16,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graphopt.graph import producer
 from graphopt.target import checks
 from graphopt.target.numbers import FP8, INT8
-from graphopt.target.reading import shape_of
+from graphopt.target.reading import shape_of, source_of
 from graphopt.target.refusals import refuse_conv, refuse_conv_transpose, refuse_gemm, refuse_matmul, refuse_max_pool
 from graphopt.target.rules import BiasForm, OpRule, Pairs, Role, Target, WeightForm, WeightKind
 
@@ -45,7 +44,7 @@ def few_channels(node: Node) -> str | None:
         return None if fits else f"{group} groups, {outputs} outputs, kernel {list(kernel)}: no integer kernel pays"
     if per_group >= FEWEST_CHANNELS and outputs >= FEWEST_CHANNELS:
         return None
-    wide = max(per_group, outputs) >= FEWEST_CHANNELS or producer(node.inputs[0]) is None
+    wide = max(per_group, outputs) >= FEWEST_CHANNELS or source_of(node.inputs[0]) is None
     square = len(set(kernel)) == 1
     if (per_group % 8 == 0 or outputs % 8 == 0) and wide and square:
         return None

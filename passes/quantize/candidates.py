@@ -51,7 +51,7 @@ def products_per_rounding(node: Node) -> float:
     return rows * columns / (rows + columns)
 
 
-def logarithm_readers(model: Model, target: Target, ranges: Ranges) -> dict[Node, str]:
+def logarithm_readers(model: Model, target: Target, ranges: Ranges, levels: int = GRID_LEVELS) -> dict[Node, str]:
     """Return the weighted operators whose results reach a Log of values that span more than a grid holds.
 
     Rounding errors are equally large for all values of a tensor; behind a Log those of small values grow without
@@ -61,7 +61,7 @@ def logarithm_readers(model: Model, target: Target, ranges: Ranges) -> dict[Node
     seen: set[Node] = set()
     for log in (node for node in model.graph.nodes if node.op == "Log"):
         span = ranges.get(log.inputs[0].name)
-        if span is not None and span.low * GRID_LEVELS >= span.high:
+        if span is not None and span.low * levels >= span.high:
             continue
         stack = [source for tensor in log.inputs if (source := producer(tensor)) is not None]
         while stack:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from graphopt.analysis.activation_ranges import Ranges
 from graphopt.analysis.activation_ranges.choice import WITHOUT_HISTOGRAM, choose
 from graphopt.analysis.calibration_cache import CalibrationCache
-from graphopt.target.grid import ASYMMETRIC_UINT8, Grid, GridKind, activation_grid
+from graphopt.target.grid import ASYMMETRIC_UINT8, LOGIT_MASK, MASK, MASK_FACTOR, Grid, GridKind, activation_grid
 
 if TYPE_CHECKING:
     from graphopt.analysis.activation_ranges import TensorRange
@@ -72,8 +73,11 @@ class GridOf:
     def _over(self, group: Group, seen: list[TensorRange], levels: int) -> Grid:
         if group.fixed is not None or not seen:
             return self._grid(*(group.fixed or (0.0, 0.0)), levels)
-        spans = [self._span(found, levels) for found in [each for each in seen if each.edited] or seen]
+        mask = self._mask(group)
+        spans = [self._span(found, levels, mask) for found in [each for each in seen if each.edited] or seen]
         low, high = min(span[0] for span in spans), max(span[1] for span in spans)
+        if low <= mask and self.kind.mask is not None:
+            low = self.kind.mask * (1 if group.logits else MASK_FACTOR)
         if group.bounds is not None:
             low, high = max(low, group.bounds[0]), min(high, group.bounds[1])
         return self._grid(low, high, levels)
@@ -82,7 +86,13 @@ class GridOf:
         whole = levels == self.kind.number.levels
         return activation_grid(low, high, levels=None if whole else levels, kind=self.kind)
 
-    def _span(self, seen: TensorRange, levels: int) -> Span:
-        if self.kind.number.real and seen.chosen is None:
-            return seen.low, seen.high  # small values lose nothing by a wide range
+    def _mask(self, group: Group) -> float:
+        """Return the value from which on down a tensor of a group only says that something is left out."""
+        if self.kind.mask is None:
+            return -inf
+        return LOGIT_MASK if group.logits else MASK
+
+    def _span(self, seen: TensorRange, levels: int, mask: float) -> Span:
+        if (self.kind.number.real or seen.low <= mask) and seen.chosen is None:
+            return seen.low, seen.high  # small values lose nothing by a wide range; masks are cut off by the grid
         return choose(seen, self._calibrator, share=self._percentile, levels=levels, symmetric=self.kind.symmetric)

@@ -130,7 +130,7 @@ class InsertQdq(Pass):
             yield Skip(model.graph.name or "the model", refusal)
             return
         per_channel = self.per_channel and model.opset >= target.per_channel_since
-        number = self._number(target)
+        number = self._number(model, target)
         if self.activations == "none":
             yield from self._weights_alone(model, per_channel=per_channel)
             return
@@ -147,7 +147,7 @@ class InsertQdq(Pass):
         if ranges is not None:
             kind = target.grid_kind(number, symmetric=self.symmetric)
             grids = GridOf(ranges, self.calibrator, self.percentile, kind)
-            only = self._refusals(model, target, types, ranges, dynamic)
+            only = self._refusals(model, target, types, ranges, dynamic, kind.number.levels)
             if target.pairs is Pairs.KERNELS:
                 yield from self._place_static(
                     model, target, types, ranges, grids, leave, dynamic, only, per_channel=per_channel
@@ -167,14 +167,15 @@ class InsertQdq(Pass):
             yield from self._tables(model, leave)
         yield from inner_refusals(model, target)
 
-    def _number(self, target: Target) -> Number:
+    def _number(self, model: Model, target: Target) -> Number:
         """Return the type of static activations.
 
         Raises:
             UsageError: The target has no kernels for what was asked.
         """
         if self.activations in {"auto", "none"} or (self.activations == "dynamic" and target.dynamic):
-            return FP8 if self.weights == "fp8" and FP8 in target.activations else target.activations[0]
+            wanted = FP8 if self.weights == "fp8" and FP8 in target.activations else None
+            return wanted or target.default_number(model)
         if self.activations == "int4" and target.pairs is Pairs.KERNELS:
             return target.activations[0]
         return find_number(target, self.activations)
@@ -184,7 +185,7 @@ class InsertQdq(Pass):
         return [node for node in model.graph.nodes if node_label(node) in keep]
 
     def _model_refusal(self, model: Model) -> str | None:
-        found = sorted({node.op for _, node in model.walk() if node.op in QUANTIZED and not restores_constant(node)})
+        found = quantized_operators(model)
         if found:
             return f"the model is quantized already: it has {', '.join(found)}"
         if model.opset < 10:
@@ -192,10 +193,10 @@ class InsertQdq(Pass):
         return None
 
     def _refusals(
-        self, model: Model, target: Target, types: Types, ranges: Ranges, dynamic: dict[Node, str]
+        self, model: Model, target: Target, types: Types, ranges: Ranges, dynamic: dict[Node, str], levels: int
     ) -> Callable[[Node], str | None]:
         """Return what tells why a weighted operator must not have static grids, "" where nobody has to be told."""
-        before_log = logarithm_readers(model, target, ranges)
+        before_log = logarithm_readers(model, target, ranges, levels)
 
         def refuse(node: Node) -> str | None:
             if node in dynamic:
