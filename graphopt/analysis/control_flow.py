@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from onnx import TensorProto
 
-from graphopt.analysis.dims import Expr, maximum
+from graphopt.analysis.dim_extremes import maximum
+from graphopt.analysis.dims import Expr
 from graphopt.analysis.merging import join, outside, same
 from graphopt.analysis.site import NOTHING, Known, ShapeClashError, as_value, normalized, unify_dim
 from graphopt.graph.objects import Graph

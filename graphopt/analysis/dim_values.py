@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt.analysis.dims import Expr, add, floordiv, maximum, minimum, mod, mul, symbol
+from graphopt.analysis.dim_extremes import maximum, minimum
+from graphopt.analysis.dims import Expr, add, floordiv, mod, mul, symbol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

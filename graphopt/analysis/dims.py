@@ -1,4 +1,4 @@
-"""Symbolic dimensions: interned integer polynomials over named symbols, floor division, remainder, minimum, maximum.
+"""Symbolic dimensions: interned integer polynomials over named symbols, floor divisions, remainders and extremes.
 
 A :data:`Dim` is a plain ``int`` or an :class:`Expr`. Expressions are canonical and interned: two expressions that
 simplify to the same polynomial are the same object, so equality is ``is`` and costs nothing. An expression never grows
@@ -94,7 +94,8 @@ Dim: TypeAlias = int | Expr
 
 _atoms: WeakValueDictionary[tuple[object, ...], Atom] = WeakValueDictionary()
 _exprs: WeakValueDictionary[frozenset[tuple[Monomial, int]], Expr] = WeakValueDictionary()
-_memo: dict[tuple[str, Dim, Dim], Dim] = {}
+memo: dict[tuple[str, Dim, Dim], Dim] = {}
+"""Results of operations by their names and operands."""
 
 
 # ------------------------------------------------------------------------------------------------------ construction
@@ -123,12 +124,12 @@ def add(a: Dim, b: Dim) -> Dim:
     if isinstance(b, int) and b == 0:
         return a
     key = ("+", a, b)
-    known = _memo.get(key)
+    known = memo.get(key)
     if known is None:
         terms = dict(a.terms)
         for mono, coefficient in (((), b),) if isinstance(b, int) else b.terms:
             terms[mono] = terms.get(mono, 0) + coefficient
-        known = _remember(key, _from_terms(terms))
+        known = remember(key, _from_terms(terms))
     return known
 
 
@@ -144,9 +145,9 @@ def mul(a: Dim, b: Dim) -> Dim:
         if b == 0:
             return 0
     key = ("*", a, b)
-    known = _memo.get(key)
+    known = memo.get(key)
     if known is None:
-        known = _remember(key, _multiply(a, b))
+        known = remember(key, _multiply(a, b))
     return known
 
 
@@ -166,9 +167,9 @@ def floordiv(a: Dim, b: Dim) -> Dim:
             raise ZeroDivisionError(msg)
         return a
     key = ("/", a, b)
-    known = _memo.get(key)
+    known = memo.get(key)
     if known is None:
-        known = _remember(key, _floor_divide(a, b))
+        known = remember(key, _floor_divide(a, b))
     return known
 
 
@@ -187,9 +188,9 @@ def mod(a: Dim, b: Dim) -> Dim:
         if b in {1, -1}:
             return 0
     key = ("%", a, b)
-    known = _memo.get(key)
+    known = memo.get(key)
     if known is None:
-        known = _remember(key, _remainder(a, b))
+        known = remember(key, _remainder(a, b))
     return known
 
 
@@ -198,16 +199,6 @@ def ceildiv(a: Dim, b: Dim) -> Dim:
     if isinstance(b, int) and b > 0:
         return floordiv(add(a, b - 1), b)
     return mul(-1, floordiv(mul(-1, a), b))
-
-
-def minimum(a: Dim, b: Dim) -> Dim:
-    """Return the smaller of two dimensions."""
-    return _extreme("min", a, b)
-
-
-def maximum(a: Dim, b: Dim) -> Dim:
-    """Return the larger of two dimensions."""
-    return _extreme("max", a, b)
 
 
 def exact_div(a: Dim, b: Dim) -> Dim | None:
@@ -350,14 +341,16 @@ def _opaque(text: str, low: int | None, high: int | None) -> Expr:
     return symbol("~" + blake2b(text.encode(), digest_size=8).hexdigest(), low=low, high=high)
 
 
-def _remember(key: tuple[str, Dim, Dim], value: Dim) -> Dim:
-    if len(_memo) >= _MEMO_LIMIT:
-        _memo.clear()
-    _memo[key] = value
+def remember(key: tuple[str, Dim, Dim], value: Dim) -> Dim:
+    """Keep the result of an operation for the next time, and return it."""
+    if len(memo) >= _MEMO_LIMIT:
+        memo.clear()
+    memo[key] = value
     return value
 
 
-def _call(kind: str, args: tuple[Dim, ...], low: int | None, high: int | None) -> Dim:
+def call(kind: str, args: tuple[Dim, ...], low: int | None, high: int | None) -> Dim:
+    """Return the expression that is one operation that does not simplify, with bounds that always hold."""
     text = f"{kind}({', '.join(map(str, args))})"
     if 2 + sum(1 if isinstance(arg, int) else arg.size for arg in args) > SIZE_CAP:
         return _opaque(text, low, high)
@@ -402,7 +395,7 @@ def _floor_divide(a: Dim, b: Dim) -> Dim:
     low, high = _quotient_bounds(a, b)
     if low is not None and low == high:
         return low
-    return _call("floordiv", (a, b), low, high)
+    return call("floordiv", (a, b), low, high)
 
 
 def _nested_division(a: Expr, b: int) -> Dim | None:
@@ -451,45 +444,9 @@ def _remainder(a: Dim, b: Dim) -> Dim:
             return reduced
         if isinstance(reduced, int):
             return reduced
-        return _call("mod", (reduced, b), 0, b - 1)
+        return call("mod", (reduced, b), 0, b - 1)
     low = 0 if isinstance(b, Expr) and at_least(b, 0) else None
-    return _call("mod", (a, b), low, None)
-
-
-def _extreme(kind: str, a: Dim, b: Dim) -> Dim:
-    if isinstance(a, int) and isinstance(b, int):
-        return min(a, b) if kind == "min" else max(a, b)
-    key = (kind, a, b)
-    known = _memo.get(key)
-    if known is not None:
-        return known
-    kept: list[Dim] = []
-    for candidate in (*_operands(kind, a), *_operands(kind, b)):
-        if any(_dominates(kind, other, candidate) for other in kept):
-            continue
-        kept = [other for other in kept if not _dominates(kind, candidate, other)]
-        kept.append(candidate)
-    if len(kept) == 1:
-        return _remember(key, kept[0])
-    kept.sort(key=str)
-    low, high = _extreme_bounds(kind, [lower(dim) for dim in kept], [upper(dim) for dim in kept])
-    return _remember(key, _call(kind, tuple(kept), low, high))
-
-
-def _operands(kind: str, dim: Dim) -> tuple[Dim, ...]:
-    call = atom_of(dim)
-    return (dim,) if call is None or call.kind != kind else call.args
-
-
-def _dominates(kind: str, winner: Dim, loser: Dim) -> bool:
-    return at_least(loser, winner) if kind == "min" else at_least(winner, loser)
-
-
-def _extreme_bounds(kind: str, lows: list[int | None], highs: list[int | None]) -> tuple[int | None, int | None]:
-    known_lows, known_highs = [low for low in lows if low is not None], [high for high in highs if high is not None]
-    if kind == "min":
-        return min(known_lows) if len(known_lows) == len(lows) else None, min(known_highs, default=None)
-    return max(known_lows, default=None), max(known_highs) if len(known_highs) == len(highs) else None
+    return call("mod", (a, b), low, None)
 
 
 def _divide_polynomials(a: Expr, b: Expr) -> Dim | None:

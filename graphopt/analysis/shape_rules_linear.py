@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from onnx import TensorProto
 
-from graphopt.analysis.dims import Expr, ceildiv, exact_div, floordiv, minimum, product
+from graphopt.analysis.dim_extremes import minimum
+from graphopt.analysis.dims import Expr, ceildiv, exact_div, floordiv, product
 from graphopt.analysis.shape_rules import rule
 from graphopt.analysis.site import Known, ShapeClashError, broadcast, unify_dim
 

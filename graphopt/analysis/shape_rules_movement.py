@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING
 
 from onnx import TensorProto
 
-from graphopt.analysis.dims import (
-    Expr,
-    at_least,
-    ceildiv,
-    compare,
-    exact_div,
-    floordiv,
-    lower,
-    maximum,
-    minimum,
-    product,
-)
+from graphopt.analysis.dim_extremes import maximum, minimum
+from graphopt.analysis.dims import Expr, at_least, ceildiv, compare, exact_div, floordiv, lower, product
 from graphopt.analysis.shape_rules import rule
 from graphopt.analysis.site import Known, ShapeClashError, normalized, permuted, unify_dim
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from numpy import float32
 from onnx import TensorProto
 
-from graphopt.analysis.dims import Expr, ceildiv, floordiv, maximum
+from graphopt.analysis.dim_extremes import maximum
+from graphopt.analysis.dims import Expr, ceildiv, floordiv
 from graphopt.analysis.shape_rules import rule
 from graphopt.analysis.shape_rules_movement import may_be_negative, sizes
 from graphopt.analysis.site import Known, ShapeClashError, broadcast, broadcast_dim, normalized

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
-from graphopt.analysis.dims import at_least, atom_of, differ, maximum
+from graphopt.analysis.dim_extremes import maximum
+from graphopt.analysis.dims import at_least, atom_of, differ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

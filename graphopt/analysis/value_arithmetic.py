@@ -14,20 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
+from graphopt.analysis.dim_extremes import maximum, minimum
 from graphopt.analysis.dim_values import made_of_sizes
-from graphopt.analysis.dims import (
-    Expr,
-    at_least,
-    atom_of,
-    compare,
-    exact_div,
-    floordiv,
-    lower,
-    maximum,
-    minimum,
-    mod,
-    upper,
-)
+from graphopt.analysis.dims import Expr, at_least, atom_of, compare, exact_div, floordiv, lower, mod, upper
 from graphopt.analysis.site import INTEGERS, VALUE_LIMIT, as_value
 from graphopt.analysis.value_rules import FLOATS, RANGES, fits, static_shape, value_rule
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.analysis.dim_extremes import maximum, minimum
 from graphopt.analysis.dim_values import evaluate, substitute, symbols
 from graphopt.analysis.dims import (
     SIZE_CAP,
@@ -22,8 +23,6 @@ from graphopt.analysis.dims import (
     exact_div,
     floordiv,
     lower,
-    maximum,
-    minimum,
     mod,
     mul,
     product,
