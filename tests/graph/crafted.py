@@ -6,27 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
+from crafted_values import attribute_models, base, branch, dtype_models, type_models
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DTYPES = [int(v) for k, v in TensorProto.DataType.items() if k not in {"UNDEFINED", "STRING"}]
 _FEATURES: list[tuple[str, Callable[[ModelProto], None]]] = []
-
-
-def base() -> ModelProto:
-    """x -> Relu -> h -> Add(w) -> y with everything named."""
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
-    h = helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 4])
-    w = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
-    nodes = [
-        helper.make_node("Relu", ["x"], ["h"], name="relu"),
-        helper.make_node("Add", ["h", "w"], ["y"], name="add"),
-    ]
-    graph = helper.make_graph(nodes, "g", [x], [y], [w], value_info=[h])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="crafted")
 
 
 def feature(function: Callable[[ModelProto], None]) -> Callable[[ModelProto], None]:
@@ -40,9 +26,9 @@ def crafted_models() -> Iterator[tuple[str, ModelProto]]:
         model = base()
         change(model)
         yield name, model
-    yield from _attribute_models()
-    yield from _dtype_models()
-    yield from _type_models()
+    yield from attribute_models()
+    yield from dtype_models()
+    yield from type_models()
 
 
 def _props(target: object, **entries: str) -> None:
@@ -328,16 +314,6 @@ def opset_imports_odd(m: ModelProto) -> None:
     m.opset_import[0].ClearField("domain")
 
 
-def _branch(name: str, op: str, tensors: list[str]) -> GraphProto:
-    out = f"{name}_out"
-    return helper.make_graph(
-        [helper.make_node(op, tensors, [out], name=f"{name}_{op}")],
-        name,
-        [],
-        [helper.make_tensor_value_info(out, TensorProto.FLOAT, ["N", 4])],
-    )
-
-
 def _with_if(m: ModelProto, then: GraphProto, other: GraphProto) -> None:
     m.graph.initializer.append(numpy_helper.from_array(np.array(True), "cond"))
     m.graph.node.append(helper.make_node("If", ["cond"], ["z"], name="if", then_branch=then, else_branch=other))
@@ -345,24 +321,24 @@ def _with_if(m: ModelProto, then: GraphProto, other: GraphProto) -> None:
 
 @feature
 def initializer_captured_by_both_branches(m: ModelProto) -> None:
-    _with_if(m, _branch("then", "Add", ["h", "w"]), _branch("else", "Sub", ["h", "w"]))
+    _with_if(m, branch("then", "Add", ["h", "w"]), branch("else", "Sub", ["h", "w"]))
 
 
 @feature
 def twin_nodes_in_branches(m: ModelProto) -> None:
-    _with_if(m, _branch("same", "Add", ["h", "w"]), _branch("same", "Add", ["h", "w"]))
+    _with_if(m, branch("same", "Add", ["h", "w"]), branch("same", "Add", ["h", "w"]))
 
 
 @feature
 def body_with_everything(m: ModelProto) -> None:
-    then = _branch("then", "Add", ["h", "iw"])
+    then = branch("then", "Add", ["h", "iw"])
     then.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "iw"))
     then.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "idle"))
     then.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 4]))
     then.doc_string = "doc"
     _props(then, scope="then")
-    inner = _branch("inner", "Mul", ["h", "w"])
-    other = _branch("else", "Sub", ["h", "w"])
+    inner = branch("inner", "Mul", ["h", "w"])
+    other = branch("else", "Sub", ["h", "w"])
     other.node.append(helper.make_node("If", ["cond"], ["deep"], then_branch=inner, else_branch=inner))
     _with_if(m, then, other)
     m.graph.node[-1].attribute[0].doc_string = "attribute with a graph"
@@ -370,9 +346,9 @@ def body_with_everything(m: ModelProto) -> None:
 
 @feature
 def body_gives_out_outer_tensor(m: ModelProto) -> None:
-    then = _branch("then", "Add", ["h", "w"])
+    then = branch("then", "Add", ["h", "w"])
     then.output.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 4]))
-    other = _branch("else", "Sub", ["h", "w"])
+    other = branch("else", "Sub", ["h", "w"])
     other.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
     _with_if(m, then, other)
     m.graph.node[-1].output.append("z2")
@@ -380,10 +356,10 @@ def body_gives_out_outer_tensor(m: ModelProto) -> None:
 
 @feature
 def shadowed_name(m: ModelProto) -> None:
-    then = _branch("then", "Add", ["h2", "w"])
+    then = branch("then", "Add", ["h2", "w"])
     then.node.insert(0, helper.make_node("Neg", ["x"], ["h2"]))
     then.node.append(helper.make_node("Neg", ["x"], ["h"]))
-    _with_if(m, then, _branch("else", "Sub", ["h", "w"]))
+    _with_if(m, then, branch("else", "Sub", ["h", "w"]))
 
 
 @feature
@@ -403,155 +379,3 @@ def loop_with_captures(m: ModelProto) -> None:
     )
     m.graph.initializer.append(numpy_helper.from_array(np.array(3, np.int64), "trips"))
     m.graph.node.append(helper.make_node("Loop", ["trips", "", "h"], ["l"], name="loop", body=body))
-
-
-# ------------------------------------------------------------------------------------------------------- attributes
-
-
-def _attribute_models() -> Iterator[tuple[str, ModelProto]]:
-    tensor = numpy_helper.from_array(np.arange(3, dtype=np.int64), "t")
-    named = helper.make_tensor("named", TensorProto.FLOAT, [2], [1.0, 2.0])
-    named.doc_string = "typed data"
-    sparse = helper.make_sparse_tensor(named, numpy_helper.from_array(np.array([0, 2], np.int64)), [4])
-    kind = TypeProto()
-    kind.tensor_type.elem_type = TensorProto.FLOAT
-    graph = _branch("attr", "Relu", ["h"])
-    values: dict[str, AttributeProto] = {
-        "int": helper.make_attribute("a", -(2**62)),
-        "float": helper.make_attribute("a", 0.1),
-        "string": helper.make_attribute("a", "grüße"),
-        "ints": helper.make_attribute("a", [1, 2, 3]),
-        "floats": helper.make_attribute("a", [1.0, 2.5]),
-        "strings": helper.make_attribute("a", ["x", "y"]),
-        "tensor": helper.make_attribute("a", tensor),
-        "tensor_typed": helper.make_attribute("a", named),
-        "tensors": helper.make_attribute("a", [tensor, named]),
-        "graph": helper.make_attribute("a", graph),
-        "graphs": helper.make_attribute("a", [graph, graph]),
-        "sparse": helper.make_attribute("a", sparse),
-        "sparses": helper.make_attribute("a", [sparse, sparse]),
-        "type": helper.make_attribute("a", kind),
-        "types": helper.make_attribute("a", [kind, kind]),
-        "not_utf8": AttributeProto(name="a", type=AttributeProto.STRING, s=b"\xff\xfe"),
-        "not_utf8_strings": AttributeProto(name="a", type=AttributeProto.STRINGS, strings=[b"ok", b"\xff"]),
-        "empty_ints": AttributeProto(name="a", type=AttributeProto.INTS),
-        "empty_floats": AttributeProto(name="a", type=AttributeProto.FLOATS),
-        "empty_strings": AttributeProto(name="a", type=AttributeProto.STRINGS),
-        "empty_string": AttributeProto(name="a", type=AttributeProto.STRING, s=b""),
-        "int_without_value": AttributeProto(name="a", type=AttributeProto.INT),
-        "without_kind": AttributeProto(name="a", ints=[1, 2]),
-        "two_values": AttributeProto(name="a", type=AttributeProto.INT, i=3, f=1.5),
-        "nan": AttributeProto(name="a", type=AttributeProto.FLOAT, f=float("nan")),
-    }
-    for name, attribute in values.items():
-        model = base()
-        node = helper.make_node("Op", ["h"], ["o"], name="op", domain="custom")
-        node.attribute.append(attribute)
-        node.attribute.append(helper.make_attribute("zz", 1))
-        model.graph.node.append(node)
-        model.opset_import.append(helper.make_opsetid("custom", 1))
-        yield f"attribute_{name}", model
-    for key in (
-        "value_float",
-        "value_floats",
-        "value_int",
-        "value_ints",
-        "value_string",
-        "value_strings",
-        "sparse_value",
-    ):
-        model = base()
-        single: object = {"float": 1.5, "int": 2, "string": "s", "sparse": sparse}[
-            key.replace("value", "").strip("_").rstrip("s")
-        ]
-        value = [single, single] if key.endswith("s") else single
-        model.graph.node.append(helper.make_node("Constant", [], ["k"], **{key: value}))
-        yield f"constant_{key}", model
-
-
-# ---------------------------------------------------------------------------------------------- element types and types
-
-
-def random_array(dtype: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Return an array of random bits of an ONNX element type, unpacked."""
-    rng = np.random.default_rng(seed)
-    target = np.dtype(helper.tensor_dtype_to_np_dtype(dtype))
-    if dtype == TensorProto.BOOL:
-        return rng.integers(0, 2, shape).astype(bool)
-    name = TensorProto.DataType.Name(dtype)
-    if name in {"INT4", "INT2"}:
-        limit = 8 if name == "INT4" else 2
-        return rng.integers(-limit, limit, shape).astype(target)
-    widths = {"UINT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
-    if name in widths:
-        return rng.integers(0, 1 << widths[name], shape).astype(np.uint8).view(target)
-    raw = rng.integers(0, 256, (*shape, target.itemsize)).astype(np.uint8)
-    return np.asarray(raw.view(target).reshape(shape))
-
-
-def typed_tensor(dtype: int, array: np.ndarray, name: str) -> TensorProto:
-    """Return a tensor that keeps its values in the typed field."""
-    return helper.make_tensor(name, dtype, array.shape, array.reshape(-1))
-
-
-def _dtype_models() -> Iterator[tuple[str, ModelProto]]:
-    for dtype in DTYPES:
-        label = TensorProto.DataType.Name(dtype).lower()
-        for shape in ((), (1,), (0,), (3,), (2, 5), (9,)):
-            model = base()
-            array = random_array(dtype, shape, seed=len(shape))
-            model.graph.initializer.append(numpy_helper.from_array(array, "raw"))
-            quiet = np.zeros(shape, array.dtype)
-            model.graph.initializer.append(typed_tensor(dtype, quiet, "typed"))
-            model.graph.input.append(helper.make_tensor_value_info("i", dtype, shape))
-            model.graph.node.append(helper.make_node("Op", ["raw", "typed", "i"], ["o"], domain="custom"))
-            yield f"dtype_{label}_{'x'.join(map(str, shape)) or 'scalar'}", model
-    model = base()
-    model.graph.initializer.append(helper.make_tensor("s", TensorProto.STRING, [2], [b"a", b"\xff\xfe"]))
-    model.graph.initializer.append(helper.make_tensor("s2", TensorProto.STRING, [], ["ä".encode()]))
-    yield "dtype_string", model
-
-
-def _type_models() -> Iterator[tuple[str, ModelProto]]:
-    def tensor(dtype: int = 1, shape: tuple[int, ...] | None = (2, 3)) -> TypeProto:
-        return helper.make_tensor_type_proto(dtype, shape)
-
-    keyed = TypeProto()
-    keyed.map_type.key_type = TensorProto.INT64
-    keyed.map_type.value_type.CopyFrom(tensor())
-    opaque = TypeProto()
-    opaque.opaque_type.domain = "d"
-    opaque.opaque_type.name = "n"
-    denoted = tensor()
-    denoted.denotation = "TENSOR"
-    denoted.tensor_type.shape.dim[0].denotation = "BATCH"
-    empty = TypeProto()
-    kinds = {
-        "sequence": helper.make_sequence_type_proto(tensor()),
-        "sequence_of_sequence": helper.make_sequence_type_proto(helper.make_sequence_type_proto(tensor())),
-        "sequence_of_map": helper.make_sequence_type_proto(keyed),
-        "optional": helper.make_optional_type_proto(tensor()),
-        "optional_of_sequence": helper.make_optional_type_proto(helper.make_sequence_type_proto(tensor())),
-        "map": keyed,
-        "opaque": opaque,
-        "sparse": helper.make_sparse_tensor_type_proto(1, [2, 3]),
-        "denotation": denoted,
-        "no_shape": tensor(shape=None),
-        "scalar": tensor(shape=()),
-        "empty": empty,
-    }
-    for name, kind in kinds.items():
-        model = base()
-        model.graph.input.append(helper.make_value_info("i", kind))
-        model.graph.node.append(helper.make_node("Identity", ["i"], ["v"]))
-        model.graph.node.append(helper.make_node("Identity", ["v"], ["o"]))
-        model.graph.value_info.append(helper.make_value_info("v", kind))
-        model.graph.output.append(helper.make_value_info("o", kind))
-        yield f"type_{name}", model
-    model = base()
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    dims.add()
-    dims.add().dim_param = ""
-    dims.add().dim_value = 0
-    dims.add().dim_value = -1
-    yield "type_odd_dimensions", model

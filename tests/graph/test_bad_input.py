@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from conftest import from_text
-from crafted import base, crafted_models
+from crafted import crafted_models
+from crafted_values import base
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from crafted import DTYPES, base, random_array, typed_tensor
+from crafted_values import DTYPES, base, random_array, typed_tensor
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import GraphError, ReadError
