@@ -24,7 +24,8 @@ def write_weight(rewriter: Rewriter, weight: Tensor, values: NDArray[Any], near:
     if isinstance(weight, Constant):
         rewriter.set_weight(weight, values)
         return weight
-    added: Constant = rewriter.constant(values, name=weight.name, near=near)
+    # Nodes of an outer graph may read it too, so it stands where it stood.
+    added: Constant = rewriter.constant(values, name=weight.name, near=producer(weight) or near)
     rewriter.replace_uses(weight, added)
     drop_unread(rewriter, weight)
     return added

@@ -384,7 +384,7 @@ class _Called:
             return call()
         except GraphoptError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"the data function raised {type(error).__name__}: {error}",
                 must="It must return an iterable of dicts of arrays.",

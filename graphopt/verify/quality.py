@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from graphopt.errors import DataError
+from graphopt.errors import DataError, GraphoptError
 from graphopt.runtime import run, session
 from graphopt.verify.tally import SQNR_CEILING_DB, Outputs, Tally, kind_of, share_error
 
@@ -236,7 +236,16 @@ class Judge:
 
     def _call_metric(self, subject: ort.InferenceSession) -> float:
         assert self._metric is not None
-        value = self._metric(lambda feed: run(subject, feed), self._feeds)
+        try:
+            value = self._metric(lambda feed: run(subject, feed), self._feeds)
+        except GraphoptError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            raise DataError(
+                f"the metric raised {type(error).__name__}: {error}",
+                must="A metric is called with (run, feeds) and returns one number, larger is better",
+                do="Correct it; --debug shows where it happened",
+            ) from error
         try:
             number = float(value)
         except (TypeError, ValueError) as error:

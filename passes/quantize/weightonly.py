@@ -59,7 +59,9 @@ class StoredWeights:
         """Let a node read the given weights out of their integers."""
         for place in places:
             source = node.inputs[place]
-            axis = channel_axis(node, len(source.shape)) if self._per_channel else None
+            value = constant_value(source)
+            assert value is not None, "it is no stored place otherwise"
+            axis = channel_axis(node, value.ndim) if self._per_channel else None
             key = (source, axis)
             if key not in self._restored:
                 self._restored[key] = self._write(rw, node, source, axis)

@@ -40,7 +40,7 @@ def compressed(model: Model, name: str, options: dict[str, Any], **arrays: Any) 
 
 def with_constant_node(values: np.ndarray) -> Model:
     model = onnx.load_from_string(
-        network("g (float[N,8] x) => (float[N,64] y) { y = MatMul(x, w) }", w=values).to_bytes()
+        network(f"g (float[N,8] x) => (float[N,{values.shape[1]}] y) {{ y = MatMul(x, w) }}", w=values).to_bytes()
     )
     tensor = model.graph.initializer.pop()
     model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=tensor))
@@ -57,6 +57,28 @@ def test_constant_nodes_go_with_the_values_that_they_held(name: str, options: di
     assert outcome.patches
     assert [node.op for node in result.graph.nodes if node.op == "Constant"] == []
     assert len(result.to_bytes()) <= len(model.to_bytes()) + 200
+
+
+def test_stored_weights_of_constant_nodes_need_no_declared_shape() -> None:
+    _, outcome = compressed(with_constant_node(normal(8, 256)), "insert-qdq", {"activations": "none"}, x=normal(9, 8))
+    assert outcome.patches == 1
+
+
+@pytest.mark.parametrize("name", ["prune-magnitude", "round-weights"])
+def test_a_constant_node_that_bodies_read_too_is_replaced_where_it_stands(name: str) -> None:
+    text = """g (float[N,16] x, bool c) => (float[N,16] y) {
+        h = If (c) <
+            then_branch = t () => (float[N,16] a) { a = MatMul(x, w) },
+            else_branch = e () => (float[N,16] b) { b = Neg(x) }
+        >
+        y = MatMul(h, w)
+    }"""
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}')
+    tensor = numpy_helper.from_array(normal(16, 16), "w")
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=tensor))
+    result, outcome = compressed(read_model(proto), name, {})
+    assert outcome.patches
+    assert "Constant" not in [node.op for node in result.graph.nodes]
 
 
 def test_scaled_constant_nodes_go_too() -> None:

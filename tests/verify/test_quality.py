@@ -150,6 +150,15 @@ def test_a_metric_decides_in_its_own_units() -> None:
     assert quality.unit == "metric units"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("boom"), SystemExit(3)])
+def test_a_metric_that_raises_is_the_users(error: BaseException) -> None:
+    def metric(run: object, samples: object) -> float:
+        raise error
+
+    with pytest.raises(DataError, match=f"the metric raised {type(error).__name__}"):
+        Judge(model("y = Identity(x)"), feeds(), metric=metric).measure(model("y = Identity(x)"))
+
+
 def test_a_metric_that_is_no_number_is_refused() -> None:
     with pytest.raises(DataError, match="finite number"):
         Judge(model("y = Identity(x)"), feeds(), metric=lambda run, samples: math.nan).measure(model("y = Identity(x)"))
