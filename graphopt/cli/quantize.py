@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.cli.choices import offered, require
 from graphopt.cli.job import add_judging, add_model, add_statistics, add_target, run_job
+from graphopt.cli.quantized_input import add_requantize, for_quantized_input
 from graphopt.cli.storage import add_storage, with_storage
 from graphopt.errors import UsageError
 
@@ -59,6 +60,7 @@ def configure(parser: Parser) -> None:
         metavar="A",
         help="uint8 (default when data is given), int4, dynamic (default without data), or none",
     )
+    add_requantize(parser)
     add_target(parser)
     add_storage(parser)
     add_statistics(parser)
@@ -91,14 +93,15 @@ def run(arguments: argparse.Namespace) -> int:
         {PASS: options},
         "eliminate-dead",
     ]
-    recipe = {
+    recipe: dict[str, Any] = {
         "name": "quantize",
         "description": f"Weights in {weights}.",
         "budget": {"max_drop": FEW_BITS_MAX_DROP if _is_coarse(weights) else MAX_DROP},
         "imports": ["default"],
         "passes": with_storage(arguments, passes),
     }
-    return run_job(arguments, recipe, kind="file")
+    model, recipe = for_quantized_input(arguments, recipe)
+    return run_job(arguments, recipe, kind="file", model=model)
 
 
 def _weights(arguments: argparse.Namespace) -> str:

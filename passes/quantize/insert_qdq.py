@@ -29,8 +29,8 @@ from graphopt.target import find_number, find_target
 from graphopt.target.numbers import FP8, NUMBERS
 from graphopt.target.operators import is_overridable
 from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Placement, place
+from graphopt.target.quantized import quantized_operators
 from graphopt.target.rules import Pairs, Role
-from graphopt.target.stored import restores_constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -43,14 +43,6 @@ if TYPE_CHECKING:
     from graphopt.graph import Model, Node, Rewriter, Tensor
     from graphopt.target.numbers import Number
     from graphopt.target.rules import OpRule, Target
-
-QUANTIZED = frozenset(
-    (
-        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
-        *("QLinearConv", "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
-    )
-)
-"""Operators that tell a model is quantized already."""
 
 KEPT = "kept float as asked"
 NOT_FLOAT32 = "its input is not float32"

@@ -1,1 +1,1 @@
-"""Takes quantized operators back to float ones: what `dequantize` and `expand-qoperators` are made of."""
+"""Takes quantized operators back to float ones: what `dequantize-model` and `expand-qoperators` are made of."""

@@ -30,6 +30,9 @@ KEEPS_RANGE = frozenset(
 )
 """Operators whose results lie between the smallest and the largest value of their first input, or at 0."""
 STEPS = 8
+RELU6, RELU6_MARGIN = 6.0, 0.03
+"""Where the activation function of many small nets ends, and how near a grid found on data comes to that."""
+
 CLIP_TENSORS_SINCE = 11
 """The first opset whose Clip takes its bounds as inputs."""
 ROUND_SINCE = 11
@@ -72,7 +75,8 @@ def drop_pair(rw: Rewriter, node: Node, opset: int, *, saturation: str) -> None:
         rw: The rewriter.
         node: The QuantizeLinear.
         opset: Of the model.
-        saturation: ``keep`` cuts values off where the grid ends; ``relu`` only below 0, where the grid begins there.
+        saturation: ``keep`` cuts values off where the grid ends; ``activations`` only below 0, where it begins there,
+            and then above 6, where it ends there.
     """
     real = node.inputs[0]
     bounds = written_grid(node).bounds(integer_type(node.outputs[0]))
@@ -90,8 +94,9 @@ def _limited(rw: Rewriter, node: Node, real: Tensor, bounds: Bounds, opset: int,
     step = (high - low) / 255
     least, most = known_bounds(real)
     below, above = least < low - step / 2, most > high + step / 2
-    if saturation == "relu":
-        below, above = below and abs(low) < step / 2, False
+    if saturation == "activations":
+        positive_only = abs(low) < step / 2
+        below, above = below and positive_only, above and positive_only and abs(high - RELU6) < RELU6_MARGIN
     if not (below or above):
         return real
     if not above and abs(low) < step / 2:

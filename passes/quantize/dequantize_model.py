@@ -1,4 +1,4 @@
-"""The pass ``dequantize``."""
+"""The pass ``dequantize-model``."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ Steps = "Generator[Patch | Skip, frozenset[Node], None]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dequantize(Pass):
+class DequantizeModel(Pass):
     """Take a quantized model back to float: weights restored, rounding of activations removed.
 
     Attributes:
         saturation: What becomes of the ends of a grid. ``keep`` cuts values off there, as the quantized model does, in
-            a Relu or Clip where operators before it do not do so already; ``relu`` keeps only a lower end at 0, which
-            stands for an activation function.
+            a Relu or Clip where operators before it do not do so already; ``activations`` keeps only what stands for an
+            activation function: a lower end at 0, and beside it an upper one at 6.
 
     Matches: QuantizeLinear and DequantizeLinear on activations and weights; operators on integers (see
         expand-qoperators); DynamicQuantizeLinear with MatMulInteger or ConvInteger, cast and scaled; of the domain
@@ -58,11 +58,11 @@ class Dequantize(Pass):
     Source: Jacob et al. 2018, arXiv:1712.05877, section 2.1, read backwards.
     """
 
-    name: ClassVar[str] = "dequantize"
+    name: ClassVar[str] = "dequantize-model"
     contract: ClassVar[Contract] = Contract.LOSSY
     uses_data: ClassVar[bool] = False
 
-    saturation: Literal["keep", "relu"] = "keep"
+    saturation: Literal["keep", "activations"] = "keep"
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield patches in rounds: operators on integers, weights, pairs, what comes in and goes out."""

@@ -1,4 +1,4 @@
-"""dequantize, expand-qoperators: what quantized operators become, how near that is, and what stays and why."""
+"""dequantize-model, expand-qoperators: what quantized operators become, how near that is, and what stays and why."""
 
 # ruff: noqa: E501 - the tables hold one model per line
 
@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 import graphopt
 from graphopt.graph import Model, read_model
-from graphopt.passes.quantize.dequantize import Dequantize
+from graphopt.passes.quantize.dequantize_model import DequantizeModel
 from graphopt.passes.quantize.expand_qoperators import ExpandQoperators
 from graphopt.passes.quantize.restoring.products import unpack
 from graphopt.rewrite.manager import PassManager, PassRecord
@@ -140,7 +140,7 @@ def test_integer_operator_is_written_between_conversions(name: str) -> None:
 @pytest.mark.parametrize("name", QLINEAR)
 def test_float_result_is_within_a_step_of_the_quantized_one(name: str) -> None:
     model = model_of(*QLINEAR[name])
-    result, record = rewritten(Dequantize(), model)
+    result, record = rewritten(DequantizeModel(), model)
     assert not record.skips
     assert not QUANTIZED & {node.op for _, node in result.walk()}
     assert not any(node.domain == "com.microsoft" for _, node in result.walk())
@@ -155,7 +155,7 @@ def test_float_result_is_within_a_step_of_the_quantized_one(name: str) -> None:
 def test_what_is_known_only_at_run_time_stays_with_the_reason(name: str) -> None:
     inputs, outputs, body, op, why = LEFT[name]
     model = model_of(inputs, outputs, body)
-    _, record = rewritten(Dequantize(), model)
+    _, record = rewritten(DequantizeModel(), model)
     assert any(why in reason for _, reason in record.skips), record.skips
     assert any(node.op == op for _, node in model.walk())
 
@@ -197,7 +197,7 @@ def test_any_layer_comes_back_within_a_step(
     }
     proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in values.items())
     model = read_model(proto)
-    result, record = rewritten(Dequantize(), model)
+    result, record = rewritten(DequantizeModel(), model)
     assert not record.skips
     on_grid = (random.integers(0, 256, [int(d) for d in given_shape.strip("[]").split(",")]) - zero) * np.float32(scale)
     feed = {"x": on_grid.astype(np.float32)}  # no rounding on the way in: what is left is that of the output
@@ -208,15 +208,22 @@ def test_any_layer_comes_back_within_a_step(
 def test_saturation_of_a_grid_is_a_limit_or_only_a_relu() -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[2, 8] x) => (float[2, 8] y) <float t = {0.01}, uint8 o = {0}> { d = Add(x, x) q = QuantizeLinear(d, t, o) y = DequantizeLinear(q, t, o) }'
     model = read_model(onnx.parser.parse_model(text))
-    kept, _ = rewritten(Dequantize(), model)
+    kept, _ = rewritten(DequantizeModel(), model)
     assert [node.op for node in kept.graph.nodes] == ["Add", "Clip"]
-    relu, _ = rewritten(Dequantize(saturation="relu"), model)
+    relu, _ = rewritten(DequantizeModel(saturation="activations"), model)
     assert [node.op for node in relu.graph.nodes] == ["Add", "Relu"]
+    six = read_model(onnx.parser.parse_model(text.replace("0.01", "0.02352941")))
+    assert [node.op for node in rewritten(DequantizeModel(saturation="activations"), six)[0].graph.nodes] == [
+        "Add",
+        "Clip",
+    ]
+    apart = read_model(onnx.parser.parse_model(text.replace("o = {0}", "o = {9}")))
+    assert [node.op for node in rewritten(DequantizeModel(saturation="activations"), apart)[0].graph.nodes] == ["Add"]
 
 
 def test_limit_that_an_activation_makes_anyway_is_not_repeated() -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[2, 8] x) => (float[2, 8] y) <float t = {0.0039215689}, uint8 o = {0}> { d = Sigmoid(x) q = QuantizeLinear(d, t, o) y = DequantizeLinear(q, t, o) }'
-    result, _ = rewritten(Dequantize(), read_model(onnx.parser.parse_model(text)))
+    result, _ = rewritten(DequantizeModel(), read_model(onnx.parser.parse_model(text)))
     assert [node.op for node in result.graph.nodes] == ["Sigmoid"]
 
 
@@ -234,7 +241,7 @@ def test_model_of_another_tool_comes_back(form: str, tmp_path: Path) -> None:
     path = DEMO / "digits_cnn.onnx"
     feeds = Feeds.open(DATA, session(path)).take(16)
     quantized = quantized_by_peer(path, form, feeds, tmp_path)
-    result, record = rewritten(Dequantize(), quantized)
+    result, record = rewritten(DequantizeModel(), quantized)
     assert not record.skips
     assert not QUANTIZED & {node.op for _, node in result.walk()}
     assert record.layers
@@ -249,7 +256,7 @@ def test_own_result_comes_back(options: dict[str, Any]) -> None:
     feeds = Feeds.open(DATA, session(path)).take(16)
     quantized = read_model(path)
     PassManager(["raise-opset", create("insert-qdq", options)]).run(quantized, feeds)
-    result, record = rewritten(Dequantize(), quantized)
+    result, record = rewritten(DequantizeModel(), quantized)
     assert not record.skips
     assert not QUANTIZED & {node.op for _, node in result.walk()}
     assert sqnr_db(read_model(path), result, feeds) > 30
@@ -264,7 +271,7 @@ def test_blocks_of_few_bits_come_back(bits: int, symmetric: bool) -> None:
     made = MatMulNBitsQuantizer(onnx.load(path), block_size=32, is_symmetric=symmetric, bits=bits)
     made.process()
     quantized = read_model(made.model.model)
-    result, record = rewritten(Dequantize(), quantized)
+    result, record = rewritten(DequantizeModel(), quantized)
     assert not record.skips
     assert not any(node.op == "MatMulNBits" for _, node in result.walk())
     assert sqnr_db(quantized, result, Feeds.open(DATA, session(path)).take(4)) > 100
@@ -284,7 +291,7 @@ def test_recurrent_layer_comes_back(per_channel: bool, tmp_path: Path) -> None:
     onnx.save(proto, path)
     quantized = quantized_by_peer(path, "dynamic", (), tmp_path, per_channel=per_channel, op_types_to_quantize=["LSTM"])
     assert [node.op for node in quantized.graph.nodes] == ["DynamicQuantizeLSTM"]
-    result, record = rewritten(Dequantize(), quantized)
+    result, record = rewritten(DequantizeModel(), quantized)
     assert [node.op for node in result.graph.nodes] == ["LSTM"]
     assert not record.skips
     assert sqnr_db(quantized, result, random_feeds(quantized, count=3, seed=0)) > 38
