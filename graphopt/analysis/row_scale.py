@@ -59,11 +59,21 @@ class RowScale(Analysis):
             scale: The factor per output channel, shape (channels,).
             axis: The axis of the weight that counts output channels: 0 for Conv, 1 for MatMul and ConvTranspose.
         """
+        record = self.copy()
+        record.add(weight, scale, axis=axis)
+        return record
+
+    def copy(self) -> Self:
+        """Return a record of the same entries, for a pass that adds many."""
+        return type(self)(self._scales)
+
+    def add(self, weight: Constant | str, scale: NDArray[np.floating[Any]], *, axis: int = 0) -> None:
+        """Enter a factor into this record, which nobody else may hold yet; see `with_scale`."""
         name = weight if isinstance(weight, str) else weight.name
         earlier = self._scales.get(name)
         factor = np.array(scale) if earlier is None else earlier[1] * scale
         factor.setflags(write=False)
-        return type(self)({**self._scales, name: (axis, factor)})
+        self._scales[name] = (axis, factor)
 
     def renamed(self, old: str, new: str) -> Self:
         """Return a record in which the entry of a weight belongs to the weight that replaced it."""
@@ -78,6 +88,13 @@ class RowScale(Analysis):
         if known is None or len(known[1]) != len(stays):
             return self
         factor = known[1][stays]
+        factor.setflags(write=False)
+        return type(self)({**self._scales, name: (known[0], factor)})
+
+    def reordered(self, name: str, order: NDArray[np.intp]) -> Self:
+        """Return a record in which the output channels of a weight stand in another order."""
+        known = self._scales[name]
+        factor = known[1][order]
         factor.setflags(write=False)
         return type(self)({**self._scales, name: (known[0], factor)})
 

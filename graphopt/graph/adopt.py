@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_graphsurgeon as gs
 
-from graphopt.graph.edges import Edges, Uses
+from graphopt.graph.edges import Edges, new_uses
 from graphopt.graph.graphs import Function, Graph
 from graphopt.graph.nodelist import NodeList, RoleList
 from graphopt.graph.nodes import Node
@@ -32,8 +32,7 @@ def adopt_tensor(tensor: gs.Tensor) -> None:
         fields.update(_dtype=fields.pop("dtype", None), _shape=None if shape is None else list(shape), _known=True)
         fields["_type"] = fields.pop("type", "tensor_type")
         tensor.__class__ = Variable
-    for name, field, nodes in (("inputs", "outputs", makers), ("outputs", "inputs", users)):
-        uses = Uses(tensor, field)
+    for name, uses, nodes in zip(("inputs", "outputs"), new_uses(tensor), (makers, users), strict=True):
         list.extend(uses, nodes)
         fields[name] = uses
 

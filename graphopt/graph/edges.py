@@ -161,9 +161,8 @@ class Uses(HookedList[Any]):
 
     _gone_count: int
 
-    def __init__(self, owner: object, field: str) -> None:
-        self.owner = owner
-        self.field = field
+    owner: object
+    field: str
 
     def discard_one(self, node: object) -> None:
         """Forget one edge to ``node``; the other side has been changed already. O(1), amortised."""
@@ -194,6 +193,14 @@ class Uses(HookedList[Any]):
     def copy(self) -> list[Any]:
         """Return a plain list of the nodes."""
         return self[:]
+
+
+def new_uses(tensor: object) -> tuple[Uses, Uses]:
+    """Return the producers and the consumers of a new tensor, none yet."""
+    makers, readers = Uses(), Uses()  # tensors are made by the ten thousand: an __init__ would double the time
+    makers.owner = readers.owner = tensor
+    makers.field, readers.field = "outputs", "inputs"
+    return makers, readers
 
 
 class ThinnedUses(Uses):

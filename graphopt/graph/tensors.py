@@ -13,7 +13,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.errors import GraphError
 from graphopt.graph import dtypes
-from graphopt.graph.edges import Uses, set_edges
+from graphopt.graph.edges import Uses, new_uses, set_edges
 from graphopt.graph.fields import give_tensor_fields
 from graphopt.graph.weights import ArrayWeight, ProtoWeight, SparseWeight, Weight
 
@@ -65,12 +65,13 @@ class Variable(_Identity, gs.Variable):  # type: ignore[misc]
         shape: Sequence[Any] | None = None,
         type: str = "tensor_type",  # noqa: A002 - the name that graphsurgeon has
     ) -> None:
+        makers, readers = new_uses(self)
         give_tensor_fields(
             self,
             {
                 "name": name,
-                "inputs": Uses(self, "outputs"),
-                "outputs": Uses(self, "inputs"),
+                "inputs": makers,
+                "outputs": readers,
                 "roles": (),
                 "carried": None,
                 "_known": True,
@@ -240,12 +241,13 @@ class Constant(_Identity, gs.Constant):  # type: ignore[misc]
 
     def __init__(self, name: str, values: Any, data_location: int | None = None, export_dtype: Any = None) -> None:
         _ = data_location
+        makers, readers = new_uses(self)
         give_tensor_fields(
             self,
             {
                 "name": name,
-                "inputs": Uses(self, "outputs"),
-                "outputs": Uses(self, "inputs"),
+                "inputs": makers,
+                "outputs": readers,
                 "roles": (),
                 "carried": None,
                 "home": None,

@@ -13,6 +13,7 @@ from graphopt.passes.fuse.matching import (
     are_private,
     below,
     is_about,
+    is_fed_by,
     multiple_of,
     other,
     replacement,
@@ -63,6 +64,8 @@ class FuseActivation(RulePass):
         types = facts.get(Types)
 
         def fused(root: Node) -> Patch | None:
+            if root.op in _MADE_OF and not is_fed_by(root, _MADE_OF[root.op]):
+                return None
             for match in _FORMS[str(root.op)]:
                 found = match(root)
                 if found is None:
@@ -278,3 +281,12 @@ _FORMS = {
     "Sub": (_two_sides,),
     "Where": (_choice,),
 }
+
+_MADE_OF = {
+    "Mul": frozenset(("Clip", "HardSigmoid", "Mul", "Div", "Tanh")),
+    "Div": frozenset(("Mul", "Clip", "Add")),
+    "Reciprocal": frozenset(("Add",)),
+    "Add": frozenset(("Relu",)),
+    "Sub": frozenset(("Relu",)),
+}
+"""What the forms look for right above the root: one of these has to be there."""

@@ -63,6 +63,15 @@ def refers_to_function(node: Node) -> bool:
     return False
 
 
+def is_fed_by(node: Node, ops: Collection[str]) -> bool:
+    """Whether an input comes from one of these operators, of any domain: what few nodes pass, before a closer look."""
+    for tensor in node.inputs:
+        made = producer(tensor)
+        if made is not None and made.op in ops:
+            return True
+    return False
+
+
 def other(node: Node, tensor: Tensor) -> Tensor | None:
     """Return the other operand of a binary node, None where the node reads the tensor twice or not at all."""
     first, second = node.inputs

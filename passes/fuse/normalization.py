@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.passes.fuse.matching import above, axes_of, number, other, scalar, suffix_length
+from graphopt.passes.fuse.matching import above, axes_of, is_fed_by, number, other, scalar, suffix_length
 
 if TYPE_CHECKING:
     from graphopt.analysis.shape_values import ShapeValues
@@ -37,6 +37,8 @@ class Steps:
 
     def normalized(self, root: Node) -> tuple[Tensor, int, float] | None:
         """Return (x, n, e) where the root is (x - mean) / sqrt(variance + e) over the last n axes of x."""
+        if not is_fed_by(root, ("Sub",)):
+            return None
         parts = self.divided(root)
         centred = None if parts is None else above(parts[0], "Sub")
         if parts is None or centred is None:

@@ -51,7 +51,7 @@ class FuseBatchNorm(RulePass):
 
     def rules(self, model: Model, facts: Facts) -> Sequence[Rule]:
         """Return the one rule."""
-        folding = _Folding(facts, facts.get(Types), facts.get(RowScale))
+        folding = _Folding(facts, facts.get(Types), facts.get(RowScale).copy())
         return [Rule(("BatchNormalization",), folding.at, depth=2, below=2)]
 
 
@@ -91,7 +91,7 @@ class _Folding:
         return Patch(f"fold '{node_label(node)}' into {layer.label}", origin, apply)
 
     def _record(self, change: Change, factor: Any, axis: int) -> None:
-        self.scales = self.scales.with_scale(change.names[-1], factor, axis=axis)
+        self.scales.add(change.names[-1], factor, axis=axis)
         self.facts.record(self.scales)
 
     def _into_another(self, norm: Norm, reason: str) -> Patch | Skip | None:

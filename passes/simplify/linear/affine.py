@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 FLOATS = frozenset({"float32", "float16", "float64", "bfloat16"})
+
+_BUILT_IN = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
 ONE, ZERO = np.float64(1.0), np.float64(0.0)
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a numpy type is one of `FLOATS`; numpy takes its time to make up a name."""
+    return dtype in _BUILT_IN or dtype.name in FLOATS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,9 +85,7 @@ class Frame:
 
     def may_hold(self, constant: Tensor) -> bool:
         """Whether a constant has few enough elements to be looked at; nothing is loaded."""
-        return not isinstance(constant, Constant) or int(np.prod(constant.shape, dtype=np.int64)) <= max(
-            1, self.channels
-        )
+        return not isinstance(constant, Constant) or prod(constant.shape) <= max(1, self.channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class Terms:
         if not frame.may_hold(self.constant):
             return None
         value = constant_value(self.constant)
-        if value is None or value.dtype.name not in FLOATS:
+        if value is None or not is_float(value.dtype):
             return None
         vector = frame.vector(value)
         if vector is None:

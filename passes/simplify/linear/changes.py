@@ -208,7 +208,7 @@ def _changed(
             bias = np.broadcast_to(bias, (wanted,))
         with np.errstate(over="ignore", invalid="ignore"):
             rounded_bias = bias.astype(weight.dtype)
-        if not np.isfinite(rounded_bias.astype(np.float64)).all():
+        if not np.isfinite(rounded_bias.astype(np.float64, copy=False)).all():
             return f"the folded weights of {layer.label} are not finite in {weight.dtype}"
     if not scales:
         return Change(layer, None, rounded_bias)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import constant_value
-from graphopt.passes.simplify.linear.affine import FLOATS, Frame, only_reader_of
+from graphopt.passes.simplify.linear.affine import Frame, is_float, only_reader_of
 from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function
 from graphopt.rewrite.patch import node_label
 
@@ -170,7 +170,7 @@ def layer_of(node: Node, types: Types) -> Layer | str:
         shape, dtype = (None, None) if value is None else (list(value.shape), value.dtype)
     if shape is None or not all(isinstance(size, int) for size in shape) or len(shape) < 2:
         return f"the weight '{weight.name}' of {label} has the shape {shape}"
-    if np.dtype(dtype).name not in FLOATS:
+    if not is_float(np.dtype(dtype)):
         return f"the weight '{weight.name}' of {label} has the type {dtype}"
     if node.op in {"Conv", "ConvTranspose"} and int(shape[0]) % int(node.attrs.get("group", 1)):
         return f"the weight '{weight.name}' of {label} has the shape {shape} in {node.attrs.get('group', 1)} groups"

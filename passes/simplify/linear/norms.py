@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output
-from graphopt.passes.simplify.linear.affine import FLOATS, Affine, Frame
+from graphopt.passes.simplify.linear.affine import Affine, Frame, is_float
 from graphopt.passes.simplify.linear.changes import exchange_names, new_constant, replace
 from graphopt.passes.simplify.purity import is_constant, is_op, refers_to_function
 from graphopt.rewrite.patch import node_label
@@ -107,7 +107,7 @@ def norm_of(node: Node, types: Types) -> Norm | str:
     arrays = [value for value in values if value is not None]
     if len(arrays) < len(values) or any(value.ndim != 1 or value.shape != arrays[0].shape for value in arrays):
         return "its parameters are not vectors of one length"
-    if any(value.dtype != arrays[0].dtype for value in arrays) or arrays[0].dtype.name not in FLOATS:
+    if any(value.dtype != arrays[0].dtype for value in arrays) or not is_float(arrays[0].dtype):
         return "its parameters are not floats of one type"
     wide = [np.asarray(value, dtype=np.float64) for value in arrays]
     if node.op == "LayerNormalization":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+_COMPARED = (np.dtype(np.float32), np.dtype(np.float64))
 _PIECE_BYTES = 4 << 20
 _STREAMED_BYTES = 16 << 20
 
@@ -53,6 +55,7 @@ def fits(values: Array, dtype: np.dtype[Any]) -> bool:
     return bool(np.isfinite(largest)) and (largest >= _smallest_normal(dtype) or not values.any())
 
 
+@cache
 def _smallest_normal(dtype: np.dtype[Any]) -> float:
     """Return the smallest normal number of a type."""
     return 2.0**-126 if dtype.name == "bfloat16" else float(np.finfo(dtype).tiny)
@@ -65,11 +68,16 @@ def _multiplied(weight: Array, factor: Array) -> tuple[Array | None, float, floa
     for (start, stop), piece in _products(weight, factor):
         if made is not None:
             made[start:stop] = piece
-        largest = max(largest, float(np.abs(piece.astype(np.float64, copy=False)).max(initial=0.0)))
-        if np.isnan(piece.astype(np.float64, copy=False)).any():
-            largest = float("inf")
-        before = max(before, float(np.abs(weight[start:stop].astype(np.float64, copy=False)).max(initial=0.0)))
+        peak = _peak(piece)
+        largest = float("inf") if np.isnan(peak) else max(largest, peak)
+        before = max(before, _peak(weight[start:stop]))
     return made, largest, before
+
+
+def _peak(values: Array) -> float:
+    """Return the largest magnitude, 0 of no values; NaN where one of them is."""
+    known = values if values.dtype in _COMPARED else values.astype(np.float64)
+    return float(np.abs(known).max(initial=0.0))
 
 
 def _filled(weight: Array, factor: Array) -> Array:
