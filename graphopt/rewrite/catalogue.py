@@ -80,9 +80,16 @@ def meanings(cls: type[Pass]) -> dict[str, str]:
     """Return what the options of a pass mean, by name.
 
     Args:
-        cls: The pass class; its ``Attributes``, ``Args`` or ``Options`` section says it.
+        cls: The pass class; its ``Attributes``, ``Args`` or ``Options`` section says it, that of a class it derives
+            from for what is not in its own.
     """
-    text = cls.__doc__ or ""
+    found: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        found |= _explained(each.__doc__ or "")
+    return found
+
+
+def _explained(text: str) -> dict[str, str]:
     section = re.search(r"^\s*(?:Attributes|Args|Options):\s*\n((?:\s+.*\n?)*)", text, re.MULTILINE)
     found: dict[str, str] = {}
     for name, meaning in re.findall(

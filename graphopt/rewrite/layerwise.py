@@ -238,7 +238,7 @@ class LayerwisePass(Pass):
     Attributes:
         samples: Calibration samples that are run at most.
         rows: Rows of input that a layer is fitted and judged on, at most.
-        damping: Relative strength of the pull towards the old weights.
+        damping: Pull towards the dense weights, relative to the mean square of the inputs.
         variance: Also scale each row so that its output varies as much as before; needs a bias that takes the mean.
         keep: Names of nodes left as they are.
 

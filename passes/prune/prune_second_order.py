@@ -32,24 +32,8 @@ class PruneSecondOrder(MaskingPass):
     """Set to zero the weights whose loss the others can best make up for.
 
     Attributes:
-        sparsity: Share of zeros over all layers that can be pruned, 0..1; zeros that are there already count. For N:M
-            at most its own share: below it the layers that lose least get N:M until the share is reached.
-        pattern: Where zeros may lie: ``unstructured``, ``N:M``, or the blocks of outputs by inputs ``4x1``, ``8x1``,
-            ``16x1``, ``1x4``, ``4x4``. Inputs of a convolution are grouped along the channels of one kernel place.
-        allocation: How layers share it out: ``uniform``, all the same; ``erk``, by their shapes, large ones sparser;
-            ``loss``, by what each share costs each layer, relative to what varies in its output; ``kl``, by what it
-            costs the outputs of the model where only that layer is pruned, measured.
-        protect_ends: Leave the first and the last layers without zeros, where they hold few of the weights; the last
-            ones are solved again with the others.
-        steps: In how many steps, each solving all layers: step k of n reaches sparsity * (1 - (1 - k/n)^3).
-        levels: Shares of single layers, ``NAME=SHARE`` each; the other layers make up for them.
         method: ``obs``, the exact order of every row; ``sparsegpt``, columns from left to right, for wide layers;
             ``auto``, the exact order where it takes seconds.
-        samples: Calibration samples that are run at most.
-        rows: Rows of input that a layer is fitted and judged on, at most.
-        damping: Pull towards the dense weights, relative to the mean square of the inputs.
-        variance: Also scale each row so that its output varies as much as before; needs a bias that takes the mean.
-        keep: Names of nodes left as they are.
 
     Matches: Conv, Gemm and MatMul of the main graph with a constant float weight, but depthwise ones.
     Produces: The same nodes, front to back: V = argmin E |W x - V z|^2 over the weights that stay, x and z the layer's

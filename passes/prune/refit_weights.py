@@ -24,13 +24,6 @@ class RefitWeights(LayerwisePass):
     Layers are solved front to back against the dense model's outputs on the compressed model's inputs, so each repairs
     what those before it lost. Rows whose error on samples kept from the fit does not fall stay as they are.
 
-    Attributes:
-        samples: Calibration samples that are run at most.
-        rows: Rows of input that a layer is fitted and judged on, at most.
-        damping: Pull towards the dense weights, relative to the mean square of the inputs.
-        variance: Also scale each row so that its output varies as much as before; needs a bias that takes the mean.
-        keep: Names of nodes left as they are.
-
     Matches: Conv, Gemm and MatMul of the main graph whose weight pruning may touch, where prune-magnitude ran before.
     Produces: The same nodes; V = argmin E |W x - V z|^2 over the weights that are not zero, x and z the layer's inputs
         before and after pruning; the bias keeps the mean output (a Conv or Gemm without bias may get one).

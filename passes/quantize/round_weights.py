@@ -74,11 +74,6 @@ class RoundWeights(LayerwisePass):
         levels: Bits of single layers, ``NAME=BITS`` each, as integers; ``allocation`` leaves these alone.
         ends_bits: Bits of the first and the last layers, of depthwise convolutions, of recurrent layers and, where
             there is data, of layers in bodies, which nobody can observe; integers per channel.
-        samples: Calibration samples that are run at most.
-        rows: Rows of input that a layer is fitted and judged on, at most.
-        damping: Pull towards the dense weights, relative to the mean square of the inputs.
-        variance: Also scale each row so that its output varies as much as before; needs a bias that takes the mean.
-        keep: Names of nodes left as they are.
 
     Matches: Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN with constant weights of 256 values or more, in bodies
         too.
