@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = read_model(arguments.model)
     model.sort()
     if arguments.data is None:
-        recipe, _ = recipe.data_free()
+        recipe, _ = recipe.unobserved()[0].data_free()
         data = None
     else:
         data = Feeds.open(arguments.data, input_specs(model))
