@@ -26,6 +26,7 @@ from graphopt.rewrite.patch import Contract
 from graphopt.runtime import Feeds, timings
 from graphopt.runtime.named_function import named_function
 from graphopt.samples import Samples
+from graphopt.target import find_target
 from graphopt.target.audit import audit
 from graphopt.verify.check import check
 from graphopt.verify.contract import weakest
@@ -290,11 +291,20 @@ def conclusions(model: Model, target: str, measured: Measured | None) -> list[st
     found = []
     if any(node.op in QUANTIZERS for _, node in model.walk()):
         seen = audit(model, target, compare=False)
-        found.append(
-            f"ONNX Runtime {onnxruntime.__version__} runs operators on integers: {seen.integer_count}; "
-            f"beside a quantized tensor but float: {len(seen.stayed_float)}; conversions left: {seen.conversions}."
-        )
-    if measured is not None:
+        if seen.ran:
+            found.append(
+                f"ONNX Runtime {onnxruntime.__version__} runs operators on integers: {seen.integer_count}; "
+                f"beside a quantized tensor but float: {len(seen.stayed_float)}; conversions left: {seen.conversions}."
+            )
+        else:
+            found.append(
+                f"Declared for {find_target(target).runtime}, which is not installed here: operators on integers: "
+                f"{seen.integer_count}; weighted ones left float: {seen.floating_count}."
+            )
+        if seen.broken:
+            broken = ", ".join(dict.fromkeys(each.rule for each in seen.broken))
+            found.append(f"Rules of {target} that it breaks (see `graphopt audit --target {target}`): {broken}.")
+    if measured is not None and find_target(target).session is not None:
         before, after = (median(times) for times in measured.milliseconds[:2])
         if after > SLOWER * before:
             found.append(

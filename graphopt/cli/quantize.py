@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from graphopt.cli.calibrate import add_cache, add_calibrator, range_options
 from graphopt.cli.choices import offered, require
+from graphopt.cli.form import add_form, form_options, opset_of, with_form
 from graphopt.cli.job import add_judging, add_model, add_statistics, add_target, run_job
 from graphopt.cli.quantized_input import add_requantize, for_quantized_input
 from graphopt.cli.storage import add_storage, with_storage
@@ -26,8 +28,8 @@ SCHEMES = ("ternary", "binary")
 CODEBOOK = "kmeans"
 BOOKS = {f"{CODEBOOK}{2**bits}": bits for bits in range(1, 9)}
 """Code books by their number of values, with the bits of a place in them."""
-LATER_WEIGHTS = ("int16", "fp8", "none")
-LATER_ACTIVATIONS = ("int16", "fp8")
+FLOATS = ("fp8",)
+LATER_WEIGHTS = ("int16", "none")
 ALLOCATIONS = ("uniform", "kl")
 NEWEST_TYPES = (21, 25)
 """The opsets with integers of 4 and of 2 bits; a model that cannot be raised to the newer one stays below."""
@@ -39,7 +41,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--weights",
         metavar="W",
-        help="type of the weights: int8 (default), int6, int4, int3, int2, ternary, binary, or kmeansN (N values)",
+        help="type of the weights: int8 (default), int6, int4, int3, int2, ternary, binary, kmeansN (N values), or fp8",
     )
     parser.add_argument("--bits", type=int, metavar="B", help="bits of a weight, for --weights intB")
     parser.add_argument(
@@ -58,10 +60,14 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--activations",
         metavar="A",
-        help="uint8 (default when data is given), int4, dynamic (default without data), or none",
+        help="uint8 (with data the default of ort-cpu), int8, uint16, int16 or fp8, where the target has kernels; "
+        "int4, dynamic (default without data), or none",
     )
+    add_calibrator(parser)
+    add_cache(parser)
     add_requantize(parser)
     add_target(parser)
+    add_form(parser)
     add_storage(parser)
     add_statistics(parser)
     add_judging(parser)
@@ -74,10 +80,12 @@ def configure(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Quantize, print the report, write the model."""
     weights = _weights(arguments)
-    options: dict[str, Any] = {}
+    options = {**range_options(arguments), **form_options(arguments)}
+    if weights in FLOATS:
+        options |= {"weights": weights, "activations": "none"}
     if arguments.activations is not None:
         built = offered(PASS, "activations")
-        options["activations"] = require(arguments.activations, built, flag="--activations", later=LATER_ACTIVATIONS)
+        options["activations"] = require(arguments.activations, built, flag="--activations")
     if arguments.statistics is not None and weights == "int8":
         raise UsageError(
             "int8 weights are rounded with the activations, whose ranges the data shows",
@@ -87,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     rounding = {**_rounding(weights, arguments.block), **_allocation(arguments, weights)}
     rounded = [{"raise-opset": {"to": opset}} for opset in NEWEST_TYPES[: 2 if _needs_two_bits(weights) else 1]]
     passes = [
-        *(rounded if rounding else ["raise-opset"]),
+        *(rounded if rounding else [opset_of(arguments)]),
         "fuse-bias",
         *([{"round-weights": rounding}] if rounding else []),
         {PASS: options},
@@ -98,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         "description": f"Weights in {weights}.",
         "budget": {"max_drop": FEW_BITS_MAX_DROP if _is_coarse(weights) else MAX_DROP},
         "imports": ["default"],
-        "passes": with_storage(arguments, passes),
+        "passes": with_storage(arguments, with_form(arguments, passes)),
     }
     model, recipe = for_quantized_input(arguments, recipe)
     return run_job(arguments, recipe, kind="file", model=model)
@@ -111,7 +119,7 @@ def _weights(arguments: argparse.Namespace) -> str:
             f"{arguments.bits} with --weights {arguments.weights}", where="--bits", must="--bits B is --weights intB"
         )
     wanted = arguments.weights or (f"int{arguments.bits}" if arguments.bits is not None else "int8")
-    known = [*INTEGERS, *SCHEMES, *BOOKS]
+    known = [*INTEGERS, *SCHEMES, *BOOKS, *FLOATS]
     return require(wanted, known, flag="--weights" if arguments.weights else "--bits", later=LATER_WEIGHTS)
 
 
@@ -122,7 +130,7 @@ def _rounding(weights: str, block: int) -> dict[str, Any]:
         return {"scheme": "codebook", "bits": BOOKS[weights]}
     if weights in SCHEMES:
         return {"scheme": weights, **sharing}
-    return {"bits": INTEGERS[weights], **sharing} if weights != "int8" else {}
+    return {"bits": INTEGERS[weights], **sharing} if weights not in {"int8", *FLOATS} else {}
 
 
 def _allocation(arguments: argparse.Namespace, weights: str) -> dict[str, Any]:

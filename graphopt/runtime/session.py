@@ -53,6 +53,8 @@ _LEVELS = {
 }
 _FATAL_ONLY = 4
 
+FLOAT8, UNFUSED = "tensor(float8", "session.disable_quant_qdq"
+
 
 def session(
     source: str | Path | bytes | Model,
@@ -112,7 +114,14 @@ def session(
         options.add_session_config_entry(key, value)
     if library is not None:
         _register(options, library)
-    return _load(model, options, where)
+    try:
+        return _load(model, options, where)
+    except UnsupportedError as error:
+        if FLOAT8 not in str(error) or UNFUSED in (config or {}):
+            raise
+        # The runtime fuses conversions of 8-bit floats into an integer operator that it then refuses.
+        options.add_session_config_entry(UNFUSED, "1")
+        return _load(model, options, where)
 
 
 def run(session: ort.InferenceSession, feed: Feed, outputs: list[str] | None = None) -> dict[str, Any]:
