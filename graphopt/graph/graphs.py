@@ -318,6 +318,15 @@ class Function(Graph, gs.Function):  # type: ignore[misc]
     __repr__ = __str__
 
 
+def import_domain(graph: Graph, domain: str | None) -> None:
+    """Import the domain of a new node: a custom one in version 1, ONNX in the newest version the IR version allows."""
+    if domain not in {None, "", "ai.onnx"}:
+        graph.imports.setdefault(str(domain), 1)
+    elif not graph.opset:
+        allowed = [row[2] for row in onnx.helper.VERSION_TABLE if row[1] <= (graph.ir_version or onnx.IR_VERSION)]
+        graph.opset = max(allowed, default=1)
+
+
 def node_subgraphs(node: Any) -> Iterator[tuple[str, Graph]]:
     """Return attribute name and graph for every body of a node."""
     if isinstance(node, Node) and not holds_graph(node):

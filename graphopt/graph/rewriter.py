@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import GraphError
-from graphopt.graph.graphs import Function, Graph, holds_graph, node_subgraphs
+from graphopt.graph.graphs import Function, Graph, import_domain, node_subgraphs
 from graphopt.graph.nodes import Node
 from graphopt.graph.order import disconnect, is_used, sort_graph, tensors_read
 from graphopt.graph.outputs import replace_output
-from graphopt.graph.scopes import Use, graph_outputs, nested_graphs, producer, uses
+from graphopt.graph.scopes import Use, graph_outputs, holder_in, nested_graphs, nodes_in_bodies, producer, uses
 from graphopt.graph.tensors import Constant, Tensor, Variable, as_weight
 from graphopt.graph.weights import ArrayWeight, Weight
 
@@ -121,10 +120,10 @@ class Rewriter:
         node = Node(op_type, node_name, dict(attrs or {}), tensors, made, domain)
         self._adopt_bodies(node, graph)
         self._record_origin(node, origin, near)
-        _import_domain(graph, domain)
+        import_domain(graph, domain)
         self._place(node, near, graph)
         self._created.add(node)
-        self._grown += 1 + _nodes_in_bodies(node)
+        self._grown += 1 + nodes_in_bodies(node)
         self.mark(node)
         for tensor in tensors:
             self.settle(tensor, graph)
@@ -345,7 +344,7 @@ class Rewriter:
         graph = self._graph_of(node)
         node.op = op
         node.domain = domain
-        _import_domain(graph, domain)
+        import_domain(graph, domain)
         self.mark(node)
 
     def set_weight(self, constant: Constant, array: np.ndarray[Any, Any] | Weight) -> None:
@@ -387,7 +386,7 @@ class Rewriter:
                 continue
             self._graph_of(node)
             self._erased[node] = tuple(node.outputs)
-            self._grown -= 1 + _nodes_in_bodies(node)
+            self._grown -= 1 + nodes_in_bodies(node)
             read = dict.fromkeys(tensors_read(node))
             disconnect((node,))
             for tensor in read:
@@ -474,7 +473,7 @@ class Rewriter:
                 graph = None if made is None else made.graph
                 if made is None or graph is None or graph in unsorted:
                     continue
-                holder = node if graph is here else _holder_in(graph, node)
+                holder = node if graph is here else holder_in(graph, node)
                 if holder is not None and graph.nodes.label(made) >= graph.nodes.label(holder):
                     unsorted[graph] = None
         for graph in unsorted:
@@ -485,30 +484,6 @@ class Rewriter:
         versions.structure += self._structure
         versions.types += self._types
         versions.weights += self._weights
-
-
-def _nodes_in_bodies(node: Node) -> int:
-    if not holds_graph(node):
-        return 0
-    return sum(len(scope.nodes) for _, body in node_subgraphs(node) for scope in nested_graphs(body))
-
-
-def _import_domain(graph: Graph, domain: str | None) -> None:
-    """Import the domain of a new node: a custom one in version 1, ONNX in the newest version the IR version allows."""
-    if domain not in {None, "", "ai.onnx"}:
-        graph.imports.setdefault(str(domain), 1)
-    elif not graph.opset:
-        allowed = [row[2] for row in onnx.helper.VERSION_TABLE if row[1] <= (graph.ir_version or onnx.IR_VERSION)]
-        graph.opset = max(allowed, default=1)
-
-
-def _holder_in(graph: Graph, node: Node | None) -> Node | None:
-    """Return the node of ``graph`` that is or contains ``node``."""
-    while node is not None:
-        if node.graph is graph:
-            return node
-        node = None if node.graph is None else node.graph.parent_node
-    return None
 
 
 def _typed(array: Any, onnx_dtype: int) -> Weight:

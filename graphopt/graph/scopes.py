@@ -45,28 +45,29 @@ def walk_graphs(roots: Iterable[Graph], order: Order = "pre") -> Iterator[tuple[
         roots: Graphs to walk one after the other.
         order: "pre" gives a node before those in its bodies, "post" after them.
     """
+    pre = order == "pre"
     for root in roots:
         stack: list[tuple[Graph, Iterator[Node], Node | None]] = [(root, iter(root.nodes), None)]
         while stack:
             graph, nodes, holder = stack[-1]
-            node = next(nodes, None)
-            if node is None:
+            for node in nodes:
+                if node.graph is not graph:
+                    continue  # erased since the walk of this graph began
+                if pre:
+                    yield graph, node
+                if node._attrs and holds_graph(node):  # few have attributes that were looked at
+                    bodies = [body for _, body in node_subgraphs(node)]
+                    for body in bodies:
+                        if body.parent_node is not node or body.parent is not graph:
+                            body.__dict__.update(parent=graph, parent_node=node)  # an attribute was set by hand
+                    stack.extend((body, iter(body.nodes), node) for body in reversed(bodies))
+                    break  # the rest of this graph comes after them
+                if not pre:
+                    yield graph, node
+            else:
                 stack.pop()
-                if order == "post" and holder is not None and stack[-1][2] is not holder:
+                if not pre and holder is not None and stack[-1][2] is not holder:
                     yield stack[-1][0], holder
-                continue
-            if node.graph is not graph:
-                continue  # erased since the walk of this graph began
-            if order == "pre":
-                yield graph, node
-            bodies = [body for _, body in node_subgraphs(node)] if node._attrs and holds_graph(node) else ()
-            for body in bodies:
-                if body.parent_node is not node or body.parent is not graph:
-                    body.__dict__.update(parent=graph, parent_node=node)  # an attribute was set by hand
-            if order == "post" and not bodies:
-                yield graph, node
-            if bodies:
-                stack.extend((body, iter(body.nodes), node) for body in reversed(bodies))
 
 
 def bodies_in(graph: Graph) -> list[Graph]:
@@ -88,6 +89,22 @@ def nested_graphs(root: Graph) -> Iterator[Graph]:
         graph = stack.pop()
         yield graph
         stack.extend(reversed(bodies_in(graph)))
+
+
+def nodes_in_bodies(node: Node) -> int:
+    """Return how many nodes the bodies of a node hold, those in their bodies included."""
+    if not holds_graph(node):
+        return 0
+    return sum(len(scope.nodes) for _, body in node_subgraphs(node) for scope in nested_graphs(body))
+
+
+def holder_in(graph: Graph, node: Node | None) -> Node | None:
+    """Return the node of ``graph`` that is or contains ``node``, None where that lies elsewhere."""
+    while node is not None:
+        if node.graph is graph:
+            return node
+        node = None if node.graph is None else node.graph.parent_node
+    return None
 
 
 def producer(tensor: Tensor) -> Node | None:
