@@ -17,7 +17,7 @@ from graphopt.target.operators import Bounds, activation_bounds, is_depthwise, i
 from graphopt.target.rules import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from graphopt.analysis.types import Types
     from graphopt.graph import Model, Node, Tensor, Use
@@ -33,6 +33,7 @@ VALUES_PER_OPERATOR = 500
 DEPTHWISE = "a depthwise convolution is slower in int8 than in float where its neighbours are float"
 
 TOO_SMALL = "too few products per value to pay for converting its float neighbours"
+UNPLANNED = "the plan leaves it float"
 OVERRIDABLE = "its weight is also an input of the model, which a caller may override: take it out of the inputs first"
 
 
@@ -83,6 +84,7 @@ def place(
     leave: Mapping[Node, str] | None = None,
     only: Callable[[Node], str | None] = lambda _node: None,
     sizes: Mapping[str, float] | None = None,
+    planned: Collection[Node] | None = None,
 ) -> Placement:
     """Choose the integer operators of the main graph.
 
@@ -95,8 +97,10 @@ def place(
             None.
         sizes: Values per sample of the tensors whose ranges are known; operators on others stay float, and regions that
             are too small to pay for the conversions at their borders do. None places without such knowledge.
+        planned: Nodes that somebody chose by what they cost here: these are placed as far as the rules allow, and no
+            others. None leaves the choice to the placement.
     """
-    return Placer(model, types, target, leave or {}, only, sizes).run()
+    return Placer(model, types, target, leave or {}, only, sizes, planned).run()
 
 
 class Placer:
@@ -110,6 +114,7 @@ class Placer:
         leave: Mapping[Node, str],
         only: Callable[[Node], str | None],
         sizes: Mapping[str, float] | None,
+        planned: Collection[Node] | None = None,
     ) -> None:
         self.model = model
         self.types = types
@@ -117,6 +122,7 @@ class Placer:
         self.leave = leave
         self.only = only
         self.sizes = sizes
+        self.planned = planned
         self.chosen: dict[Node, OpRule] = {}
         self.refused: dict[Node, str] = {}
 
@@ -124,9 +130,10 @@ class Placer:
         """Return what becomes integer, for a target with integer kernels."""
         for node in self.model.graph.nodes:
             self.consider(node)
-        self._drop_lonely(deque(self.chosen))
-        if self.sizes is not None:
-            self._drop_small_regions(self.sizes)
+        if self.planned is None:
+            self._drop_lonely(deque(self.chosen))
+            if self.sizes is not None:
+                self._drop_small_regions(self.sizes)
         outputs = {
             node: self._behind(node)
             for node, rule in self.chosen.items()
@@ -156,6 +163,8 @@ class Placer:
         """Return why a node stays float, None where it need not, or "" where nobody has to be told."""
         if node in self.leave:
             return self.leave[node]
+        if self.planned is not None and node not in self.planned:
+            return UNPLANNED if rule.role is Role.WEIGHTED else ""
         if self.model.opset < rule.since:
             return f"opset {self.model.opset}: {node.op} takes integers from opset {rule.since} on"
         positions = [i for i in rule.data_positions(node) if i < len(node.inputs)]

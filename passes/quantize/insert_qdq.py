@@ -82,6 +82,8 @@ class InsertQdq(Pass):
         correct_bias: Let biases make up for what rounding the weights adds to the mean of each output.
         embeddings: Round the tables of embeddings to int8 as well.
         keep: Names of nodes that stay float; one without a name goes by operator and first output, ``Conv -> y``.
+        planned: Names of the nodes that become integer, those between weighted ones as well, chosen by what they were
+            found to cost (see ``graphopt quantize --budget-latency``); none leaves the choice to the target.
 
     Matches: Conv, Gemm and MatMul with constant weights; Add, Mul, Concat, pools and further operators with integer
         kernels between them; data movement between those; Gather from large constant tables.
@@ -109,6 +111,7 @@ class InsertQdq(Pass):
     correct_bias: bool = True
     embeddings: bool = True
     keep: tuple[str, ...] = ()
+    planned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -218,7 +221,8 @@ class InsertQdq(Pass):
     ) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield the patches of static grids, in graph order."""
         leave_nodes = {node: leave[label] for node in model.graph.nodes if (label := node_label(node)) in leave}
-        placement = place(model, types, target, leave=leave_nodes, only=only, sizes=ranges.sizes())
+        planned = {node for node in model.graph.nodes if node_label(node) in self.planned} if self.planned else None
+        placement = place(model, types, target, leave=leave_nodes, only=only, sizes=ranges.sizes(), planned=planned)
         for node, why in placement.refused.items():
             if node not in dynamic:
                 yield Skip(node, why)
@@ -276,6 +280,8 @@ class InsertQdq(Pass):
         for graph, node in model.walk(functions=False):
             rule = target.rule(node)
             if node.op not in {"MatMul", "Gemm"} or rule is None or node_label(node) in self.keep:
+                continue
+            if self.planned and node_label(node) not in self.planned:
                 continue
             if rule.refuse(node) is not None or is_overridable(model, node) or matrix(node) is None:
                 continue
