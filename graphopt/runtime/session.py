@@ -53,7 +53,7 @@ _LEVELS = {
 }
 _FATAL_ONLY = 4
 
-FLOAT8, UNFUSED = "tensor(float8", "session.disable_quant_qdq"
+FLOAT8 = "tensor(float8"
 
 
 def session(
@@ -114,14 +114,35 @@ def session(
         options.add_session_config_entry(key, value)
     if library is not None:
         _register(options, library)
+    if _rounds_to_float8(model):
+        _spare_float8(options)
     try:
         return _load(model, options, where)
     except UnsupportedError as error:
-        if FLOAT8 not in str(error) or UNFUSED in (config or {}):
+        if FLOAT8 not in str(error):
             raise
-        # The runtime fuses conversions of 8-bit floats into an integer operator that it then refuses.
-        options.add_session_config_entry(UNFUSED, "1")
+        _spare_float8(options)
         return _load(model, options, where)
+
+
+def _rounds_to_float8(model: Path | bytes | Model) -> bool:
+    """Tell whether a model in memory has conversions to 8-bit floats."""
+    if isinstance(model, Path | bytes | bytearray | memoryview):
+        return False
+    roundings = (node for _, node in model.walk() if node.op == "QuantizeLinear" and len(node.inputs) > 2)
+    return any("float8" in str(node.inputs[2].dtype) for node in roundings)
+
+
+def _spare_float8(options: ort.SessionOptions) -> None:
+    """Leave conversions to 8-bit floats as they are.
+
+    ONNX Runtime 1.31 fuses them into integer operators that it then refuses, or, from the level "extended" on, drops
+    the activations before them, after which results are wrong.
+    """
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.graph_optimization_level = min(
+        options.graph_optimization_level, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, key=int
+    )
 
 
 def run(session: ort.InferenceSession, feed: Feed, outputs: list[str] | None = None) -> dict[str, Any]:
