@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from graphopt.graph import Model, Node
     from graphopt.rewrite import Patch, Skip
     from graphopt.rewrite.layer_stop import Stop
-    from graphopt.rewrite.layerwise import Sweep
     from graphopt.rewrite.sensitivity import Candidate
+    from graphopt.rewrite.sweep import Sweep
     from graphopt.solve.least_squares import Statistics
     from graphopt.solve.patterns import Mask
 

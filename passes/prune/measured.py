@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from graphopt.passes.prune.masking import MaskingPass
     from graphopt.rewrite.layer_stop import Stop
-    from graphopt.rewrite.layerwise import Sweep
+    from graphopt.rewrite.sweep import Sweep
     from graphopt.solve.least_squares import Statistics
 
     Vector = NDArray[np.float64]

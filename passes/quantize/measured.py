@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from graphopt.rewrite.layer_stop import Stop
-    from graphopt.rewrite.layerwise import Sweep
+    from graphopt.rewrite.sweep import Sweep
     from graphopt.solve.least_squares import Statistics
 
 BITS = (8, 6, 5, 4, 3, 2)

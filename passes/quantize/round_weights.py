@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from graphopt.analysis import Facts
     from graphopt.graph import Model, Node, Rewriter
     from graphopt.rewrite.layer_stop import Stop
-    from graphopt.rewrite.layerwise import Sweep, Written
+    from graphopt.rewrite.layerwise import Written
     from graphopt.rewrite.patch import Patch, Skip
+    from graphopt.rewrite.sweep import Sweep
 
 Cube = NDArray[np.float64]
 

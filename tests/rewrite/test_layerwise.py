@@ -28,8 +28,9 @@ from graphopt.passes.prune.prune_magnitude import PruneMagnitude
 from graphopt.passes.prune.prune_wanda import PruneWanda
 from graphopt.passes.prune.refit_weights import RefitWeights
 from graphopt.passes.quantize.round_weights import RoundWeights
-from graphopt.rewrite import Outcome, PassManager, layerwise
-from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution, Sweep, Written
+from graphopt.rewrite import Outcome, PassManager
+from graphopt.rewrite import sweep as sweep_module
+from graphopt.rewrite.layerwise import LayerwisePass, Problem, Solution, Written
 from graphopt.runtime import Feeds, run, session
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from graphopt.graph import Model
     from graphopt.rewrite.layer_stop import Stop
+    from graphopt.rewrite.sweep import Sweep
 
 HEAD = '<ir_version: 9, opset_import: ["" : 17]>'
 SEEN: list[Problem] = []
@@ -328,7 +330,7 @@ def test_all_layers_are_observed_in_runs_that_fit_memory(monkeypatch: pytest.Mon
         runs.append(names)
         return stream(model, names, batches)
 
-    monkeypatch.setattr(layerwise, "stream", counted)
+    monkeypatch.setattr(sweep_module, "stream", counted)
     together = sweep.observe(stops)
     assert len(runs) == 1
     for most, count in ((10**6, 1), (16 * 36, 2), (1, 2)):

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from graphopt.graph import Model
     from graphopt.passes.prune.channels.choice import Choice
     from graphopt.rewrite.layer_stop import Stop
-    from graphopt.rewrite.layerwise import Problem, Sweep
+    from graphopt.rewrite.layerwise import Problem
+    from graphopt.rewrite.sweep import Sweep
 
     Matrix = NDArray[np.float64]
 
