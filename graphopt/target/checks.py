@@ -124,11 +124,19 @@ def _all_inputs(node: Node, view: View) -> Iterator[str]:
     if rule is None or rule.role not in {Role.WEIGHTED, Role.JOIN} or rule.skip_only or is_conversion(node):
         return
     places = [place for place in rule.data_positions(node) if place < len(node.inputs)]
-    moving = [node.inputs[place] for place in places if constant_value(node.inputs[place]) is None]
+    moving = [node.inputs[place] for place in places if not _is_constant(node.inputs[place])]
     done = [tensor for tensor in moving if restored(tensor) is not None]
     if done and len(done) < len(moving):
         left = next(tensor for tensor in moving if tensor not in done)
         yield f"'{done[0].name}' is quantized, its other input '{left.name}' is not: {node.op} computes in float"
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a constant, restored from one or left out."""
+    if not tensor.name or constant_value(tensor) is not None:
+        return True
+    found = restored(tensor)
+    return found is not None and found.is_constant
 
 
 def _weight_axis(node: Node, view: View) -> Iterator[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output, producer, uses
 from graphopt.target import checks
-from graphopt.target.checks import Check, activation, weighted
+from graphopt.target.checks import Check, activation, name_of, weighted
 from graphopt.target.operators import activation_bounds
 from graphopt.target.reading import is_conversion, restored
 from graphopt.target.rules import Role
@@ -28,6 +28,12 @@ SMALLEST_TABLE = 4096
 
 LARGEST_WEIGHT = 64
 """Twice 255 by this fits 16 bits."""
+
+
+def _eight_bits(node: Node, _view: View) -> Iterator[str]:
+    found = activation(node)
+    if found is not None and found.number not in {"", "uint8", "int8"}:
+        yield f"'{found.integers.name}' is {name_of(found.number)}: what reads it computes in float"
 
 
 def _shared_signed(node: Node, _view: View) -> Iterator[str]:
@@ -168,8 +174,13 @@ def _lonely_depthwise(node: Node, view: View) -> Iterator[str]:
         return
     rounding = found[1].rounding
     source = None if rounding is None else producer(rounding.inputs[0])
+    if source is not None and activation_bounds(source) is not None:
+        source = producer(source.inputs[0])
     before = source is not None and any(restored(tensor) is not None for tensor in source.inputs)
-    after = [each for use in uses(node.outputs[0]) for each in _behind(use.node)]
+    readers = [use.node for use in uses(node.outputs[0])]
+    if len(readers) == 1 and activation_bounds(readers[0]) is not None:
+        readers = [use.node for use in uses(readers[0].outputs[0])]
+    after = [each for reader in readers for each in _behind(reader)]
     if not before and not any(view.target.rule(reader) is not None for reader in after):
         yield "a depthwise convolution between float operators is slower on integers"
 
@@ -205,6 +216,7 @@ def _cut_off(node: Node, view: View) -> Iterator[str]:
         yield f"the grid behind it expresses values that it cuts off: {source.op} '{source.name}' is not fused"
 
 
+EIGHT_BITS = Check("eight-bits", serious=False, remedy="Round activations to uint8", find=_eight_bits)
 SHARED_SIGNED = Check(
     "shared-signed", serious=False, remedy="Round activations to uint8, as the default does", find=_shared_signed
 )
@@ -251,7 +263,7 @@ CUT_OFF = Check(
 )
 
 FUSION = (
-    checks.TYPES,
+    EIGHT_BITS,
     checks.ONE_SCALE,
     checks.ALL_INPUTS,
     checks.WEIGHT_AXIS,

@@ -42,7 +42,7 @@ class GridKind:
         number: Type of the integers.
         symmetric: Whether 0.0 lies in the middle: the zero point is 0, or 128 for uint8 with negative values.
         least_range: Smallest distance of the two ends, in real units.
-        mask: What stands in, before a Softmax, for values that only say that something is left out of it, most often the
+        mask: What stands in, before a Softmax, for values that only say that something is left out of it, often the
             smallest of their type; None keeps them. Behind the Softmax nothing is left of either, and the other values
             keep a grid.
     """
