@@ -56,13 +56,18 @@ def configure(parser: Parser) -> None:
         help="how layers share the zeros out, for methods that need data: uniform (default), erk, loss or kl",
     )
     parser.add_argument("--steps", type=whole(1), default=1, metavar="N", help="prune gradually, in N steps; default 1")
+    parser.add_argument(
+        "--permute",
+        action="store_true",
+        help="first let channels change places, which changes no result, so that blocks or N:M cost less",
+    )
     add_storage(parser)
     add_statistics(parser)
     add_judging(parser)
     parser.epilog = (
         "examples:\n"
         "  graphopt prune model.onnx -o sparse.onnx --sparsity 0.8 --data feeds.npz --store sparse\n"
-        "  graphopt prune model.onnx -o sparse.onnx --pattern 2:4 --data feeds.npz\n"
+        "  graphopt prune model.onnx -o sparse.onnx --pattern 2:4 --permute --data feeds.npz\n"
         "  graphopt prune model.onnx -o small.onnx --pattern channels --sparsity 0.25 --data feeds.npz"
     )
 
@@ -78,12 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"pattern {pattern} has no share of its own", where="--sparsity", do="Give --sparsity S")
     steps = _channels(arguments, sparsity) if pattern == "channels" else _zeros(arguments, sparsity)
     ((name, _),) = steps.items()
+    before = [_permuted(arguments, sparsity)] if arguments.permute else []
     recipe = {
         "name": "prune",
         "description": f"{100 * sparsity:g} % pruned by {name}, pattern {pattern}.",
         "budget": {"max_drop": MAX_DROP},
         "imports": ["default"],
-        "passes": with_storage(arguments, [steps, "eliminate-dead"]),
+        "passes": with_storage(arguments, [*before, steps, "eliminate-dead"]),
     }
     return run_job(arguments, recipe, kind="file")
 
@@ -117,6 +123,16 @@ def _zeros(arguments: argparse.Namespace, sparsity: float) -> dict[str, dict[str
     if method == "wanda":
         return {"prune-wanda": options}
     return {"prune-second-order": {**options, "method": "sparsegpt" if method == "sparsegpt" else "auto"}}
+
+
+def _permuted(arguments: argparse.Namespace, sparsity: float) -> dict[str, dict[str, object]]:
+    """Return the pass that lets channels change places, with its options."""
+    if arguments.pattern in {"unstructured", "channels"}:
+        why = f"pattern {arguments.pattern} gains nothing from another order of channels"
+        raise UsageError(why, where="--permute", do="Leave it out, or give a pattern of blocks or N:M")
+    if arguments.statistics is not None:
+        raise UsageError("statistics hold for one order of channels", where="--permute", do="Give --data FEEDS instead")
+    return {"permute-channels": {"pattern": arguments.pattern, "sparsity": sparsity}}
 
 
 def _channels(arguments: argparse.Namespace, sparsity: float) -> dict[str, dict[str, object]]:

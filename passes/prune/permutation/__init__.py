@@ -1,0 +1,1 @@
+"""What permute-channels is made of."""
