@@ -34,6 +34,7 @@ HALVED_SINCE = 19
 
 _SIGNED = ((2, INT2_SINCE, TensorProto.INT2), (4, INT4_SINCE, TensorProto.INT4), (8, 0, TensorProto.INT8))
 _UNSIGNED = ((2, INT2_SINCE, TensorProto.UINT2), (4, INT4_SINCE, TensorProto.UINT4), (8, 0, TensorProto.UINT8))
+_SIGNED_TOP = {each[2]: (1 << each[0] - 1) - 1 for each in _UNSIGNED}
 _NAMES = {
     TensorProto.INT2: "int2",
     TensorProto.INT4: "int4",
@@ -111,9 +112,11 @@ def write_grid(rw: Rewriter, node: Node, weight: Tensor, stored: Stored, opset: 
         integers: Any = _unpacked(rw, near, codes, name)
         element = int(TensorProto.UINT8)
     else:
-        signed = not zeros.any()
-        low = min(int(codes.min()), -1 if signed else 0)
-        element = element_type(low, max(int(codes.max()), int(zeros.max())), opset)
+        low, high = int(codes.min()), max(int(codes.max()), int(zeros.max()))
+        element = element_type(min(low, 0), high, opset)
+        if low >= 0 and not zeros.any() and high <= _SIGNED_TOP[element]:
+            # integer kernels multiply signed weights; levels from zero up may need the unsigned type of as many bits
+            element, low = element_type(-1, high, opset), -1
         integers = rw.constant(
             codes.astype(np.int8 if low < 0 else np.uint8), name=f"{name}_quantized", near=near, onnx_dtype=element
         )

@@ -120,6 +120,19 @@ def test_restored_weights_need_no_declared_shape(activations: str) -> None:
     compressed(model, "insert-qdq", {"activations": activations}, x=normal(20, 3, 16))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_that_are_all_positive_fit_the_type_of_so_many_bits(bits: int) -> None:
+    text = "g (float[N,16] x) => (float[N,16] y) { h = MatMul(x, a) k = MatMul(h, w) y = MatMul(k, b) }"
+    weights = {"a": normal(16, 16), "w": np.abs(normal(16, 17)) + 1, "b": normal(17, 16)}
+    proto = onnx.load_from_string(network(text, **weights).to_bytes())
+    proto.opset_import[0].version, proto.ir_version = 21, 10
+    options = {"bits": bits, "ends_bits": bits, "symmetric": False, "method": "nearest"}
+    result, _ = compressed(read_model(proto), "round-weights", options)
+    (codes,) = [each for each in result.graph.initializers if each.shape == (16, 17)]
+    assert codes.array().dtype.itemsize == 1
+    assert codes.onnx_dtype in ({onnx.TensorProto.UINT4} if bits == 4 else {onnx.TensorProto.UINT8})
+
+
 @pytest.mark.parametrize("name", ["prune-second-order", "prune-channels", "round-weights", "refit-weights"])
 def test_loops_that_do_not_read_their_counter_are_run_like_any_other(name: str) -> None:
     text = """g (float[N,8] x) => (float[N,8] y) {

@@ -285,3 +285,23 @@ def test_nothing_is_reported_or_kept_about_models(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_outputs_that_the_runtime_optimizes_away_are_run_as_they_stand() -> None:
+    """ONNX Runtime 1.31 takes a Transpose into the Gemm behind it, and then misses what it gave out."""
+    text = """<ir_version: 9, opset_import: ["" : 19]>
+    g (float[N,2,16] x) => (float[32,N] t, float[8,N] u, float[N,3] y)
+    <float[32,8] w = {0}, float[8,3] v = {0}> {
+        s = Identity(x)
+        f = Flatten(s)
+        t = Transpose <perm = [1, 0]> (f)
+        k = Gemm <transA = 1> (t, w)
+        u = Transpose <perm = [1, 0]> (k)
+        y = Gemm <transA = 1> (u, v)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    del proto.graph.initializer[:]
+    for name, shape in (("w", (32, 8)), ("v", (8, 3))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    found = run(session(proto.SerializeToString()), {"x": np.ones((4, 2, 16), np.float32)})
+    np.testing.assert_array_equal(found["y"], np.full((4, 3), 256.0, np.float32))
