@@ -53,7 +53,7 @@ _LEVELS = {
 }
 _FATAL_ONLY = 4
 _LOST_OUTPUT = "Failed to find node output"
-"""What ONNX Runtime 1.31 says when its own optimization removed a node whose result is an output of the model, such as a
+"""What ONNX Runtime 1.31 says when its own optimization removed a node whose result is an output of the model, like a
 Transpose that it took into a Gemm behind it: as it stands the model loads."""
 
 FLOAT8 = "tensor(float8"
