@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from graphopt.runtime.arrays import StoredArray
+
     Arrays = dict[str, NDArray[Any]]
+    Stored = Mapping[str, StoredArray]
 
 FORMAT = "graphopt.layer-statistics"
 VERSION = 2
@@ -97,9 +100,9 @@ def read(path: str | Path) -> Contents:
     Raises:
         DataError: The file is missing, damaged or of another format.
     """
-    arrays = _arrays(Path(path))
+    stored = _stored(Path(path))
     try:
-        head = json.loads(arrays[_HEAD].tobytes())
+        head = json.loads(stored[_HEAD].whole().tobytes())
         kind, version = head["format"], head["version"]
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(path, "it does not say that it holds statistics of layers") from error
@@ -111,18 +114,19 @@ def read(path: str | Path) -> Contents:
             do="Collect the statistics again.",
         )
     try:
-        return _contents(head, arrays)
+        return _contents(head, stored)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(path, f"it is not complete ({error})") from error
 
 
-def _arrays(path: Path) -> Arrays:
+def _stored(path: Path) -> Stored:
+    """Return the arrays of a file, which are read one by one when they are asked for."""
     try:
         stored = open_npz(path)
         size = sum(array.dtype.itemsize * int(np.prod(array.shape, dtype=object)) for array in stored.values())
         if size > path.stat().st_size:
             raise _damaged(path, f"its arrays take {size} bytes, more than the file has")
-        return {name: array.whole() for name, array in stored.items()}
+        return stored
     except DataError as error:
         if not path.exists():
             raise DataError("there is no such file", where=str(path), do="Check the path.") from error
@@ -131,7 +135,7 @@ def _arrays(path: Path) -> Arrays:
         raise _damaged(path, f"it cannot be read ({error.strerror})") from error
 
 
-def _contents(head: Any, arrays: Arrays) -> Contents:
+def _contents(head: Any, arrays: Stored) -> Contents:
     tables = {str(name): _table(arrays, f"table{place}_") for place, name in enumerate(head["tables"])}
     layers = {str(name): tuple(map(str, parts)) for name, parts in head["layers"].items()}
     unknown = {part for parts in layers.values() for part in parts} - set(tables)
@@ -154,16 +158,16 @@ def _damaged(path: str | Path, what: str) -> DataError:
     return DataError(what, where=str(path), must=f"A file that LayerStatistics.save wrote, format {FORMAT}.")
 
 
-def _vector(arrays: Arrays, name: str) -> NDArray[np.float64]:
-    found = arrays[name].astype(np.float64)
+def _vector(arrays: Stored, name: str) -> NDArray[np.float64]:
+    found = arrays[name].whole().astype(np.float64)
     if found.ndim != 1 or not np.isfinite(found).all():
         msg = f"{name} is no list of finite numbers"
         raise ValueError(msg)
     return found
 
 
-def _counts(arrays: Arrays, name: str) -> NDArray[np.int64]:
-    found = arrays[name].astype(np.int64)
+def _counts(arrays: Stored, name: str) -> NDArray[np.int64]:
+    found = arrays[name].whole().astype(np.int64)
     if found.ndim != 1 or (found < 0).any():
         msg = f"{name} is no list of counts"
         raise ValueError(msg)
@@ -183,21 +187,23 @@ def _of_table(table: Observed) -> Arrays:
         each.settle()
     for kind, groups in (("moments", table.moments), ("squares", table.squares)):
         if groups:
-            arrays[f"{kind}_inner"] = np.stack([each.inner for each in groups])
+            # one group, as most have: a view, for the matrices may take half of the memory
+            alone = len(groups) == 1
+            arrays[f"{kind}_inner"] = groups[0].inner[None] if alone else np.stack([each.inner for each in groups])
             arrays[f"{kind}_sum"] = np.stack([each.compressed for each in groups])
             arrays[f"{kind}_rows"] = np.array([each.count for each in groups], np.int64)
     return arrays
 
 
-def _table(arrays: Arrays, prefix: str) -> Observed:
+def _table(arrays: Stored, prefix: str) -> Observed:
     def array(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         found = arrays[prefix + name]
         if found.shape != shape:
             msg = f"{prefix}{name} has the shape {list(found.shape)} in place of {list(shape)}"
             raise ValueError(msg)
-        return found
+        return found.whole()
 
-    channels = len(arrays[f"{prefix}minimum"])
+    (channels,) = arrays[f"{prefix}minimum"].shape
     spread = Spread(channels)
     spread.minimum, spread.maximum, spread.magnitude = (
         array(name, (channels,)).astype(np.float64) for name in ("minimum", "maximum", "magnitude")
@@ -209,7 +215,7 @@ def _table(arrays: Arrays, prefix: str) -> Observed:
         if f"{prefix}{kind}_inner" not in arrays:
             continue
         groups, columns = arrays[f"{prefix}{kind}_sum"].shape
-        inner = array(f"{kind}_inner", (groups, *[columns] * axes)).astype(np.float64)
+        inner = array(f"{kind}_inner", (groups, *[columns] * axes))
         sums, rows = array(f"{kind}_sum", (groups, columns)), array(f"{kind}_rows", (groups,))
         for group in range(groups):
             each = Moments(columns, symmetric=True) if axes == 2 else Squares(columns)
