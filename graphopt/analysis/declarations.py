@@ -64,7 +64,10 @@ class Declarations:
             known: What was inferred.
             prefix: What makes names of its scope unique in the model.
         """
-        declared_dtype, declared = tensor.onnx_dtype, tensor.shape
+        if isinstance(tensor, Constant) or tensor.carried is not None or tensor._dtype is not None:
+            declared_dtype, declared = tensor.onnx_dtype, tensor.shape
+        else:
+            declared_dtype, declared = 0, tensor.shape
         if (
             known.proto is None
             and known.dtype == 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from graphopt.graph.scopes import walk_graphs
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -33,20 +31,19 @@ class NameAllocator:
 
     def _names(self) -> set[str]:
         if self._taken is None:
-            taken: set[str] = set()
             defined: list[str] = []
+            others: list[str] = []
             for root in self._roots:
                 for graph in _scopes(root):
-                    taken.update(t.name for t in (*graph.inputs, *graph.outputs, *graph.initializers))
-                    defined.extend(t.name for t in {*graph.inputs, *graph.initializers})
+                    defined += [t.name for t in {*graph.inputs, *graph.initializers}]
+                    others += [t.name for t in graph.outputs]
                     if graph.record is not None:
-                        taken.update(graph.record.reserved_names())
-                for _, node in walk_graphs([root]):
-                    taken.add(node.name)
-                    for tensor in node.inputs:
-                        taken.add(tensor.name)
-                    defined.extend([tensor.name for tensor in node.outputs])
-            taken.update(defined)
+                        others += graph.record.reserved_names()
+                    for node in graph.nodes:
+                        others.append(node.name)
+                        others += [tensor.name for tensor in node.inputs]
+                        defined += [tensor.name for tensor in node.outputs]
+            taken = {*defined, *others}
             taken.discard("")
             self._taken = taken
             self._repeated = {name for name, count in Counter(defined).items() if count > 1}

@@ -30,20 +30,21 @@ def is_sorted(graph: Graph, nested: bool = False) -> bool:
         graph: The graph to look at.
         nested: Look at the bodies in it too.
     """
-    captured = _captured_producers(graph)
-    return all(_in_order(scope, captured) for scope in (nested_graphs(graph) if nested else [graph]))
+    bodies = bodies_in(graph)
+    captured = _captured_producers(bodies)
+    return all(_in_order(scope, captured) for scope in (nested_graphs(graph) if nested and bodies else (graph,)))
 
 
 def _in_order(graph: Graph, captured: dict[Node, list[Node]]) -> bool:
-    done: set[Node] = set()
+    label = graph.nodes.label
     for node in graph.nodes:
+        place = label(node)
         for tensor in node.inputs:
             makers = tensor.inputs
-            if makers and makers[0] not in done and makers[0].graph is graph:
+            if makers and makers[0].graph is graph and makers[0].link_label >= place:
                 return False
-        if captured and node in captured and any(made.graph is graph and made not in done for made in captured[node]):
+        if captured and any(made.graph is graph and label(made) >= place for made in captured.get(node, ())):
             return False
-        done.add(node)
     return True
 
 
@@ -57,13 +58,14 @@ def sort_graph(graph: Graph, nested: bool = True) -> None:
     Raises:
         GraphError: There is a cycle; the message names its nodes.
     """
-    captured = _captured_producers(graph)
-    for scope in list(nested_graphs(graph)) if nested else [graph]:
+    bodies = bodies_in(graph)
+    captured = _captured_producers(bodies)
+    for scope in list(nested_graphs(graph)) if nested and bodies else [graph]:
         _sort_one(scope, captured)
 
 
-def _captured_producers(root: Graph) -> dict[Node, list[Node]]:
-    """Return for nodes with bodies the nodes beside them that produce what the bodies capture."""
+def _captured_producers(bodies: list[Graph]) -> dict[Node, list[Node]]:
+    """Return for the nodes that hold bodies of a graph the nodes beside them that produce what the bodies capture."""
     captured: dict[Node, list[Node]] = {}
 
     def note(graph: Graph, tensor: Tensor) -> None:
@@ -77,7 +79,6 @@ def _captured_producers(root: Graph) -> dict[Node, list[Node]]:
             if holder is not None and holder.graph is outer:
                 captured.setdefault(holder, []).append(made)
 
-    bodies = bodies_in(root)
     for body in bodies:
         for tensor in body.outputs:
             note(body, tensor)

@@ -201,6 +201,8 @@ def as_weight(values: Any, dtype: Any = None) -> Weight:
     Raises:
         GraphError: The values are none of these, or do not fit ``dtype``.
     """
+    if type(values) is np.ndarray and dtype is None:
+        return ArrayWeight(values)  # nearly all are
     if isinstance(values, Weight):
         return values
     if isinstance(values, LazyValues):

@@ -41,7 +41,7 @@ class Weight(LazyValues):  # type: ignore[misc]
 
     def __init__(self, onnx_dtype: int, shape: Sequence[int]) -> None:
         self.onnx_dtype = int(onnx_dtype)
-        self.shape = tuple(int(d) for d in shape)
+        self.shape = tuple(map(int, shape))
         self._cached: Any = None
 
     @property
@@ -79,6 +79,12 @@ class Weight(LazyValues):  # type: ignore[misc]
     def chunks(self) -> Iterator[bytes | memoryview]:
         """Return the packed little-endian bytes in pieces of at most ``CHUNK_BYTES``."""
         return array_chunks(self.load(), self.onnx_dtype)
+
+    def head(self, count: int) -> bytes:
+        """Return the first packed little-endian bytes, at most this many."""
+        if sys.byteorder == "little" and not dtypes.is_sub_byte(self.onnx_dtype) and self.nbytes <= count:
+            return self.load().tobytes()
+        return bytes(next(iter(self.chunks()), b"")[:count])
 
     @property
     def tensor(self) -> TensorProto | onnx.SparseTensorProto:
@@ -123,16 +129,18 @@ def check_dims(dims: Sequence[int], name: str) -> tuple[int, ...]:
         ReadError: A dimension is negative, there are too many, or their product does not fit 63 bits.
     """
     shape = tuple(dims)
-    where = f"tensor '{name}'"
+    what, must = "", ""
     if len(shape) > _MAX_RANK:
-        raise ReadError(f"it has {len(shape)} dimensions", where=where, must=f"At most {_MAX_RANK} are supported")
+        what, must = f"it has {len(shape)} dimensions", f"At most {_MAX_RANK} are supported"
     product = 1
     for dim in shape:
-        if dim < 0:
-            raise ReadError(f"dimension {dim} of {list(shape)} is negative", where=where, must="Sizes are not negative")
+        if dim < 0 and not what:
+            what, must = f"dimension {dim} of {list(shape)} is negative", "Sizes are not negative"
         product *= dim or 1
-    if product >= 1 << 60:
-        raise ReadError(f"the product of dimensions {list(shape)} is absurd", where=where, must="It must fit memory")
+    if product >= 1 << 60 and not what:
+        what, must = f"the product of dimensions {list(shape)} is absurd", "It must fit memory"
+    if what:
+        raise ReadError(what, where=f"tensor '{name}'", must=must)
     return shape
 
 
@@ -160,13 +168,19 @@ class ProtoWeight(Weight):
         self.proto = tensor
         self._check()
 
+    @property
+    def _where(self) -> str:
+        """How errors name it."""
+        return f"tensor '{self.proto.name}'"
+
     def _check(self) -> None:
         tensor, kind = self.proto, self.onnx_dtype
-        where = f"tensor '{tensor.name}'"
         if kind == TensorProto.UNDEFINED:
-            raise ReadError("its element type is undefined", where=where, must="Every stored tensor has a type")
+            raise ReadError("its element type is undefined", where=self._where, must="Every stored tensor has a type")
         if tensor.HasField("segment"):
-            raise ReadError("it is one segment of a larger tensor", where=where, must="Segments are not supported")
+            raise ReadError(
+                "it is one segment of a larger tensor", where=self._where, must="Segments are not supported"
+            )
         width = dtypes.bits(kind)
         if kind != dtypes.STRING and width == 0:
             return  # a newer ONNX type: carried, never read
@@ -176,13 +190,13 @@ class ProtoWeight(Weight):
         if tensor.HasField("raw_data"):
             found, needed, unit = len(tensor.raw_data), (count * width + 7) // 8, "bytes of raw_data"
             if kind == dtypes.STRING:
-                raise ReadError("it keeps strings in raw_data", where=where, must="Strings belong in string_data")
+                raise ReadError("it keeps strings in raw_data", where=self._where, must="Strings belong in string_data")
         else:
             found, needed, unit = self._typed_counts(count)
         if found != needed:
             raise ReadError(
                 f"dimensions {list(self.shape)} need {needed} {unit}, there are {found}",
-                where=where,
+                where=self._where,
                 must="Dimensions and data must agree",
                 do="Export the model again.",
             )
@@ -316,9 +330,11 @@ class ArrayWeight(Weight):
 
     def load(self) -> Array:
         """Return the array, read-only."""
-        view = self._array.view()
-        view.flags.writeable = False
-        return view
+        held: Array | None = self._cached
+        if held is None:
+            held = self._cached = self._array.view()
+            held.flags.writeable = False
+        return held
 
 
 class PackedWeight(Weight):

@@ -103,8 +103,8 @@ class _Pool:
         weight = constant.weight
         found = self._keys.get(constant)
         if found is None or found[0] is not weight:
-            prefix = bytes(next(iter(weight.chunks()), b"")[:_PREFIX_BYTES])
-            found = self._keys[constant] = (weight, (weight.onnx_dtype, tuple(weight.shape), prefix))
+            form = (weight.onnx_dtype, tuple(weight.shape), weight.head(_PREFIX_BYTES))
+            found = self._keys[constant] = (weight, form)
         return found[1]
 
     def _digest(self, constant: Constant) -> bytes:

@@ -70,7 +70,9 @@ class _Numbering:
 
     def _found(self, node: Node, key: object, graph: Graph) -> Node | None:
         """Return the node seen before that computes the same in this graph; else remember this one."""
-        table = self._seen.setdefault(graph, {})
+        table = self._seen.get(graph)
+        if table is None:
+            table = self._seen[graph] = {}
         alike = table.get(key)
         if alike is None:
             table[key] = {None: node}  # nothing is like it yet, so its attributes need not be read
@@ -103,26 +105,32 @@ class _Numbering:
 
     def _key(self, node: Node) -> object:
         """Return what is equal for nodes that may be equal; attributes, which are costly to read, are left out."""
-        inputs: object = tuple([self._input_key(tensor) for tensor in node.inputs])
-        if node.op in _SWAPPABLE and len(node.inputs) == 2:
-            inputs = frozenset(inputs)  # type: ignore[call-overload]
+        keys: list[object] = []
+        for tensor in node.inputs:
+            if not tensor.name:
+                keys.append(None)
+            elif isinstance(tensor, Constant):
+                keys.append(self._constant_key(tensor))
+            else:
+                made = producer(tensor)
+                keys.append(tensor if made is None or made.op != "Constant" else _output_key(tensor, made))
+        swappable = len(keys) == 2 and node.op in _SWAPPABLE
         outputs = node.outputs
-        return node.op, inputs, len(outputs) if len(outputs) == 1 else tuple([bool(tensor.name) for tensor in outputs])
+        named = 1 if len(outputs) == 1 else tuple([bool(tensor.name) for tensor in outputs])
+        return node.op, frozenset(keys) if swappable else tuple(keys), named
 
-    def _input_key(self, tensor: Tensor) -> object:
-        if not tensor.name:
-            return None
-        if isinstance(tensor, Constant):
-            known = self._constants.get(tensor)
-            if known is None or known[0] is not tensor.weight:
-                fed = tensor.home is not None and tensor.home.is_overridable(tensor)
-                known = self._constants[tensor] = (tensor.weight, tensor if fed else constant_key(tensor))
-            return known[1]
-        made = producer(tensor)
-        if made is None or made.op != "Constant" or not is_constant_node(made):
-            return tensor
-        value = made.attrs.get("value")
-        return constant_key(value) if isinstance(value, Constant) else tensor
+    def _constant_key(self, constant: Constant) -> object:
+        known = self._constants.get(constant)
+        if known is None or known[0] is not constant.weight:
+            fed = constant.home is not None and constant.home.is_overridable(constant)
+            known = self._constants[constant] = (constant.weight, constant if fed else constant_key(constant))
+        return known[1]
+
+
+def _output_key(tensor: Tensor, made: Node) -> object:
+    """Return the key of what a node with the operator type Constant gives out."""
+    value = made.attrs.get("value") if is_constant_node(made) else None
+    return constant_key(value) if isinstance(value, Constant) else tensor
 
 
 def _merger(earlier: Node, later: Node) -> Patch | None:

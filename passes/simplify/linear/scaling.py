@@ -63,10 +63,14 @@ def _smallest_normal(dtype: np.dtype[Any]) -> float:
 
 def _multiplied(weight: Array, factor: Array) -> tuple[Array | None, float, float]:
     """Return the product (None where it is better made when it is written), its largest magnitude, and that before."""
-    made = None if weight.nbytes > _STREAMED_BYTES and weight.ndim else np.empty(weight.shape, weight.dtype)
+    made: Array | None = None
+    if weight.nbytes <= _STREAMED_BYTES or not weight.ndim:
+        made = np.empty(weight.shape, weight.dtype)
     largest = before = 0.0
     for (start, stop), piece in _products(weight, factor):
-        if made is not None:
+        if made is not None and piece.shape == made.shape:
+            made = piece  # it is all of it
+        elif made is not None:
             made[start:stop] = piece
         peak = _peak(piece)
         largest = float("inf") if np.isnan(peak) else max(largest, peak)
