@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from graphopt import passes
     from graphopt.analysis.layer_statistics import LayerStatistics
-    from graphopt.calibration import collect_statistics
+    from graphopt.calibration import calibrate, collect_statistics
     from graphopt.graph import Model, from_gs, gs_pass
     from graphopt.graph import read_model as load
     from graphopt.pipeline import compile  # noqa: A004 - the public name of the main job
@@ -43,6 +43,7 @@ __all__ = [
     "Result",
     "Simplified",
     "__version__",
+    "calibrate",
     "check",
     "collect_statistics",
     "compile",
@@ -62,6 +63,7 @@ _HOME = {
     "PassManager": "graphopt.rewrite",
     "Result": "graphopt.result",
     "Simplified": "graphopt.simplification",
+    "calibrate": "graphopt.calibration",
     "check": "graphopt.verify.check",
     "collect_statistics": "graphopt.calibration",
     "compile": "graphopt.pipeline",

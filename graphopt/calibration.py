@@ -1,13 +1,17 @@
-"""Collects what the layers of a model read, apart from the run that uses it; shards of the data one by one.
+"""Collects what the layers of a model read and write, apart from the run that uses it; shards of the data one by one.
 
-Statistics are those of the model as the preset ``default`` leaves it, because that is what recipes compress; they are
-asked for, and used, by the file that goes in.
+Statistics are those of the model as the preset ``default`` leaves it, because that is what recipes compress, ranges of
+activations those of the model that ``insert-qdq`` meets; both are asked for, and used, by the file that goes in.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graphopt.analysis import Facts
+from graphopt.analysis.activation_ranges import Ranges
+from graphopt.analysis.activation_ranges.choice import SHARE
+from graphopt.analysis.calibration_cache import CalibrationCache, structure_of
 from graphopt.analysis.layer_statistics import LayerStatistics, fingerprint_of
 from graphopt.analysis.layer_statistics.statistics import POSITIONS
 from graphopt.graph import Model, read_model
@@ -62,6 +66,46 @@ def collect_statistics(
     return LayerStatistics.collect(
         prepared, feeds, samples=wanted, positions=positions, seed=seed, fingerprint=fingerprint_of(source)
     )
+
+
+def calibrate(
+    model: Model | str | Path,
+    data: Source | Feeds,
+    *,
+    calibrator: str = "auto",
+    percentile: float = SHARE,
+    verify: Level = "fast",
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> CalibrationCache:
+    """Run a model over data and choose a range for every activation.
+
+    Memory holds a batch and one histogram per tensor, however much data there is. The result can be saved, edited,
+    merged with that of other data, and taken by ``insert-qdq`` in place of data.
+
+    Args:
+        model: An ONNX file or a loaded model; it is not changed.
+        data: Feeds; 512 of them are used at most, spread evenly, none is held back.
+        calibrator: ``auto``, ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
+        percentile: Share of the values that ``percentile`` keeps, in percent.
+        verify: How strictly the passes that prepare the model are checked: ``off``, ``fast`` or ``full``.
+        seed: Seeds whatever the passes draw.
+        progress: Told what is going on.
+
+    Raises:
+        GraphoptError: The model or the data cannot be used.
+    """
+    tell = progress or _silent
+    tell("preparing", 0, 2)
+    source = in_order(model if isinstance(model, Model) else read_model(model))
+    feeds = Feeds.open(data, input_specs(source))
+    prepared = source.copy()
+    # Passes that look at data meet none: when the ranges are used, the same data may not be there.
+    PassManager(load_recipe("int8").without(["insert-qdq"]).create(), verify=verify, seed=seed).run(prepared)
+    prepared.sort()
+    tell("calibrating", 1, 2)
+    ranges = Ranges.observe(prepared, Facts(prepared, feeds=feeds, seed=seed))
+    return CalibrationCache.of(ranges, structure_of(source), calibrator=calibrator, share=percentile)
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,18 +189,18 @@ class CalibrationCache:
         Raises:
             WriteError: It cannot be written.
         """
-        target, name = Path(path), ""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-                name = file.name
+            with partial.open("x", encoding="utf-8") as file:
                 file.write(self.to_json())
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(target)
+            partial.replace(target)
         except OSError as error:
-            if name:
-                Path(name).unlink(missing_ok=True)
             raise WriteError(f"the cache cannot be written: {error.strerror}", where=str(target)) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
