@@ -8,7 +8,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import GraphError
-from graphopt.graph.graphs import Function, Graph, import_domain, node_subgraphs
+from graphopt.graph.edges import Uses
+from graphopt.graph.graphs import Function, Graph, holds_graph, import_domain, node_subgraphs
 from graphopt.graph.nodes import Node
 from graphopt.graph.order import disconnect, is_used, sort_graph, tensors_read
 from graphopt.graph.outputs import replace_output
@@ -186,6 +187,8 @@ class Rewriter:
             nodes.insert_before(near, node)
 
     def _adopt_bodies(self, node: Node, graph: Graph) -> None:
+        if not holds_graph(node):
+            return
         for _, body in node_subgraphs(node):
             body.__dict__.update(parent=graph, parent_node=node)
             for scope in nested_graphs(body):
@@ -242,12 +245,32 @@ class Rewriter:
         if where is not None:
             for use in [u for u in uses(old) if u.node not in makers and where(u)]:
                 self.set_input(use.node, use.index, new)
-        elif old.name:
-            for node in dict.fromkeys(old.outputs):
-                if node not in makers:
-                    for index, read in enumerate(node.inputs[:]):
-                        if read is old:
-                            self.set_input(node, index, new)
+        elif old.name and old is not new:
+            self._repoint([node for node in dict.fromkeys(old.outputs) if node not in makers], old, new)
+
+    def _repoint(self, readers: Sequence[Node], old: Tensor, new: Tensor) -> None:
+        """Let nodes read ``new`` in each place where they read ``old``: `set_input` for many edges at once."""
+        if not new.name or not isinstance(new.outputs, Uses):
+            for node in readers:
+                for index, read in enumerate(node.inputs[:]):
+                    if read is old:
+                        self.set_input(node, index, new)
+            return
+        for node in readers:
+            graph = self._graph_of(node)
+            edges = node.inputs
+            for index, read in enumerate(edges[:]):
+                if read is old:
+                    list.__setitem__(edges, index, new)
+                    list.append(new.outputs, node)
+            if not edges[-1].name:
+                self._drop_omitted(node)
+            self.mark(node)
+            self._released(old)
+            self.settle(new, graph)
+        gone = set(readers)
+        left = [node for node in old.outputs if node not in gone]
+        list.__setitem__(old.outputs, slice(None), left)
 
     def _makers(self, tensor: Tensor) -> set[Node]:
         """Return the nodes of this block that compute a tensor: reading it would close a cycle."""
@@ -274,13 +297,18 @@ class Rewriter:
         if before is tensor:
             return
         edges[index] = Variable("") if tensor is None else tensor
-        least = 2 if node.op == "Loop" else 0
-        while len(edges) > least and not edges[-1].name:
-            edges.pop()
+        self._drop_omitted(node)
         self.mark(node)
         self._released(before)
         if tensor is not None:
             self.settle(tensor, graph)
+
+    def _drop_omitted(self, node: Node) -> None:
+        """Remove trailing omitted inputs, but for the two places of Loop."""
+        edges = node.inputs
+        least = 2 if node.op == "Loop" else 0
+        while len(edges) > least and not edges[-1].name:
+            edges.pop()
 
     def remove_input(self, node: Node, index: int) -> None:
         """Remove an input; those behind it move forward."""
