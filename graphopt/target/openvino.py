@@ -3,8 +3,8 @@
 * Activations are uint8 with any zero point, one scale per tensor; weights int8, symmetric, one scale per output.
 * Pairs stand before all inputs of operators that are to compute on integers; an operator with one float input among
   them computes in float. Its output needs none.
-* A pair in front of data movement is moved behind it by OpenVINO: it is placed where the data comes from, once. Relu is
-  no data movement: what it makes is rounded behind it, on uint8 without negative values.
+* Data movement between such operators has a pair before and one behind it, on one grid: it carries integers whichever
+  way OpenVINO moves them. Relu is no data movement: what it makes is rounded behind it, without negative values.
 * What reaches a Concat has one scale.
 * The products of attention behind a Softmax, the gates of squeeze-and-excitation blocks, SiLU and LayerNormalization
   stay float.
