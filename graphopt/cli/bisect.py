@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from graphopt.cli.job import add_target
-from graphopt.cli.parser import assignment
+from graphopt.cli.parser import add_set
 from graphopt.cli.terminal import log, progress_bar, write, write_json
 from graphopt.errors import CheckFailedError
 
@@ -24,15 +24,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the ONNX file that a recipe makes wrong")
     parser.add_argument("--recipe", default="default", metavar="NAME|FILE", help="what to search; default: default")
     parser.add_argument("--data", metavar="FEEDS", help="inputs to compare on; seeded random ones by default")
-    parser.add_argument(
-        "--set",
-        dest="options",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="PASS.OPTION=VALUE",
-        help="change an option of a pass; may be repeated",
-    )
+    add_set(parser)
     parser.add_argument(
         "--min-sqnr",
         type=float,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.cli.job import add_judging, add_model, add_statistics, add_target, run_job
-from graphopt.cli.parser import assignment, whole
+from graphopt.cli.parser import add_set, add_skip, whole
 
 if TYPE_CHECKING:
     import argparse
@@ -20,16 +20,8 @@ def configure(parser: Parser) -> None:
         "--recipe", default="default", metavar="NAME|FILE", help="a preset (graphopt recipe list) or a YAML file"
     )
     add_target(parser)
-    parser.add_argument(
-        "--set",
-        dest="options",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="PASS.OPTION=VALUE",
-        help="change an option of a pass; may be repeated",
-    )
-    parser.add_argument("--skip", action="append", default=[], metavar="PASS", help="leave a pass out; may be repeated")
+    add_set(parser)
+    add_skip(parser)
     parser.add_argument("--stop-after", type=whole(0), metavar="N", help="stop after N patches, to find a wrong one")
     add_statistics(parser)
     add_judging(parser)

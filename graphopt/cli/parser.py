@@ -86,6 +86,24 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+def add_set(to: argparse._ActionsContainer) -> None:
+    """Add the option that changes options of passes to a parser or a group of one."""
+    to.add_argument(
+        "--set",
+        dest="options",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="PASS.OPTION=VALUE",
+        help="change an option of a pass; may be repeated",
+    )
+
+
+def add_skip(to: argparse._ActionsContainer) -> None:
+    """Add the option that leaves passes out to a parser or a group of one."""
+    to.add_argument("--skip", action="append", default=[], metavar="PASS", help="leave a pass out; may be repeated")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return "Did you mean ...?" for the closest known word, or an empty string."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

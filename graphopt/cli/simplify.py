@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from graphopt.cli.job import FEEDS_HELP, run_job
-from graphopt.cli.parser import assignment, one_of, whole
+from graphopt.cli.parser import add_set, add_skip, one_of, whole
 from graphopt.cli.terminal import log, write, write_json
 from graphopt.errors import UsageError
 
@@ -62,16 +62,8 @@ def configure(parser: Parser) -> None:
         metavar="P",
         help="compute in float16 or bfloat16; --set convert-precision.keep=[NAME,...] leaves nodes in float32",
     )
-    asked.add_argument("--skip", action="append", default=[], metavar="PASS", help="leave a pass out; may be repeated")
-    asked.add_argument(
-        "--set",
-        dest="options",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="PASS.OPTION=VALUE",
-        help="change an option of a pass; may be repeated",
-    )
+    add_skip(asked)
+    add_set(asked)
     parser.add_argument("--dry-run", action="store_true", help="write nothing; list what would change and why")
     parser.add_argument(
         "--no-run",
