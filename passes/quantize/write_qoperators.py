@@ -148,14 +148,14 @@ def match(node: Node, opset: int) -> Match | str | None:
 
 def _unsuitable(found: Restored, *, weight: bool) -> str:
     """Return why an input cannot be read as integers, or nothing."""
+    if found.number != "int32" and found.zero is None:
+        return f"'{found.integers.name}' has no written zero point"
     if found.number not in BYTES and not (weight and found.number == "int32"):
         return f"'{found.integers.name}' is {found.number or 'of unknown type'}"
     if found.scale is None or found.block:
         return f"'{found.integers.name}' has scales per block, or none that is constant"
     if not weight and found.scale.size != 1:
         return f"'{found.integers.name}' has several scales"
-    if found.number != "int32" and found.zero is None:
-        return f"'{found.integers.name}' has no written zero point"
     return ""
 
 
@@ -215,7 +215,16 @@ def write(rw: Rewriter, node: Node, found: Match) -> None:
         attrs = {"axis": -1, **attrs, "opset": 13}
     last = node if found.rounding is None else found.rounding
     like = last.outputs[0]
-    made: Variable = rw.op(form.op, inputs, attrs=attrs, domain=form.domain, near=last, like=like, origin=(node,))
+    made: Variable = rw.op(
+        form.op,
+        inputs,
+        attrs=attrs,
+        domain=form.domain,
+        near=last,
+        like=like,
+        name=node.name or node.op,
+        origin=(node,),
+    )
     if found.rounding is not None:
         zero = constant_value(found.rounding.inputs[2])
         assert zero is not None

@@ -43,14 +43,14 @@ def rules(found: Model, target: str = "ort-cpu") -> set[str]:
     return {each.rule for each in validate(found, find_target(target))}
 
 
-def image(body: str, opset: int = 17, **weights: np.ndarray[Any, Any]) -> Model:
+def image(body: str, opset: int = 17, **weights: Any) -> Model:
     """Return a model of an image x, its rounded form xq and restored form xd, and a restored weight wd."""
     head = "xq = QuantizeLinear(x, s, z9) xd = DequantizeLinear(xq, s, z9) wd = DequantizeLinear(w, ws, i0) "
-    given = {"w": integers(8, 8, 1, 1), **weights}
+    given: dict[str, Any] = {"w": integers(8, 8, 1, 1), **weights}
     return model(head + body, "float[1, 8, 8, 8] x", "float[1, 8, p, q] y", given, opset)
 
 
-def matrices(body: str, rows: str = "b", **weights: np.ndarray[Any, Any]) -> Model:
+def matrices(body: str, rows: str = "b", **weights: Any) -> Model:
     """Return a model of rows x, their restored form xd, and weights."""
     head = "xq = QuantizeLinear(x, s, z9) xd = DequantizeLinear(xq, s, z9) "
     return model(head + body, f"float[{rows}, 32] x", "float[p, q] y", weights)
@@ -91,7 +91,11 @@ def test_shared_signed_rounding_fuses_where_the_runtime_keeps_signed_activations
 @pytest.mark.parametrize("outputs", [32, 24])
 def test_scales_along_the_inputs_of_a_matrix_are_wrong_numbers_or_no_numbers(outputs: int) -> None:
     weight, rng = integers(32, outputs), np.random.default_rng(1)
-    given = {"w": weight, "steps": rng.uniform(0.001, 0.05, 32).astype(np.float32), "zeros": np.zeros(32, np.int8)}
+    given: dict[str, Any] = {
+        "w": weight,
+        "steps": rng.uniform(0.001, 0.05, 32).astype(np.float32),
+        "zeros": np.zeros(32, np.int8),
+    }
     body = "wd = DequantizeLinear<axis = 0>(w, steps, zeros) c = MatMul(xd, wd)" + END
     trap = matrices(body, **given)
     broken = {each.rule: each for each in validate(trap, find_target("ort-cpu"))}
@@ -125,9 +129,9 @@ def test_scales_along_the_inputs_of_a_matrix_are_wrong_numbers_or_no_numbers(out
     ],
 )
 def test_activation_before_rounding_fuses_where_the_grid_ends_with_it(activation: str, zero: str, fuses: bool) -> None:
-    bounds = {"lo": np.float32(0), "hi": np.float32(6), "wide": np.float32(255 * 0.05)}
+    bounds: dict[str, Any] = {"lo": np.float32(0), "hi": np.float32(6), "wide": np.float32(255 * 0.05)}
     body = f"c = Conv(xd, wd) {activation} q = QuantizeLinear(r, s, {zero}) y = DequantizeLinear(q, s, {zero})"
-    found = image(body, **{name: np.asarray(each) for name, each in bounds.items()})
+    found = image(body, 17, **{name: np.asarray(each) for name, each in bounds.items()})
     assert audit(found, compare=False).integer.get("QLinearConv", 0) == int(fuses)
     assert rules(found) == (set() if fuses else {"cut-off"})
 
@@ -137,7 +141,7 @@ def test_zero_points_must_be_written_out() -> None:
         "p = Reshape(xd, shape) c = Identity(p) q = QuantizeLinear(c, s) r = DequantizeLinear(q, s) "
         "y = Reshape(r, back)"
     )
-    shapes = {"shape": np.array([1, 8, 64]), "back": np.array([1, 8, 8, 8])}
+    shapes: dict[str, Any] = {"shape": np.array([1, 8, 64]), "back": np.array([1, 8, 8, 8])}
     assert "written-zero" in rules(image(body, **shapes))
     assert "written-zero" not in rules(
         image(body.replace("(c, s)", "(c, s, z)").replace("(q, s)", "(q, s, z)"), **shapes)
@@ -222,7 +226,7 @@ def test_dynamic_rounding_of_one_tensor_is_merged_by_the_runtime_and_its_readers
 
 @pytest.mark.parametrize("rows", ["4", "b"])
 def test_float_bias_behind_a_matrix_makes_a_float_gemm_where_sizes_are_known(rows: str) -> None:
-    given = {"w": integers(32, 16), "b": np.ones(16, np.float32), "bi": np.full(16, 2000, np.int32)}
+    given: dict[str, Any] = {"w": integers(32, 16), "b": np.ones(16, np.float32), "bi": np.full(16, 2000, np.int32)}
     head = "wd = DequantizeLinear(w, ws, i0) p = MatMul(xd, wd) "
     trap = matrices(head + "y = Add(p, b)", rows, **given)
     right = matrices(head + "bd = DequantizeLinear(bi, bs) y = Add(p, bd)", rows, **given)
@@ -233,7 +237,7 @@ def test_float_bias_behind_a_matrix_makes_a_float_gemm_where_sizes_are_known(row
 
 
 def test_table_that_is_restored_before_the_lookup_is_restored_whole() -> None:
-    given = {"t": integers(512, 32)}
+    given: dict[str, Any] = {"t": integers(512, 32)}
     trap = model("d = DequantizeLinear(t, ws, i0) y = Gather(d, i)", "int64[n] i", "float[n, 32] y", given)
     body = "r = Gather(t, i) y = DequantizeLinear(r, ws, i0)"
     right = model(body, "int64[n] i", "float[n, 32] y", given)
@@ -245,7 +249,7 @@ def test_table_that_is_restored_before_the_lookup_is_restored_whole() -> None:
 
 
 def depthwise(*, joined: bool) -> Model:
-    given = {"w": integers(8, 8, 1, 1), "d": integers(8, 1, 3, 3)}
+    given: dict[str, Any] = {"w": integers(8, 8, 1, 1), "d": integers(8, 1, 3, 3)}
     pair = "q{0} = QuantizeLinear({1}, s, z9) d{0} = DequantizeLinear(q{0}, s, z9) "
     body = "dd = DequantizeLinear(d, ws, i0) "
     if joined:
@@ -289,7 +293,11 @@ def test_float_weight_between_pairs_is_rounded_by_the_runtime_with_one_scale() -
 
 
 def test_weight_zero_points_other_than_zero_are_named() -> None:
-    given = {"v": integers(8, 8, 1, 1), "vs": np.full(8, 0.01, np.float32), "vz": np.arange(8, dtype=np.int8)}
+    given: dict[str, Any] = {
+        "v": integers(8, 8, 1, 1),
+        "vs": np.full(8, 0.01, np.float32),
+        "vz": np.arange(8, dtype=np.int8),
+    }
     found = image("vd = DequantizeLinear<axis = 0>(v, vs, vz) c = Conv(xd, vd)" + END, **given)
     assert rules(found) == {"weight-zeros"}
     given["vz"] = np.zeros(8, np.int8)
@@ -326,7 +334,7 @@ def few_bits(level: int | None, bits: int = 2) -> Model:
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 32), ("y", 16))
     ]
-    given = {"w": integers(16, 1, 4 * bits, kind=np.uint8), "s": np.full(16, 0.1, np.float32)}
+    given: dict[str, Any] = {"w": integers(16, 1, 4 * bits, kind=np.uint8), "s": np.full(16, 0.1, np.float32)}
     constants = [numpy_helper.from_array(each, name) for name, each in given.items()]
     graph = helper.make_graph([node], "g", ends[:1], ends[1:], constants)
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
@@ -348,7 +356,7 @@ def test_blocks_lie_along_the_inputs_of_the_matrix_itself(axis: int, turned: boo
     scales = np.full((2, 32) if axis == 0 else (size[0], size[1] // 32), 0.01, np.float32)
     body = f"d = DequantizeLinear<axis = {axis}, block_size = 32>(w, steps) "
     body += "t = Transpose<perm = [1, 0]>(d) y = MatMul(x, t)" if turned else "y = MatMul(x, d)"
-    given = {"w": integers(*size), "steps": scales}
+    given: dict[str, Any] = {"w": integers(*size), "steps": scales}
     found = model(body, "float[n, 64] x", "float[n, 32] y", given, opset=21)
     assert rules(found) == ({rule} if rule else set())
     fused = audit(found, compare=False).integer.get("MatMulNBits", 0)
