@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from graphopt.rewrite import Recipe
     from graphopt.rewrite.verification import Level
     from graphopt.runtime.feeds import Source
 
@@ -56,11 +57,7 @@ def collect_statistics(
     """
     tell = progress or _silent
     tell("preparing", 0, 2)
-    source = in_order(model if isinstance(model, Model) else read_model(model))
-    feeds = Feeds.open(data, input_specs(source))
-    prepared = source.copy()
-    PassManager(load_recipe("default").create(), verify=verify, seed=seed).run(prepared)
-    prepared.sort()
+    source, prepared, feeds = _prepared(model, data, load_recipe("default"), verify, seed)
     tell("collecting", 1, 2)
     wanted = len(feeds) if samples is None else samples
     return LayerStatistics.collect(
@@ -97,15 +94,25 @@ def calibrate(
     """
     tell = progress or _silent
     tell("preparing", 0, 2)
-    source = in_order(model if isinstance(model, Model) else read_model(model))
-    feeds = Feeds.open(data, input_specs(source))
-    prepared = source.copy()
-    # Passes that look at data meet none: when the ranges are used, the same data may not be there.
-    PassManager(load_recipe("int8").without(["insert-qdq"]).create(), verify=verify, seed=seed).run(prepared)
-    prepared.sort()
+    source, prepared, feeds = _prepared(model, data, load_recipe("int8").without(["insert-qdq"]), verify, seed)
     tell("calibrating", 1, 2)
     ranges = Ranges.observe(prepared, Facts(prepared, feeds=feeds, seed=seed))
     return CalibrationCache.of(ranges, structure_of(source), calibrator=calibrator, share=percentile)
+
+
+def _prepared(
+    model: Model | str | Path, data: Source | Feeds, recipe: Recipe, verify: Level, seed: int
+) -> tuple[Model, Model, Feeds]:
+    """Return the model, what a recipe makes of it, and the data.
+
+    Passes that look at data meet none: when the results are used, the same data may not be there.
+    """
+    source = in_order(model if isinstance(model, Model) else read_model(model))
+    feeds = Feeds.open(data, input_specs(source))
+    prepared = source.copy()
+    PassManager(recipe.create(), verify=verify, seed=seed).run(prepared)
+    prepared.sort()
+    return source, prepared, feeds
 
 
 def _silent(what: str, done: int, total: int) -> None:
