@@ -142,12 +142,14 @@ class Graph(gs.Graph):  # type: ignore[misc]
 
         Before IR version 4 every initializer had to be listed as an input and could not be replaced.
         """
+        roles = getattr(tensor, "roles", ())
+        if not roles and tensor not in self.initializer_inputs:
+            return False  # nearly every one, and it is asked for all the time
         if (self.ir_version or 4) < 4:
             return False
         if tensor in self.initializer_inputs:
             return True
-        roles = getattr(tensor, "roles", ())
-        return bool(roles) and any(role == "input" and graph is self for role, graph in roles)
+        return any(role == "input" and graph is self for role, graph in roles)
 
     def subgraphs(self, recursive: bool = False) -> Iterator[Graph]:
         """Yield the graphs in the attributes of the nodes; with ``recursive`` those inside them too."""

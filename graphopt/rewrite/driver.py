@@ -383,7 +383,7 @@ class _WorkList:
             waiting.clear()
             if nodes:
                 index = next(index for index, rule in self.rules if rule is batch)
-                return index, batch, sorted(nodes, key=position)
+                return index, batch, in_position(nodes)
         return None
 
     def push_around(self, touched: Iterable[Node]) -> None:
@@ -393,11 +393,7 @@ class _WorkList:
             touched: Nodes that it created or rewired, or that lost users.
         """
         alive = [node for node in touched if in_model(node)]
-        if len(alive) > 1:
-            graph = alive[0].graph
-            within = all(node.graph is graph for node in alive)
-            alive.sort(key=graph.nodes.label if within and graph is not None else position)
-        for node in alive:
+        for node in in_position(alive):
             self.push(node)
             self.deferred[node] = None
             for user in self._users(node):
@@ -432,12 +428,25 @@ class _WorkList:
             if len(tensor.outputs) > HUB:
                 self.hubs[tensor] = None
             else:
-                found.extend(tensor.outputs)
+                found += tensor.outputs[:]
         return found
 
 
 def _producers(node: Node) -> list[Node]:
     return [made for made in map(producer, node.inputs) if made is not None]
+
+
+def in_position(nodes: Iterable[Node]) -> list[Node]:
+    """Return nodes of a model in the order in which they stand in it; see `position`."""
+    found = list(nodes)
+    if len(found) < 2:
+        return found
+    graph = found[0].graph
+    if graph is None or len({node.graph for node in found}) > 1:
+        found.sort(key=position)
+    else:
+        found.sort(key=graph.nodes.label)  # nearly always: there is no need to say which graph
+    return found
 
 
 def position(node: Node) -> tuple[str | int, ...]:

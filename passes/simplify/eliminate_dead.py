@@ -52,18 +52,21 @@ class EliminateDead(RulePass):
         def is_kept(node: Node) -> bool:
             return self.keep_unknown and _is_unknown(node, model)
 
+        def dead(node: Node) -> Patch | None:
+            for tensor in node.outputs:  # a loop: this is asked at every visit
+                if tensor.outputs or tensor.roles:
+                    return None
+            return _dead_node(node, is_kept)
+
         leftovers = _Leftovers(model)
         return [
-            Rule((EVERY,), lambda node: _dead_node(node, is_kept), depth=0, domain=EVERY, below=1),
+            Rule((EVERY,), dead, depth=0, domain=EVERY, below=1),
             Batch((EVERY,), leftovers.wants, leftovers.sweep, domain=EVERY),
         ]
 
 
 def _dead_node(node: Node, is_kept: Callable[[Node], bool]) -> Patch | None:
-    """Return the removal of a node nobody reads, with all that was computed for it alone."""
-    for tensor in node.outputs:  # a loop: this is asked at every visit
-        if tensor.outputs or tensor.roles:
-            return None
+    """Return the removal of a node, which nobody reads, with all that was computed for it alone."""
     if _is_held(node, is_kept):
         return None
     dead = {node: None}

@@ -87,11 +87,12 @@ def is_constant(tensor: Tensor) -> bool:
 
 def is_constant_node(node: Node) -> bool:
     """Whether a node is a Constant whose value is written in it."""
-    return (
-        node.op == "Constant"
-        and node.domain in DEFAULT_DOMAINS
-        and not any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values())
-    )
+    if node.op != "Constant" or node.domain not in DEFAULT_DOMAINS:
+        return False
+    for value in node.attrs.values():  # noqa: SIM110 - a generator costs more than its work
+        if isinstance(value, gs.Node.AttributeRef):
+            return False
+    return True
 
 
 def is_op(node: Node | None, *names: str) -> bool:

@@ -13,7 +13,7 @@ from graphopt.passes.simplify.folding import packed
 from graphopt.passes.simplify.folding.sizes import output_sizes
 from graphopt.passes.simplify.look import INTEGERS
 from graphopt.passes.simplify.purity import is_constant, is_constant_node, why_impure
-from graphopt.rewrite.driver import position
+from graphopt.rewrite.driver import in_position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -94,7 +94,7 @@ class Plan:
                     stack.extend(reversed([reader for tensor in node.outputs for reader in tensor.outputs]))
                 elif node in self.skips:
                     seen.add(node)
-        self.folded = {node: self.folded[node] for node in sorted(self.folded, key=position)}
+        self.folded = {node: self.folded[node] for node in in_position(self.folded)}
         for index, candidate in enumerate(self.folded.values()):
             candidate.index = index
         queue = deque(candidate for candidate in self.folded.values() if candidate.size > self.limit)

@@ -204,7 +204,7 @@ def _changed(
         wanted = layer.output_frame.channels
         if bias.size > wanted:
             return f"the bias of {layer.label} would have {bias.size} elements for {wanted} channels"
-        if layer.node.op in {"Conv", "ConvTranspose"}:
+        if layer.node.op in {"Conv", "ConvTranspose"} and bias.shape != (wanted,):
             bias = np.broadcast_to(bias, (wanted,))
         with np.errstate(over="ignore", invalid="ignore"):
             rounded_bias = bias.astype(weight.dtype)

@@ -33,12 +33,14 @@ class Norm:
         frame: Where its channels are.
         scale: What it multiplies by, one number per channel; float64.
         bias: What it adds then.
+        moments: Of a BatchNormalization the mean and the variance plus epsilon; float64.
     """
 
     node: Node
     frame: Frame
     scale: Array
     bias: Array
+    moments: tuple[Array, Array] | None = None
 
     @property
     def label(self) -> str:
@@ -51,7 +53,8 @@ class Norm:
 
     def preceded(self, affine: Affine) -> tuple[Array, Array] | str:
         """Return the scale and bias of a BatchNormalization that works on scale * x + shift, else the reason."""
-        mean, spread = statistics(self.node)
+        assert self.moments is not None
+        mean, spread = self.moments
         gain = self.scale / np.sqrt(spread)
         return self._rounded(self.scale * affine.scale, self.bias + (mean * (affine.scale - 1) + affine.shift) * gain)
 
@@ -105,34 +108,31 @@ def norm_of(node: Node, types: Types) -> Norm | str:
         )
     values = [constant_value(tensor) for tensor in given]
     arrays = [value for value in values if value is not None]
-    if len(arrays) < len(values) or any(value.ndim != 1 or value.shape != arrays[0].shape for value in arrays):
+    if len(arrays) < len(values) or arrays[0].ndim != 1 or len({value.shape for value in arrays}) > 1:
         return "its parameters are not vectors of one length"
-    if any(value.dtype != arrays[0].dtype for value in arrays) or not is_float(arrays[0].dtype):
+    if len({value.dtype for value in arrays}) > 1 or not is_float(arrays[0].dtype):
         return "its parameters are not floats of one type"
-    wide = [np.asarray(value, dtype=np.float64) for value in arrays]
+    wide = [np.asarray(value, dtype=np.float64) for value in arrays[:2]]
+    moments: tuple[Array, Array] | None = None
     if node.op == "LayerNormalization":
         axis = int(node.attrs.get("axis", -1))
         if axis not in {-1, rank - 1}:
             return "its parameters span several axes"
         frame = Frame(rank, 0, wide[0].size)
     else:
-        if node.op == "BatchNormalization" and not (statistics(node)[1] > 0).all():
-            return "its variance plus epsilon is not positive in every channel"
+        if node.op == "BatchNormalization":
+            epsilon = float(np.float32(node.attrs.get("epsilon", 1e-5)))  # an attribute is a float32
+            moments = arrays[2].astype(np.float64), arrays[3].astype(np.float64) + epsilon
+            if not (moments[1] > 0).all():
+                return "its variance plus epsilon is not positive in every channel"
         frame = Frame(rank, rank - 2, wide[0].size)
-    return Norm(node, frame, wide[0], wide[1] if len(wide) > 1 else np.zeros_like(wide[0]))
-
-
-def statistics(norm: Node) -> tuple[Array, Array]:
-    """Return the mean and the variance plus epsilon of a BatchNormalization with constant parameters."""
-    mean, variance = constant_value(norm.inputs[3]), constant_value(norm.inputs[4])
-    assert mean is not None and variance is not None  # noqa: PT018 - the caller saw that they are constant
-    epsilon = float(np.float32(norm.attrs.get("epsilon", 1e-5)))  # an attribute is a float32
-    return mean.astype(np.float64), variance.astype(np.float64) + epsilon
+    return Norm(node, frame, wide[0], wide[1] if len(wide) > 1 else np.zeros_like(wide[0]), moments)
 
 
 def as_affine(norm: Norm) -> Affine:
     """Return what a BatchNormalization does to its input."""
-    mean, spread = statistics(norm.node)
+    assert norm.moments is not None
+    mean, spread = norm.moments
     factor = norm.scale / np.sqrt(spread)
     return Affine(factor, norm.bias - mean * factor)
 
