@@ -26,7 +26,8 @@ class Result:
         fallback: The same on standard operators only, where the result uses custom operators; else None.
         report: Everything that was measured, done and left alone.
         recipe: What ran, complete: running it again without a guard gives the same model.
-        met: False when the result loses more than the budget.
+        met: False when the result loses more than the budget, or ``unmet`` says more.
+        unmet: Sentences on budgets of time and bytes that the result exceeds.
     """
 
     model: Model
@@ -34,6 +35,7 @@ class Result:
     report: Report
     recipe: Recipe
     met: bool
+    unmet: tuple[str, ...] = ()
 
     def save(self, directory: str | Path, *, force: bool = False, keep: bool = False) -> None:
         """Write the bundle folder, whole or not at all.
@@ -75,6 +77,12 @@ class Result:
     def _refuse_unmet(self, keep: bool) -> None:
         if self.met or keep:
             return
+        if self.unmet:
+            raise BudgetError(
+                " ".join(self.unmet),
+                must="A budget has to be met before anything is written",
+                do="Allow more, or write it all the same with --keep",
+            )
         quality = self.report.quality
         assert quality is not None
         raise BudgetError(

@@ -13,7 +13,7 @@ from graphopt.errors import BudgetError, OutputExistsError, WriteError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from graphopt.cli.parser import Parser
     from graphopt.graph import Model
@@ -81,6 +81,7 @@ def run_job(
     model: Model | None = None,
     measure: bool | None = None,
     stop_after: int | None = None,
+    compiler: Callable[..., Result] | None = None,
 ) -> int:
     """Compile the model of the arguments, print its report, and write the output.
 
@@ -94,6 +95,7 @@ def run_job(
         model: The model, where it is not the file of the arguments as it stands.
         measure: Whether the models are run; see `pipeline.compile`.
         stop_after: Stop after this many patches.
+        compiler: What is called in place of `pipeline.compile`, with the same arguments.
 
     Returns:
         The exit status: 0, or 4 when the budget was not met.
@@ -108,7 +110,7 @@ def run_job(
     output = Path(arguments.output)
     refuse_output(output, kind=kind, force=arguments.force)
     with progress_bar(quiet=arguments.quiet) as progress:
-        result = pipeline.compile(
+        result = (compiler or pipeline.compile)(
             arguments.model if model is None else model,
             recipe=recipe,
             data=getattr(arguments, "data", None),
@@ -191,6 +193,9 @@ def _unmet(result: Result, *, written: bool) -> str:
     from graphopt.report.summary import budget_line
 
     quality = result.report.quality
+    if result.unmet:
+        kept = "" if written else " Nothing was written; --keep writes it all the same."
+        return f"{BudgetError.code} {' '.join(result.unmet)}{kept}"
     line = budget_line(quality) if quality is not None else "The budget is not met."
     kept = "" if written else " Nothing was written; --keep writes it all the same."
     return f"{BudgetError.code} {line}{kept}"

@@ -8,6 +8,7 @@ from graphopt.cli.calibrate import add_cache, add_calibrator, range_options
 from graphopt.cli.choices import offered, require
 from graphopt.cli.form import add_form, form_options, opset_of, with_form
 from graphopt.cli.job import add_judging, add_model, add_statistics, add_target, run_job
+from graphopt.cli.mixed import add_budgets, has_budgets, run_mixed
 from graphopt.cli.quantized_input import add_requantize, for_quantized_input
 from graphopt.cli.storage import add_storage, with_storage
 from graphopt.errors import UsageError
@@ -66,6 +67,7 @@ def configure(parser: Parser) -> None:
     add_calibrator(parser)
     add_cache(parser)
     add_requantize(parser)
+    add_budgets(parser)
     add_target(parser)
     add_form(parser)
     add_storage(parser)
@@ -73,12 +75,15 @@ def configure(parser: Parser) -> None:
     add_judging(parser)
     parser.epilog = (
         "examples:\n  graphopt quantize model.onnx -o int8.onnx --data feeds.npz\n"
-        "  graphopt quantize model.onnx -o int4.onnx --weights int4 --data feeds.npz"
+        "  graphopt quantize model.onnx -o int4.onnx --weights int4 --data feeds.npz\n"
+        "  graphopt quantize model.onnx -o mixed.onnx --budget-latency 0.6x --data feeds.npz"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantize, print the report, write the model."""
+    if has_budgets(arguments):
+        return run_mixed(arguments)
     weights = _weights(arguments)
     options = {**range_options(arguments), **form_options(arguments)}
     if weights in FLOATS:

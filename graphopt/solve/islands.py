@@ -30,8 +30,11 @@ OUTSIDE = -1
 CAPACITY_STEPS = 10**12
 """Costs become whole numbers, this many for their sum: sums of floats could make a flow that never ends."""
 
-PRICE_STEPS = 60
-"""Bisection steps of a price."""
+PRICE_STEPS, FIRST_PRICE, PRICE_FACTOR = 40, 1e-3, 4.0
+"""Steps in which prices rise, the first one above nothing, and by how much each grows."""
+
+FALL_STEPS = 24
+"""Bisection steps in which a price falls again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,47 +213,46 @@ def divide_within(problem: Islands, goal: str, budgets: dict[str, float]) -> Div
         goal: What is to be small: ``seconds``, ``damage`` or ``size``.
         budgets: Largest amount of each of the others that is limited.
 
-    The prices of the limited amounts rise together, each in units of its own budget, until all budgets hold; then
-    single nodes take options that lower the goal while the budgets last. For one budget the result is optimal where it
-    lies on the convex hull of what can be had, else as good as the next point of the hull, at least.
+    The price of what is over its budget rises until all budgets hold; then each price in turn falls as far as they
+    still do, and single nodes take options that lower the goal while the budgets last. For one budget the result is
+    optimal where it lies on the convex hull of what can be had, else as good as the next point of the hull, at least.
+    For several it is as good as these prices come: it may miss a choice that fits.
 
-    Cost: `PRICE_STEPS` minimum cuts, at most.
+    Cost: `PRICE_STEPS` minimum cuts and `FALL_STEPS` for each budget, at most.
     Source: Everett 1963; Shoham and Gersho 1988, IEEE Trans. ASSP 36(9), section III.
     """
-    free = divide(problem, _priced(problem, goal, budgets, 0.0))
-    if _fits(free, budgets):
-        return _spent(problem, free, goal, budgets)
-    found: Division | None = None
-    low, high = 0.0, 1.0
+    prices = dict.fromkeys(budgets, 0.0)
+    found = divide(problem, _priced(problem, goal, prices))
     for _ in range(PRICE_STEPS):
-        tried = divide(problem, _priced(problem, goal, budgets, high))
-        if _fits(tried, budgets):
-            found = tried
+        if _fits(found, budgets):
             break
-        low, high = high, high * 4.0
-    if found is None:
+        for what, budget in budgets.items():
+            if found.amount(what) > budget:
+                prices[what] = max(FIRST_PRICE, prices[what] * PRICE_FACTOR)
+        found = divide(problem, _priced(problem, goal, prices))
+    if not _fits(found, budgets):
         return None
-    for _ in range(PRICE_STEPS):
-        middle = math.sqrt(low * high) if low > 0 else high / 16.0
-        if high / max(middle, 1e-300) < 1 + 1e-6:
-            break
-        tried = divide(problem, _priced(problem, goal, budgets, middle))
-        if _fits(tried, budgets):
-            high = middle
-            if tried.amount(goal) < found.amount(goal):
-                found = tried
-        else:
-            low = middle
+    for what in budgets:
+        low, high = 0.0, prices[what]
+        for _ in range(FALL_STEPS if high else 0):
+            middle = math.sqrt(low * high) if low > 0 else high / PRICE_FACTOR
+            tried = divide(problem, _priced(problem, goal, {**prices, what: middle}))
+            if _fits(tried, budgets):
+                high = middle
+                found = tried if tried.amount(goal) < found.amount(goal) else found
+            else:
+                low = middle
+        prices[what] = high
     return _spent(problem, found, goal, budgets)
 
 
-def _priced(problem: Islands, goal: str, budgets: dict[str, float], price: float) -> Prices:
-    """Return prices in the units of what the whole problem costs at most."""
+def _priced(problem: Islands, goal: str, prices: dict[str, float]) -> Prices:
+    """Return prices for amounts in the units of what the whole problem costs at most."""
     tops = {
         what: math.fsum(max(getattr(option, what) for option in options) for options in problem.options) or 1.0
         for what in ("seconds", "damage", "size")
     }
-    paid = {what: price / tops[what] for what in budgets}
+    paid = {what: price / tops[what] for what, price in prices.items()}
     paid[goal] = paid.get(goal, 0.0) + 1.0 / tops[goal]
     if "seconds" not in paid:
         paid["seconds"] = 1e-6 / tops["seconds"]  # of equal choices the faster one

@@ -19,6 +19,7 @@ from graphopt.passes.quantize.candidates import (
 )
 from graphopt.passes.quantize.declaring import declare_pairs
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
+from graphopt.passes.quantize.evening import EvenInputs
 from graphopt.passes.quantize.grids import GridOf, ranges_of
 from graphopt.passes.quantize.integers import describe
 from graphopt.passes.quantize.static import StaticForm
@@ -79,6 +80,8 @@ class InsertQdq(Pass):
             chosen where there is a cache.
         percentile: Share of values that a range keeps, in percent, for ``percentile``.
         cache: A file that ``graphopt calibrate`` wrote: ranges are taken from there, and no data is needed.
+        even_channels: Divide inputs that are rounded at run time by a factor per channel where that lowers the error
+            expected by 3 dB or more, and multiply the weights; needs data, and one product in every run.
         correct_bias: Let biases make up for what rounding the weights adds to the mean of each output.
         embeddings: Round the tables of embeddings to int8 as well.
         keep: Names of nodes that stay float; one without a name goes by operator and first output, ``Conv -> y``.
@@ -108,6 +111,7 @@ class InsertQdq(Pass):
     calibrator: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"] = "auto"
     percentile: float = SHARE
     cache: str = ""
+    even_channels: bool = True
     correct_bias: bool = True
     embeddings: bool = True
     keep: tuple[str, ...] = ()
@@ -133,12 +137,14 @@ class InsertQdq(Pass):
         static = self.activations != "dynamic" and (facts.feeds is not None or bool(self.cache))
         dynamic = self._dynamic_layers(model, target, types, static=static)
         ranges = None
-        if static and has_weights(model, target, types, {*dynamic, *self._kept(model)}):
+        if static and (self.planned or has_weights(model, target, types, {*dynamic, *self._kept(model)})):
             try:
                 ranges = ranges_of(model, facts, self.calibrator, self.cache)
             except UnsupportedError as error:
                 yield Skip(model.graph.name or "the model", f"no range can be observed: {error.what}")
         leave = dict.fromkeys(self.keep, KEPT)
+        known = ranges_of(model, facts, self.calibrator, self.cache) if ranges is None and self.cache else ranges
+        even = EvenInputs(model, facts, dynamic if self.even_channels else (), known)
         if ranges is not None:
             kind = target.grid_kind(number, symmetric=self.symmetric)
             grids = GridOf(ranges, self.calibrator, self.percentile, kind)
@@ -157,7 +163,7 @@ class InsertQdq(Pass):
         else:
             yield from self._refuse_static(model, target, types, dynamic, leave)
         for node, why in dynamic.items():
-            yield self._dynamic_patch(node, why, per_channel=per_channel, limit=target.weights.limit)
+            yield self._dynamic_patch(node, why, even, per_channel=per_channel, limit=target.weights.limit)
         if self.embeddings and target.integer_tables:
             yield from self._tables(model, leave)
         yield from inner_refusals(model, target)
@@ -299,11 +305,14 @@ class InsertQdq(Pass):
                 found[node] = SEQUENCE
         return found
 
-    def _dynamic_patch(self, node: Node, why: str, *, per_channel: bool, limit: int) -> Patch:
+    def _dynamic_patch(self, node: Node, why: str, even: EvenInputs, *, per_channel: bool, limit: int) -> Patch:
         what = f"{describe(node, per_channel=per_channel)}, dynamic uint8 activations"
+        gain = even.gain_db(node)
+        why += f"; channels evened out, {gain:.1f} dB less error expected" if gain else ""
         record = LayerRecord(node_label(node), node.op, what, reason=why)
 
         def apply(rw: Rewriter) -> None:
+            even.apply(rw, node)
             make_dynamic(rw, node, per_channel=per_channel, limit=limit)
 
         return Patch(f"quantize {node.op} '{node_label(node)}' to {what}: {why}", (node,), apply, (record,))
