@@ -286,6 +286,8 @@ def _entry(cache: CalibrationCache, seen: TensorRange) -> dict[str, Any]:
             "sums": _packed(channels.sums),
             "squares": _packed(channels.squares),
         }
+        if channels.lows is not None and channels.highs is not None:
+            entry["channels"] |= {"lows": _packed(channels.lows), "highs": _packed(channels.highs)}
     return entry
 
 
@@ -332,10 +334,13 @@ def _channels(name: str, stored: Mapping[str, Any]) -> Channels:
     count, rows, axis = (stored[key] for key in ("count", "rows", "axis"))
     if axis not in {1, -1} or not 0 < _count(count, name, "channels") <= MOST_CHANNELS:
         raise ValueError(f"'{name}' has {count} channels along axis {axis}")
-    sums, squares = (_unpacked(stored[key], np.dtype(np.float64), count) for key in ("sums", "squares"))
-    if not (np.isfinite(sums).all() and np.isfinite(squares).all() and (squares >= 0).all()):
+    keys = ("sums", "squares", "lows", "highs") if "lows" in stored else ("sums", "squares")
+    found = [_unpacked(stored[key], np.dtype(np.float64), count) for key in keys]
+    if not all(np.isfinite(each).all() for each in found) or (found[1] < 0).any():
         raise ValueError(f"the sums of '{name}' are no sums of values and squares")
-    return Channels(axis, sums, squares, _count(rows, name, "rows"))
+    if len(found) == 4 and (found[2] > found[3]).any():
+        raise ValueError(f"channels of '{name}' have inverted ranges")
+    return Channels(axis, found[0], found[1], _count(rows, name, "rows"), *found[2:])
 
 
 def _packed(array: NDArray[Any]) -> str:

@@ -46,7 +46,7 @@ PROBED_TENSORS = 64
 
 REMEMBERED_RESULTS = 2
 
-_REMEMBERED: OrderedDict[tuple[str, int, bool], tuple[Observed, Feeds]] = OrderedDict()
+_REMEMBERED: OrderedDict[tuple[str, int, bool, tuple[str, ...]], tuple[Observed, Feeds]] = OrderedDict()
 """The last results by content of the model and identity of the data: trials of a guard start from equal copies."""
 
 
@@ -57,7 +57,9 @@ def activations(model: Model) -> list[Variable]:
     return [tensor for tensor in found if tensor.name]
 
 
-def collect_ranges(model: Model, names: Sequence[str], feeds: Feeds, *, histograms: bool = True) -> Observed:
+def collect_ranges(
+    model: Model, names: Sequence[str], feeds: Feeds, *, histograms: bool = True, samples: int = CALIBRATION_SAMPLES
+) -> Observed:
     """Run samples through a model and return what was seen of the named tensors, with the number of samples.
 
     Tensors that no run produced, or that were NaN or infinite, are missing.
@@ -65,8 +67,9 @@ def collect_ranges(model: Model, names: Sequence[str], feeds: Feeds, *, histogra
     Args:
         model: The model; it is not edited.
         names: Float32 tensors of the main graph.
-        feeds: Calibration samples; the first ``CALIBRATION_SAMPLES`` are used, spread evenly.
+        feeds: Calibration samples.
         histograms: Count values too; without them only the ends are known.
+        samples: Samples that are run at most, spread evenly.
     """
     inputs = {tensor.name for tensor in model.graph.inputs}
     produced = [name for name in names if name not in inputs]
@@ -75,7 +78,7 @@ def collect_ranges(model: Model, names: Sequence[str], feeds: Feeds, *, histogra
     ranges = {name: TensorRange(axis=axes[name]) for name in names}
     for seen in ranges.values() if not histograms else ():
         seen.histogram = None
-    chosen = feeds.take(CALIBRATION_SAMPLES)
+    chosen = feeds.take(samples)
     sizes = _sizes(runner, chosen.first(), produced)
     batch = max(1, min(BATCH, BATCH_BYTES // max(sum(sizes.values()), 1)))
     groups = _grouped({name: size * batch for name, size in sizes.items()})
@@ -87,16 +90,18 @@ def collect_ranges(model: Model, names: Sequence[str], feeds: Feeds, *, histogra
     return known, len(chosen)
 
 
-def remembered_ranges(model: Model, names: Sequence[str], feeds: Feeds, *, histograms: bool = True) -> Observed:
+def remembered_ranges(
+    model: Model, names: Sequence[str], feeds: Feeds, *, histograms: bool = True, samples: int = CALIBRATION_SAMPLES
+) -> Observed:
     """Return what `collect_ranges` does, without running an equal model on the same feeds again."""
     try:
         digest = hashlib.sha256(model.to_bytes()).hexdigest()
     except ModelTooLargeError:
-        return collect_ranges(model, names, feeds, histograms=histograms)
-    key = (digest, id(feeds), histograms)
+        return collect_ranges(model, names, feeds, histograms=histograms, samples=samples)
+    key = (digest, id(feeds), histograms, tuple(names))
     found = _REMEMBERED.get(key)
     if found is None:
-        found = _REMEMBERED[key] = (collect_ranges(model, names, feeds, histograms=histograms), feeds)
+        found = _REMEMBERED[key] = (collect_ranges(model, names, feeds, histograms=histograms, samples=samples), feeds)
         while len(_REMEMBERED) > REMEMBERED_RESULTS:
             _REMEMBERED.popitem(last=False)
     return found[0]

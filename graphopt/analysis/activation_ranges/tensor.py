@@ -34,17 +34,21 @@ class Channels:
         sums: Sum of the values, [channels].
         squares: Sum of their squares, [channels].
         rows: Values per channel.
+        lows: Smallest value of each channel, [channels]; None where channels are not the innermost axis.
+        highs: Largest value of each channel.
     """
 
     axis: int
     sums: Vector
     squares: Vector
     rows: int
+    lows: Vector | None = None
+    highs: Vector | None = None
 
     @classmethod
     def of(cls, values: NDArray[np.float32], axis: int) -> Channels:
         """Sum up values of two axes or more; sums within one row are float32, of rows float64."""
-        if axis == 1:
+        if axis == 1 and values.ndim > 2:
             parts = values.reshape(*values.shape[:2], -1)
             sums = parts.sum(axis=2).sum(axis=0, dtype=np.float64)
             squares = np.einsum("bcs,bcs->bc", parts, parts).sum(axis=0, dtype=np.float64)
@@ -52,13 +56,21 @@ class Channels:
             table = values.reshape(-1, values.shape[-1])
             sums = table.sum(axis=0, dtype=np.float64)
             squares = np.einsum("rc,rc->c", table, table).astype(np.float64)
+            ends = (table.min(axis=0).astype(np.float64), table.max(axis=0).astype(np.float64))
+            return cls(axis, sums, squares, len(table), *ends)
         return cls(axis, sums, squares, values.size // max(len(sums), 1))
 
     def merge(self, other: Channels) -> Channels | None:
         """Return the sums of both; None where they have not the same channels."""
         if (self.axis, len(self.sums)) != (other.axis, len(other.sums)):
             return None
-        return Channels(self.axis, self.sums + other.sums, self.squares + other.squares, self.rows + other.rows)
+        lows = highs = None
+        if self.lows is not None and other.lows is not None:
+            lows = np.minimum(self.lows, other.lows)
+        if self.highs is not None and other.highs is not None:
+            highs = np.maximum(self.highs, other.highs)
+        rows = self.rows + other.rows
+        return Channels(self.axis, self.sums + other.sums, self.squares + other.squares, rows, lows, highs)
 
 
 @dataclass(slots=True, eq=False)
