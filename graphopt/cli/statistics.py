@@ -140,10 +140,11 @@ def _layers(found: LayerStatistics) -> list[tuple[str, list[str], int, int, bool
     """Return of each layer its name, the tensors it reads, columns, rows seen, and whether there are matrices."""
     rows = []
     for name, tables in found.layers.items():
-        seen = [group for table in tables for group in (found.tables[table].moments or found.tables[table].squares)]
+        observed = [found.tables[table] for table in tables]
         reads = [found.forms[table][0] for table in tables]
-        count = sum(group.count for group in seen) // max(1, len(found.tables[tables[0]].moments) or 1)
-        rows.append((name, reads, len(found.norms[name]), count, bool(found.tables[tables[0]].moments)))
+        # every group of a tensor sees as many rows
+        count = sum(max((group.count for group in (each.moments or each.squares)), default=0) for each in observed)
+        rows.append((name, reads, len(found.norms[name]), count, all(each.moments for each in observed)))
     return rows
 
 

@@ -217,7 +217,7 @@ class LayerwisePass(Pass):
         sweep = Sweep(model, dense, batches, -(-self.rows // max(1, count)), facts.seed, known, count - 1)
         stops: list[Stop] = []
         for found in find_stops(model, dense, self.layers(model), observed=observed, strict=self.repairs):
-            stop = found if isinstance(found, Refusal) else _checked(found, sweep)
+            stop = found if isinstance(found, Refusal) else _checked(found, sweep, takes_wide=self.takes_wide)
             if isinstance(stop, Refusal):
                 yield Skip(stop.node, stop.reason)
             elif stop.reading is None and not self.data_free:
@@ -280,10 +280,13 @@ class LayerwisePass(Pass):
         return Patch(f"{self.name} {node.op} '{node_label(node)}': {what}", layer.nodes, apply, records)
 
 
-def _checked(stop: Stop, sweep: Sweep) -> Stop:
-    """Return the stop, as one that cannot be observed where statistics are known but do not hold for it."""
+def _checked(stop: Stop, sweep: Sweep, *, takes_wide: bool) -> Stop:
+    """Return the stop, as one that cannot be observed where statistics are known but do not do for it."""
     found = None if stop.reading is None else sweep.known_of(stop)
-    return replace(stop, at="", readings=(), ahead=(), unobserved=found) if isinstance(found, str) else stop
+    if found is None or (not isinstance(found, str) and (found.moments or takes_wide)):
+        return stop
+    reason = found if isinstance(found, str) else "of what it reads the collected statistics hold mean squares only"
+    return replace(stop, at="", readings=(), ahead=(), unobserved=reason)
 
 
 def _accepted(problem: Problem, solution: Solution) -> list[Rows]:

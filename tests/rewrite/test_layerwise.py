@@ -21,6 +21,7 @@ from graphopt.analysis.layer_statistics import (
     find_layers,
     reading,
     segments,
+    statistics,
     stream,
 )
 from graphopt.graph import Constant, Rewriter, constant_value, read_model
@@ -154,11 +155,11 @@ def test_each_layer_sees_what_was_done_to_those_before_it() -> None:
     doubled = x @ (2 * weight)
     mean = (x @ weight + bias)[~judged].mean(axis=0)
     changed = np.maximum(doubled - doubled[~judged].mean(axis=0) + mean, 0)
-    for statistics, chosen in ((given, ~judged), (second.judge[0], judged)):
+    for part, chosen in ((given, ~judged), (second.judge[0], judged)):
         count = chosen.sum()
-        np.testing.assert_allclose(statistics.outer, dense[chosen].T @ dense[chosen] / count, rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(statistics.inner, changed[chosen].T @ changed[chosen] / count, rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(statistics.cross, dense[chosen].T @ changed[chosen] / count, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(part.outer, dense[chosen].T @ dense[chosen] / count, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(part.inner, changed[chosen].T @ changed[chosen] / count, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(part.cross, dense[chosen].T @ changed[chosen] / count, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(second.squares[0], np.diag(given.inner))
 
 
@@ -387,6 +388,20 @@ def test_collected_statistics_outlive_what_passes_change_but_not_other_channels(
     outcome = PassManager([Change(by=np.negative)]).run(moved, facts=facts)
     assert [problem.stop.key for problem in SEEN] == ["y"]
     assert "seen beside other weights" in outcome.records[0].skips[0][1]
+
+
+def test_layers_of_which_only_mean_squares_were_collected_come_to_passes_that_take_those(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = parsed(CHAIN)
+    monkeypatch.setattr(statistics, "MATRIX_BYTES", 8 * 4 * 4)
+    facts = Facts(model)
+    facts.record(CollectedStatistics(LayerStatistics.collect(model, feeds_of(model))))
+    outcome = PassManager([Change(by=np.negative)]).run(model, facts=facts)
+    assert [problem.stop.key for problem in SEEN] == ["h"]
+    assert outcome.records[0].skips[0][1] == "of what it reads the collected statistics hold mean squares only"
+    outcome = PassManager([PruneWanda(protect_ends=False)]).run(model, facts=facts)
+    assert "by the mean squares of its inputs" in outcome.records[0].layers[1].what
 
 
 def test_a_pass_that_has_to_run_the_model_needs_data_beside_statistics() -> None:
