@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PASS = "insert-qdq"
 MAX_DROP = 1.0
-"""Budget where data is given and the user names none, in percentage points; the same as that of the preset int8."""
+"""Budget of weights of 4 to 7 bits where data is given and the user names none, in percentage points."""
 FEW_BITS_MAX_DROP = 3.0
 """The same for weights of less than 4 bits."""
 INTEGERS = {"int8": 8, "int6": 6, "int4": 4, "int3": 3, "int2": 2}
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe: dict[str, Any] = {
         "name": "quantize",
         "description": f"Weights in {weights}.",
-        "budget": {"max_drop": FEW_BITS_MAX_DROP if _is_coarse(weights) else MAX_DROP},
+        "budget": _budget(weights),
         "imports": ["default"],
         "passes": with_storage(arguments, with_form(arguments, passes)),
     }
@@ -148,6 +148,15 @@ def _allocation(arguments: argparse.Namespace, weights: str) -> dict[str, Any]:
     if chosen == "kl" and arguments.data is None:
         raise UsageError("what layers cost is measured on data", where="--allocation", do="Give --data FEEDS")
     return {"allocation": chosen}
+
+
+def _budget(weights: str) -> dict[str, float]:
+    """Return what may be lost where the user names no limit; int8 by the word of its preset."""
+    from graphopt.rewrite import load_recipe
+
+    if weights == "int8":
+        return load_recipe("int8").budget.model_dump(exclude_none=True)
+    return {"max_drop": FEW_BITS_MAX_DROP if _is_coarse(weights) else MAX_DROP}
 
 
 def _needs_two_bits(weights: str) -> bool:
