@@ -283,26 +283,36 @@ class _Reader:
         scopes: list[_Scope],
     ) -> None:
         held = list(protos)  # each look into the message makes its objects anew
-        made = [self._outputs(proto, local, infos, graph) for proto in held]
+        made_by = [self._outputs(proto, local, infos, graph) for proto in held]
         inner = [*scopes, local]
         nodes = []
-        for proto, outputs in zip(held, made, strict=True):
+        find, append = local.get, list.append
+        for proto, outputs in zip(held, made_by, strict=True):
             node = Node.__new__(Node)
             op, label = proto.op_type, proto.name
             if not isinstance(op, str) or not isinstance(label, str):
                 op, label = _text(op, graph.name), _text(label, graph.name)
-            inputs = []
+            # the edges of both sides at once, without the hooks that keep them the same
+            inputs, produced = Edges.__new__(Edges), Edges.__new__(Edges)
+            inputs.owner = produced.owner = node
+            inputs.field, produced.field = "outputs", "inputs"
             for name in proto.input:
-                tensor = local.get(name) if name else Variable("")
-                inputs.append(self._resolve(name, inner, proto, graph) if tensor is None else tensor)
+                tensor = find(name) if name else Variable("")
+                if tensor is None:
+                    tensor = self._resolve(name, inner, proto, graph)
+                append(inputs, tensor)
+                append(tensor.outputs, node)
+            for made in outputs:
+                append(produced, made)
+                append(made.inputs, node)
             give_node_fields(
                 node,
                 {
                     "op": op,
                     "name": label,
                     "domain": _text(proto.domain, graph.name) if proto.HasField("domain") else None,
-                    "inputs": _edges(node, "outputs", inputs),
-                    "outputs": _edges(node, "inputs", outputs),
+                    "inputs": inputs,
+                    "outputs": produced,
                     "graph": graph,
                     "_attrs": None,
                     "carried": proto,
@@ -376,16 +386,6 @@ class _Reader:
             else:
                 values[attribute.name] = attributes.decode(attribute, self._constant)
         node.__dict__["_attrs"] = values
-
-
-def _edges(node: Node, field: str, tensors: Sequence[Tensor]) -> Any:
-    edges = Edges.__new__(Edges)
-    list.extend(edges, tensors)
-    edges.owner = node
-    edges.field = field
-    for tensor in tensors:
-        list.append(getattr(tensor, field), node)
-    return edges
 
 
 def _text(value: Any, where: str) -> str:

@@ -84,11 +84,22 @@ class Variable(_Identity, gs.Variable):  # type: ignore[misc]
     @classmethod
     def read(cls, name: str, carried: onnx.ValueInfoProto | None) -> Variable:
         """Return a variable whose type is decoded from ``carried`` when it is first asked for."""
-        variable = cls(name)
-        if carried is not None:
-            fields = variable.__dict__
-            fields["carried"] = carried
-            fields["_known"] = False
+        variable = cls.__new__(cls)
+        makers, readers = new_uses(variable)
+        give_tensor_fields(
+            variable,
+            {
+                "name": name,
+                "inputs": makers,
+                "outputs": readers,
+                "roles": (),
+                "carried": carried,
+                "_known": carried is None,
+                "_dtype": None,
+                "_shape": None,
+                "_type": "tensor_type",
+            },
+        )
         return variable
 
     @staticmethod

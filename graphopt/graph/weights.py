@@ -164,7 +164,9 @@ class ProtoWeight(Weight):
     __slots__ = ("proto",)
 
     def __init__(self, tensor: TensorProto) -> None:
-        super().__init__(tensor.data_type, check_dims(tensor.dims, tensor.name))
+        self.onnx_dtype = tensor.data_type
+        self.shape = check_dims(tensor.dims, tensor.name)
+        self._cached = None
         self.proto = tensor
         self._check()
 
