@@ -127,7 +127,8 @@ class LayerwisePass(Pass):
     """A pass that solves one layer after the other; subclasses define `solve`.
 
     `CollectedStatistics` that are recorded take the place of data: every layer is solved on what it read in the dense
-    model (x is z), and judged on the same samples. Data that is given too serves what has to run the model.
+    model (x is z), and judged on the same samples. Data that is given too serves what has to run the model, and layers
+    for which the statistics do not hold.
 
     Attributes:
         samples: Calibration samples that are run at most.
@@ -281,8 +282,8 @@ class LayerwisePass(Pass):
 
 
 def _checked(stop: Stop, sweep: Sweep, *, takes_wide: bool) -> Stop:
-    """Return the stop, as one that cannot be observed where statistics are known but do not do for it."""
-    found = None if stop.reading is None else sweep.known_of(stop)
+    """Return the stop, as one that cannot be observed where there are statistics alone that do not do for it."""
+    found = None if stop.reading is None or sweep.batches else sweep.known_of(stop)
     if found is None or (not isinstance(found, str) and (found.moments or takes_wide)):
         return stop
     reason = found if isinstance(found, str) else "of what it reads the collected statistics hold mean squares only"

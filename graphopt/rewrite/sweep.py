@@ -29,7 +29,8 @@ class Sweep:
         batches: Complete feeds; none where there is no data.
         rows: Rows of input per batch and layer.
         seed: Decides which.
-        known: Statistics that were collected before: layers are solved on them, whether there is data or not.
+        known: Statistics that were collected before: layers for which they hold are solved on them, the others on the
+            data, where there is any.
         last: Number of the last batch.
     """
 
@@ -46,15 +47,15 @@ class Sweep:
 
         Memory holds the sums of all of them at once; `observed` bounds it. Layers that cannot be observed are missing.
         """
-        readings = [each for stop in stops for each in (*stop.readings, *stop.ahead)]
-        if self.known is not None:
-            return {stop.key: sums for stop in stops if (sums := self._known(stop)) is not None}
+        known = {stop.key: sums for stop in stops if (sums := self._known(stop)) is not None}
+        rest = [stop for stop in stops if stop.key not in known]
+        readings = [each for stop in rest for each in (*stop.readings, *stop.ahead)]
         if not readings or not self.batches:
-            return {}
+            return known
         names = list(dict.fromkeys(reading.tensor for reading in readings))
         with one_thread():
             values = ((found, found) for found in stream(self.model, names, self.batches))
-            return collect(values, readings, rows=self.rows, seed=self.seed, last=self.last)
+            return known | collect(values, readings, rows=self.rows, seed=self.seed, last=self.last)
 
     def observed(self, stops: Sequence[Stop], most: int = MATRIX_BYTES) -> Iterator[tuple[Stop, Sums]]:
         """Yield what `observe` returns layer by layer, in as many runs as it takes for sums of ``most`` bytes each."""
@@ -76,12 +77,21 @@ class Sweep:
 
         With each comes whether its sums may be used up, because no other layer shares them.
 
-        Both models are run once, and once more before where layers show what they read only further on. Statistics that
-        are known serve every layer instead: those of the model before it was changed.
+        Both models are run once, and once more before where layers show what they read only further on. Layers for
+        which statistics are known come before all others: they need no run, and those see what was done to them.
         """
-        if self.known is not None or not self.batches:
-            yield from ((stop, self._known(stop) or Sums(), False) for stop in stops)
-            return
+        rest = []
+        for stop in stops:
+            sums = self._known(stop)
+            if sums is not None or not self.batches:
+                yield stop, sums or Sums(), False
+            else:
+                rest.append(stop)
+        if rest:
+            yield from self._run_to(rest)
+
+    def _run_to(self, stops: Sequence[Stop]) -> Iterator[tuple[Stop, Sums, bool]]:
+        """Yield what `walk` yields, by running both models from layer to layer."""
         ahead = self._ahead([each for stop in stops for each in stop.ahead])
         before, now = Segments(self.batches), Segments(self.batches)
         for stage in stages(stops):
@@ -96,7 +106,9 @@ class Sweep:
 
     def _known(self, stop: Stop) -> Sums | None:
         found = self.known_of(stop)
-        return None if found is None or isinstance(found, str) else Sums(found.moments, [], found.squares)
+        if found is None or isinstance(found, str) or (self.batches and not found.moments and not stop.wide):
+            return None
+        return Sums(found.moments, [], found.squares)
 
     def known_of(self, stop: Stop) -> Observed | str | None:
         """Return what is known of what a layer reads, why that does not hold for it, or None where nothing is known."""

@@ -390,6 +390,22 @@ def test_collected_statistics_outlive_what_passes_change_but_not_other_channels(
     assert "seen beside other weights" in outcome.records[0].skips[0][1]
 
 
+def test_layers_for_which_collected_statistics_do_not_hold_are_solved_on_data() -> None:
+    feeds = feeds_of(parsed(CHAIN))
+    model = parsed(CHAIN)
+    weight = model.graph.nodes[2].inputs[1]
+    facts = Facts(model, feeds=feeds)
+    facts.record(CollectedStatistics(LayerStatistics.collect(model, feeds)))
+    with Rewriter(model) as rewriter:
+        rewriter.set_weight(weight, np.ascontiguousarray(weight.array()[::-1]))
+    outcome = PassManager([Change(by=partial(np.multiply, 2), variance=False)]).run(model, facts=facts)
+    assert not outcome.records[0].skips
+    assert [problem.stop.key for problem in SEEN] == ["h", "y"]
+    assert SEEN[0].fit[0].cross is SEEN[0].fit[0].inner  # known
+    assert SEEN[1].fit[0].cross is not SEEN[1].fit[0].inner  # run to: it sees that the layer before it was changed
+    assert (np.diag(SEEN[1].fit[0].inner) > 2 * np.diag(SEEN[1].fit[0].outer)).all()
+
+
 def test_layers_of_which_only_mean_squares_were_collected_come_to_passes_that_take_those(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
