@@ -126,7 +126,8 @@ def _all_inputs(node: Node, view: View) -> Iterator[str]:
     places = [place for place in rule.data_positions(node) if place < len(node.inputs)]
     moving = [node.inputs[place] for place in places if not _is_constant(node.inputs[place])]
     done = [tensor for tensor in moving if restored(tensor) is not None]
-    if done and len(done) < len(moving):
+    rounded = [tensor for tensor in done if (found := restored(tensor)) is not None and found.rounding is not None]
+    if rounded and len(done) < len(moving):  # integers that nothing rounded were looked up in a table
         left = next(tensor for tensor in moving if tensor not in done)
         yield f"'{done[0].name}' is quantized, its other input '{left.name}' is not: {node.op} computes in float"
 

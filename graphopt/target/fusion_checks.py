@@ -61,7 +61,9 @@ def _written_zero(node: Node, _view: View) -> Iterator[str]:
 
 def _weight_zeros(node: Node, view: View) -> Iterator[str]:
     found = weighted(node, view)
-    if found is None or found[1] is None or found[2] is None or found[2].zero is None or found[2].block:
+    if found is None or found[1] is None or found[2] is None or found[2].block:
+        return
+    if found[2].zero is None or not found[2].is_constant:
         return
     if found[2].zero.astype(np.int64).any():
         yield "its weight has zero points other than 0: the direct kernels take none, others need half as long again"

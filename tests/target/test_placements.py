@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 
 from graphopt.errors import UsageError
-from graphopt.graph import Model, constant_value, producer, uses
+from graphopt.graph import Model, constant_value, producer, read_model, uses
+from graphopt.runtime import run, session
 from graphopt.target import audit, find_target, validate
 from graphopt.target.reading import is_conversion, restored
 from placed_models import ATTENTION, CONCAT, NETWORKS, RESIDUAL, float_model, placed, sqnr_db
@@ -257,6 +259,25 @@ def test_qnn_gives_each_reader_of_a_shared_bias_one_of_its_own() -> None:
     assert [each for each in validate(result, find_target("qnn")) if each.rule == "bias-scale"] == []
 
 
+def test_qnn_raises_the_scale_of_a_channel_whose_bias_does_not_fit() -> None:
+    graph = (
+        "g (float[n, 8, 4, 4] x, float[8, 8, 1, 1] w0, float[8] b0) => (float[n, 8, 4, 4] y) { y = Conv(x, w0, b0) }"
+    )
+    model = float_model(graph)
+    weight, bias = model.graph.nodes[0].inputs[1:]
+    scaled, large = value(weight).copy(), value(bias).copy()
+    scaled[0] *= 1e-12
+    large[0] = 3.0
+    weight.set(scaled)
+    bias.set(large)
+    _, result, data, _ = placed(model, "qnn")
+    found = run(session(result, optimize="off"), data.first())["y"]
+    np.testing.assert_allclose(found[:, 0], 3.0, atol=0.05)
+    restored_bias = grid_of(node(result, "Conv0").inputs[2])
+    assert restored_bias.values is not None
+    assert np.abs(restored_bias.values.astype(np.int64)).max() < 2**31 - 1
+
+
 @pytest.mark.parametrize(
     ("op", "number", "scale", "zero"),
     [
@@ -368,3 +389,21 @@ def test_a_second_run_changes_nothing(target: str) -> None:
 def test_the_same_seed_gives_the_same_bytes(target: str) -> None:
     first, second = (placed(float_model(RESIDUAL), target)[1].to_bytes() for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt", "openvino"])
+def test_weight_with_scales_along_its_inputs_is_refused(target: str) -> None:
+    """The sum over the inputs cannot be scaled afterwards: where both sizes are equal nothing would notice."""
+    graph = "g (float[n, 32] x, float[32, 32] w0) => (float[n, 32] y) { y = MatMul(x, w0) }"
+    source = float_model(graph).to_bytes()
+    proto = onnx.load_from_string(source)
+    weight = onnx.numpy_helper.to_array(proto.graph.initializer[0])
+    scales = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
+    codes = np.rint(weight / scales[:, None]).astype(np.int8)
+    del proto.graph.initializer[:]
+    for name, values in {"w": codes, "s": scales, "z": np.zeros(32, np.int8)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    proto.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", ["w", "s", "z"], ["w0"], axis=0))
+    _, result, _, record = placed(read_model(proto), target, activations=("uint8" if target == "ort-cpu" else "auto"))
+    assert "another axis" in {str(getattr(k, "name", k)): why for k, why in record.skips}["MatMul0"]
+    assert "QuantizeLinear" not in {each.op for each in result.graph.nodes}
