@@ -74,6 +74,11 @@ class NodeList(HookedList[Any]):
             self._link()
         return node.link_label  # type: ignore[no-any-return]
 
+    def labelled(self) -> list[Any]:
+        """Return the nodes, of which each has its label in ``link_label`` until the list changes. O(nodes)."""
+        self._link()
+        return list(self)
+
     def _insert(self, node: Any, before: Any, after: Any) -> None:
         self._take(node)
         fields = node.__dict__

@@ -36,14 +36,13 @@ def is_sorted(graph: Graph, nested: bool = False) -> bool:
 
 
 def _in_order(graph: Graph, captured: dict[Node, list[Node]]) -> bool:
-    label = graph.nodes.label
-    for node in graph.nodes:
-        place = label(node)
+    for node in graph.nodes.labelled():
+        place = node.link_label
         for tensor in node.inputs:
             makers = tensor.inputs
             if makers and makers[0].graph is graph and makers[0].link_label >= place:
                 return False
-        if captured and any(made.graph is graph and label(made) >= place for made in captured.get(node, ())):
+        if captured and any(made.graph is graph and made.link_label >= place for made in captured.get(node, ())):
             return False
     return True
 
