@@ -75,6 +75,8 @@ class InsertQdq(Pass):
         symmetric: Zero points of activations are 0 (128 for unsigned types with negative values); None: as the target
             prefers.
         per_channel: One weight scale per output channel; one per weight below opset 13, which has no others.
+        weight_calibrator: What the scales of weights with static activations reach to: the largest weight, or what
+            changes the outputs least (``mse``: the error of each weight counts by the mean square of what it meets).
         calibrator: How ranges follow from what was seen: ``minmax``, ``moving-average`` of the ranges of batches,
             ``percentile``, ``entropy`` or ``mse``; ``auto`` is mse, the best on the models measured, and what was
             chosen where there is a cache.
@@ -108,6 +110,7 @@ class InsertQdq(Pass):
     activations: Literal["auto", "uint8", "int8", "uint16", "int16", "fp8", "int4", "dynamic", "none"] = "auto"
     symmetric: bool | None = None
     per_channel: bool = True
+    weight_calibrator: Literal["minmax", "mse"] = "minmax"
     calibrator: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"] = "auto"
     percentile: float = SHARE
     cache: str = ""
@@ -239,12 +242,23 @@ class InsertQdq(Pass):
             seen = ranges.get(tensor.name) if self.correct_bias else None
             return None if seen is None else seen.channel_means()
 
+        def powers_of(tensor: Tensor) -> NDArray[np.float64] | None:
+            seen = ranges.get(tensor.name)
+            return None if seen is None else seen.channel_powers()
+
         inner: set[Node] = set()
         if self.activations == "int4" and model.opset >= CLIPPED_SINCE:
             weighted = {node for node, rule in placement.nodes.items() if rule.role is Role.WEIGHTED}
             inner = weighted - end_layers(model.graph, weighted)
         form = StaticForm(
-            types, placement, grids, means_of, per_channel=per_channel, few_levels=inner, limit=target.weights.limit
+            types,
+            placement,
+            grids,
+            means_of,
+            per_channel=per_channel,
+            few_levels=inner,
+            limit=target.weights.limit,
+            powers_of=powers_of if self.weight_calibrator == "mse" else None,
         )
         for node, rule in placement.nodes.items():
             patch = self._static_patch(form, placement, node, rule, few=node in inner)

@@ -13,6 +13,7 @@ import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output, producer, uses
 from graphopt.passes.quantize.integers import IntegerWeight, describe, integer_weight
+from graphopt.passes.quantize.weighing import least_error
 from graphopt.target.grid import WEIGHT_LIMIT, Grid, activation_grid, fit_bias, quantize_bias
 from graphopt.target.operators import output_axis
 from graphopt.target.stored import restores_constant
@@ -46,6 +47,8 @@ class StaticForm:
         per_channel: One weight scale per output channel; needs opset 13.
         few_levels: Weighted operators whose input has 16 levels.
         limit: Largest magnitude of a weight.
+        powers_of: The mean square per channel of a float tensor, where it is known: scales of weights are those of
+            least error then, not those of the largest weight.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class StaticForm:
         per_channel: bool = True,
         few_levels: Collection[Node] = (),
         limit: int = WEIGHT_LIMIT,
+        powers_of: Callable[[Tensor], NDArray[np.float64] | None] | None = None,
     ) -> None:
         self._types = types
+        self._powers_of = powers_of
         self._placement = placement
         self._grid_of = grid_of
         self._means_of = means_of
@@ -84,6 +89,8 @@ class StaticForm:
         if node in self._few_levels:
             grid = self._grid_of.few(self._placement.groups[x], x, FEW_LEVELS)
         weight = integer_weight(node, per_channel=self._per_channel, limit=self._limit)
+        if self._powers_of is not None:
+            weight = least_error(node, weight, self._powers_of(x), self._limit)
         bias = self._corrected(node, rule, x, weight, self._bias(node, rule, weight.codes.shape))
         if bias is not None:
             fitted = fit_bias(bias, grid.scale, weight.scales)

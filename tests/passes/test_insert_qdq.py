@@ -472,3 +472,26 @@ def test_any_convolutional_network_keeps_its_outputs(proto: onnx.ModelProto) -> 
 @pytest.mark.usefixtures("however_small")
 def test_any_small_model_stays_legal(proto: onnx.ModelProto) -> None:
     check_pass(InsertQdq(), proto, interpreted=False)
+
+
+@pytest.mark.usefixtures("however_small")
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_weights_of_least_error_lose_less_of_what_loud_inputs_meet(*, per_channel: bool) -> None:
+    model = float_model(
+        "g (float[n, 32, 6, 6] x, float[16, 16, 3, 3] w0, float[16] b0) => (float[n, 16, 6, 6] y) "
+        "{ y = Conv<group = 2, pads = [1, 1, 1, 1]>(x, w0, b0) }"
+    )
+    weight = model.graph.nodes[0].inputs[1]
+    assert isinstance(weight, Constant)
+    with weight.edit() as values:
+        values[:, 0, 0, 0] = 4.0  # the largest weights meet an input that is nearly silent
+    x = np.random.default_rng(3).standard_normal((64, 32, 6, 6)).astype(np.float32)
+    x[:, [0, 16]] *= 0.001
+    feeds = Feeds.open({"x": x}, model)
+    found = {}
+    for kind in ("minmax", "mse"):
+        result = model.copy()
+        options: dict[str, Any] = {"weight_calibrator": kind, "per_channel": per_channel}
+        PassManager([InsertQdq(**options)], verify="full").run(result, feeds)
+        found[kind] = sqnr_db(model, result, feeds)
+    assert found["mse"] > found["minmax"] + 1

@@ -220,9 +220,9 @@ def test_weight_scales_are_the_best_of_the_shares(form: str) -> None:
     weight = random.standard_t(3, (6, 40))
     inputs = random.standard_normal((200, 40)) * random.uniform(0.1, 5, 40)
     full = inputs.T @ inputs / 200
-    moment = {"none": None, "diagonal": np.diag(full).copy(), "full": full}[form]
+    importance = np.diag(full).copy() if form == "diagonal" else None
     dense = {"none": np.eye(40), "diagonal": np.diag(np.diag(full)), "full": full}[form]
-    found = weight_scales(weight, moment)
+    found = weight_scales(weight, importance, moment=full if form == "full" else None)
     reached = row_error(weight, found, dense)
     for share in np.linspace(1, 0.5, 41):
         scales = (np.abs(weight).max(axis=1) * share / 127).astype(np.float32).astype(np.float64)
@@ -246,7 +246,7 @@ def test_weight_scales_agree_with_the_error_that_rounding_is_judged_by() -> None
     weight = random.standard_t(3, (4, 24))
     inputs = random.standard_normal((100, 24))
     problem = Problem(weight[None], (inputs.T @ inputs / 100)[None])
-    scales = weight_scales(weight, problem.moment[0])
+    scales = weight_scales(weight, moment=problem.moment[0])
     values = np.clip(np.rint(weight / scales[:, None]), -127, 127) * scales[:, None]
     widest = min_max(problem.target, Levels(-127, 127)).nearest(problem.target)
     assert (row_errors(problem, values[None]) <= row_errors(problem, widest) + 1e-12).all()

@@ -17,8 +17,9 @@ LEAST_SHRINK = 0.5
 
 def weight_scales(
     weight: Matrix,
-    moment: Matrix | Vector | None = None,
+    importance: Matrix | Vector | None = None,
     *,
+    moment: Matrix | None = None,
     limit: int = 127,
     per_row: bool = True,
 ) -> Vector:
@@ -30,33 +31,32 @@ def weight_scales(
 
     Args:
         weight: [R, C], one row per output.
-        moment: H, [C, C]; its diagonal, [C]; or None, which weighs all columns alike.
+        importance: The diagonal of H, [C], or one per row, [R, C]; None weighs all columns alike.
+        moment: All of H, [C, C], in its place.
         limit: The largest integer; the smallest is its negative.
         per_row: One scale per row; else one in all.
 
     Returns:
         Scales, [R] or [1]: float32 numbers; zero for what has no weights but zeros.
     """
+
+    def errors(scales: Vector) -> Vector:
+        steps = np.where(scales > 0, scales, 1.0)[:, None]
+        error = np.clip(np.rint(weight / steps), -limit, limit) * steps - weight
+        if moment is not None:
+            rows = np.einsum("rc,rc->r", error @ moment, error)
+        else:
+            rows = (np.square(error) * (1.0 if importance is None else importance)).sum(axis=1)
+        return np.asarray(rows if per_row else rows.sum(keepdims=True))
+
     largest = np.abs(weight).max(axis=1, initial=0.0)
     if not per_row:
         largest = largest.max(initial=0.0, keepdims=True)
     best: Vector = (largest / limit).astype(np.float32).astype(np.float64)
-    least = _errors(weight, best, moment, limit, per_row=per_row)
+    least = errors(best)
     for share in np.linspace(1.0, LEAST_SHRINK, CANDIDATES)[1:]:
         scales = (largest * share / limit).astype(np.float32).astype(np.float64)
-        errors = _errors(weight, scales, moment, limit, per_row=per_row)
-        better = errors < least
-        best, least = np.where(better, scales, best), np.where(better, errors, least)
+        found = errors(scales)
+        better = found < least
+        best, least = np.where(better, scales, best), np.where(better, found, least)
     return np.asarray(best)
-
-
-def _errors(weight: Matrix, scales: Vector, moment: Matrix | Vector | None, limit: int, *, per_row: bool) -> Vector:
-    steps = np.where(scales > 0, scales, 1.0)[:, None]
-    error = np.clip(np.rint(weight / steps), -limit, limit) * steps - weight
-    if moment is None:
-        rows = np.square(error).sum(axis=1)
-    elif moment.ndim == 1:
-        rows = np.square(error) @ moment
-    else:
-        rows = np.einsum("rc,rc->r", error @ moment, error)
-    return np.asarray(rows if per_row else rows.sum(keepdims=True))
