@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from graphopt import preparation
+from graphopt import fusion, preparation
 from graphopt.analysis import Facts
 from graphopt.analysis.dense_reference import DenseReference
 from graphopt.analysis.layer_statistics import CollectedStatistics, LayerStatistics
@@ -44,6 +44,12 @@ VERIFIED_SAMPLES = 4
 
 MEASURED_BYTES = 1 << 30
 """Models with more bytes of weights than this are only run where the user gives data: each run holds a copy of them."""
+
+AUDITED_SAMPLES = 2
+"""Feeds that a quantized result is run on with and without the runtime's optimizations."""
+
+SUSPICIOUS = 0.2
+"""Change by those optimizations, of the largest output, from which it is said: rounding alone is far below."""
 
 SLOWER = 1.1
 """A result that takes this many times as long is called slower; less is noise."""
@@ -77,6 +83,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
     stop_after: int | None = None,
     threads: int = 1,
     measure: bool | None = None,
+    keep_float_if_slower: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Compile a model.
@@ -101,6 +108,8 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
         threads: Intra-op threads of every measurement.
         measure: Whether the original and the result are run, compared and timed. None does it where there is data or
             the weights take less than 1 GiB.
+        keep_float_if_slower: Whether regions of a quantized model that are faster in float here are made float again,
+            and all of it where that is faster still. The result then depends on what was measured.
         progress: Told what is going on.
 
     Returns:
@@ -120,7 +129,8 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
     judge = None if held_back is None else Judge(original, held_back, metric=_load_metric(metric), threads=threads)
     limit = None if judge is None else _limit(plan, max_drop, given=judged)
 
-    work = _Run(original.copy(), feeds, collected, judge, limit, target, verify, seed, stop_after, tell)
+    clock = _clock(held_back, threads) if keep_float_if_slower and held_back is not None else None
+    work = _Run(original.copy(), feeds, collected, judge, limit, target, verify, seed, stop_after, tell, clock)
     kept = preparation.keep(work.model, keep)
     work.passes(plan.create())
     preparation.release(work.model, kept)
@@ -142,7 +152,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
             threads=threads,
             metric_name=metric if isinstance(metric, str) else str(getattr(metric, "__name__", "metric")),
         )
-    work.notes += conclusions(work.fallback or work.model, target, measured)
+    work.notes += conclusions(work.fallback or work.model, target, measured, held_back)
     report = build_report(
         original,
         work.model,
@@ -171,6 +181,7 @@ class _Run:
     seed: int
     stop_after: int | None
     tell: Progress
+    clock: fusion.Clock | None = None
     fallback: Model | None = None
     records: list[PassRecord] = field(default_factory=list)
     ran: list[Pass] = field(default_factory=list)
@@ -204,12 +215,30 @@ class _Run:
 
     def _plain(self, group: Sequence[Pass]) -> None:
         lowers = any(step.lowers for step in group)
-        before = self.model.copy() if lowers and self.fallback is None else None
+        settles = group[0].guard == "layers" and self.stop_after is None
+        before = self.model.copy() if settles or (lowers and self.fallback is None) else None
         outcome = self._manage(self.model, group, self._shared_facts(), self._remaining())
-        if before is not None and outcome.patches:
-            self.fallback = before
+        if before is not None and outcome.patches and lowers:
+            self.fallback = self.fallback or before
+        if before is not None and settles:
+            placed = self._settled(before, fusion.Placed(self.model, outcome, tuple(group)), self._attempt)
+            self.model, outcome, group = placed.model, placed.outcome, placed.passes
+            self.notes += placed.notes
         self.records += outcome.records
         self.ran += group
+
+    def _attempt(self, model: Model, steps: Sequence[Pass]) -> Outcome:
+        return self._manage(model, steps, self._shared_facts().fork(model), None)
+
+    def _settled(self, before: Model, placed: fusion.Placed, attempt: fusion.Attempt) -> fusion.Placed:
+        """Return what is left after a look at what the runtime makes of it; see `graphopt.fusion`."""
+        if not fusion.is_placing(placed.passes, before, placed.model):
+            return placed
+        self.tell("auditing", 0, 1)
+        placed = fusion.settle(before, placed, attempt, self.target)
+        if self.clock is None or find_target(self.target).session is None:
+            return placed
+        return fusion.keep_faster(before, placed, attempt, self.clock, self.target)
 
     def _guarded(self, group: Sequence[Pass]) -> None:
         assert self.limit is not None
@@ -230,11 +259,13 @@ class _Run:
         if verdict.outcome.patches and any(reference.model is not None for reference in aimed_at):
             # Later passes aim at what the model was before this one too, not at what this one left of it.
             DenseReference.remember(before, facts)
-        self.model = verdict.model
+        placed = fusion.Placed(verdict.model, verdict.outcome, verdict.passes, verdict.notes)
+        placed = self._settled(before, placed, attempt)
+        self.model = placed.model
         self.facts = facts.fork(self.model)
-        self.records += verdict.outcome.records
-        self.ran += verdict.passes
-        self.notes += verdict.notes
+        self.records += placed.outcome.records
+        self.ran += placed.passes
+        self.notes += placed.notes
         if verdict.notes and verdict.quality is not None and CHOSEN_ON_THE_SAME not in self.notes:
             self.notes.append(CHOSEN_ON_THE_SAME)
 
@@ -280,17 +311,19 @@ def final(limit: Limit, *, given: bool) -> Limit:
     return limit if given else replace(limit, standard_errors=min(-1.0, limit.standard_errors))
 
 
-def conclusions(model: Model, target: str, measured: Measured | None) -> list[str]:
+def conclusions(model: Model, target: str, measured: Measured | None, feeds: Feeds | None = None) -> list[str]:
     """Return sentences on what the runtime made of a quantized result, and a warning where the result is not faster.
 
     Args:
         model: The result on standard operators.
         target: Where it will run.
         measured: The figures of the result; None where nothing was measured.
+        feeds: Samples that a quantized result is run on with the runtime's optimizations and without; None does not.
     """
     found = []
     if any(node.op in QUANTIZERS for _, node in model.walk()):
-        seen = audit(model, target, compare=False)
+        few = None if feeds is None else feeds.take(AUDITED_SAMPLES)
+        seen = audit(model, target, feeds=few, compare=few is not None)
         if seen.ran:
             found.append(
                 f"ONNX Runtime {onnxruntime.__version__} runs operators on integers: {seen.integer_count}; "
@@ -300,6 +333,11 @@ def conclusions(model: Model, target: str, measured: Measured | None) -> list[st
             found.append(
                 f"Declared for {find_target(target).runtime}, which is not installed here: operators on integers: "
                 f"{seen.integer_count}; weighted ones left float: {seen.floating_count}."
+            )
+        if seen.optimization_error is not None and seen.optimization_error > SUSPICIOUS:
+            found.append(
+                f"The runtime's optimizations change outputs by {100 * seen.optimization_error:.0f} % of the largest: "
+                "they may compute something else than the model says. Compare with `graphopt audit`."
             )
         if seen.broken:
             broken = ", ".join(dict.fromkeys(each.rule for each in seen.broken))
@@ -408,6 +446,16 @@ def _time(
     if fallback is not None:
         sessions.append(open_session(fallback, threads=threads))
     return timings(sessions, feed)
+
+
+def _clock(feeds: Feeds, threads: int) -> fusion.Clock:
+    """Return what times models on one sample, run in turn: median milliseconds of each."""
+    first = next(iter(feeds))
+
+    def clock(models: Sequence[Model]) -> list[float]:
+        return [median(times) for times in timings([open_session(each, threads=threads) for each in models], first)]
+
+    return clock
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -51,6 +51,11 @@ def add_judging(parser: Parser) -> None:
         "--keep", action="store_true", help="write the output even when the budget is not met (status 4)"
     )
     group.add_argument(
+        "--keep-float-if-slower",
+        action="store_true",
+        help="leave float what is not faster quantized on this machine, region by region, then as a whole",
+    )
+    group.add_argument(
         "--threads", type=whole(0), default=1, metavar="N", help="threads of every measurement; default 1"
     )
 
@@ -126,6 +131,7 @@ def run_job(
             seed=arguments.seed,
             stop_after=stop_after,
             threads=getattr(arguments, "threads", 1),
+            keep_float_if_slower=getattr(arguments, "keep_float_if_slower", False),
             progress=progress,
         )
     anyway = getattr(arguments, "keep", False) is True  # graph optimization keeps tensors by that name
