@@ -276,7 +276,9 @@ class RoundWeights(LayerwisePass):
             return f"{name} per {sharing}, stored in single bits"
         levels = self._levels(plan)
         low, high = (-1, 1) if plan.scheme == "binary" else (levels.low, levels.high)
-        return f"{name} per {sharing}, stored as {storage.type_name(storage.element_type(low, high, plan.opset))}"
+        fewest = storage.fewest_bits(problem.layer.array().shape)
+        element = storage.element_type(low, high, plan.opset, fewest)
+        return f"{name} per {sharing}, stored as {storage.type_name(element)}"
 
 
 def _unknown(problem: Problem) -> Cube:

@@ -12,6 +12,8 @@ from graphopt.passes.quantize.static import conversion, drop_unused, short_name
 from graphopt.passes.quantize.weightonly import in_graph_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from graphopt.graph import Node, Rewriter, Tensor, Variable
@@ -60,11 +62,27 @@ class Stored:
     zero: NDArray[np.float64]
 
 
-def element_type(low: int, high: int, opset: int) -> int:
-    """Return the smallest element type of an opset that holds integers from low to high, at most 8 bits."""
+def fewest_bits(shape: Sequence[int]) -> int:
+    """Return in how few bits integers of a shape may be stored behind a DequantizeLinear.
+
+    ONNX Runtime 1.31 takes the product with a matrix of 2 bits for one with packed weights of its own, and reads beside
+    them, other bytes each time, where the columns are no multiple of four.
+    """
+    return 4 if len(shape) == 2 and shape[-1] % 4 else 2
+
+
+def element_type(low: int, high: int, opset: int, fewest: int = 2) -> int:
+    """Return the smallest element type of an opset that holds integers from low to high, in 8 bits at most.
+
+    Args:
+        low: Smallest integer.
+        high: Largest integer.
+        opset: Of the model.
+        fewest: Bits of the smallest type that will do.
+    """
     for bits, since, found in _SIGNED if low < 0 else _UNSIGNED:
         least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if low < 0 else (0, (1 << bits) - 1)
-        if opset >= since and least <= low and high <= most:
+        if opset >= since and bits >= fewest and least <= low and high <= most:
             return int(found)
     raise AssertionError(f"{low} to {high} take more than 8 bits")
 
@@ -113,10 +131,11 @@ def write_grid(rw: Rewriter, node: Node, weight: Tensor, stored: Stored, opset: 
         element = int(TensorProto.UINT8)
     else:
         low, high = int(codes.min()), max(int(codes.max()), int(zeros.max()))
-        element = element_type(min(low, 0), high, opset)
+        fewest = fewest_bits(codes.shape)
+        element = element_type(min(low, 0), high, opset, fewest)
         if low >= 0 and not zeros.any() and high <= _SIGNED_TOP[element]:
             # integer kernels multiply signed weights; levels from zero up may need the unsigned type of as many bits
-            element, low = element_type(-1, high, opset), -1
+            element, low = element_type(-1, high, opset, fewest), -1
         integers = rw.constant(
             codes.astype(np.int8 if low < 0 else np.uint8), name=f"{name}_quantized", near=near, onnx_dtype=element
         )

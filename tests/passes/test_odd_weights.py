@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from graphopt.graph import Model, read_model
 from graphopt.rewrite import Outcome, PassManager, create
-from graphopt.runtime import Feeds
+from graphopt.runtime import Feeds, run, session
 from graphopt.verify.legality import check_legal
 
 DRAW = np.random.default_rng(9)
@@ -131,6 +131,22 @@ def test_weights_that_are_all_positive_fit_the_type_of_so_many_bits(bits: int) -
     (codes,) = [each for each in result.graph.initializers if each.shape == (16, 17)]
     assert codes.array().dtype.itemsize == 1
     assert codes.onnx_dtype in ({onnx.TensorProto.UINT4} if bits == 4 else {onnx.TensorProto.UINT8})
+
+
+@pytest.mark.parametrize(("columns", "stored"), [(18, "int4"), (20, "int2")])
+def test_two_bits_are_stored_as_such_only_where_the_runtime_multiplies_them_rightly(columns: int, stored: str) -> None:
+    text = "g (float[N,24] x) => (float[N,16] y) { h = MatMul(x, a) k = MatMul(h, w) y = MatMul(k, b) }"
+    weights = {"a": normal(24, 24), "w": normal(24, columns), "b": normal(columns, 16)}
+    proto = onnx.load_from_string(network(text, **weights).to_bytes())
+    proto.opset_import[0].version, proto.ir_version = 25, 11
+    options = {"bits": 2, "method": "nearest"}
+    result, outcome = compressed(read_model(proto), "round-weights", options)
+    (what,) = [layer.what for layer in outcome.records[0].layers if layer.name == "MatMul -> k"]
+    assert what.endswith(f"stored as {stored}")
+    feed = {"x": normal(9, 24)}
+    found = [run(session(result, optimize=optimize), feed)["y"] for optimize in (False, True)]
+    scale = float(np.abs(found[0]).max())
+    np.testing.assert_allclose(found[1], found[0], atol=0.05 * scale)  # its kernel rounds activations to 8 bits
 
 
 @pytest.mark.parametrize("name", ["prune-second-order", "prune-channels", "round-weights", "refit-weights"])
