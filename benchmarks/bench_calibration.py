@@ -3,7 +3,7 @@
     GRAPHOPT_ASSETS=folder python benchmarks/bench_calibration.py [--only NAME ...] [--runs N]
 
 The folder has models/ and data/; its neighbour tools/evaluate.py makes the calibration feeds. Both tools take the same
-graph, simplified by graphopt and raised to an opset with a scale per channel, and the same samples, and write a model of
+graph, simplified by graphopt and raised to an opset with a scale per channel, and the same samples, and write
 uint8 activations and int8 weights per channel as QDQ: calibration and quantization together, each run in a process of
 its own. Seconds are CPU time on one thread without imports, the least of the runs; memory is the largest resident set
 of the process and, so that imports do not blur it, by how much it grew from before the work. ONNX Runtime has no
@@ -118,7 +118,8 @@ def measure(tool: str, calibrator: str, model: Path, data: Path, folder: Path, r
     """Return the cost of the cheapest of several processes, or why it failed."""
     found: list[dict[str, float]] = []
     for _ in range(runs):
-        command = [sys.executable, __file__, "--worker", tool, calibrator, str(model), str(data), str(folder / "q.onnx")]
+        paths = [str(path) for path in (model, data, folder / "q.onnx")]
+        command = [sys.executable, __file__, "--worker", tool, calibrator, *paths]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ONE_THREAD)
         if done.returncode:
             return {"failed": done.stderr.strip().splitlines()[-1]}
