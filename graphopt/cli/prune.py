@@ -41,8 +41,8 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--method",
         metavar="M",
-        help=f"how is chosen what goes: {', '.join(SOLVING)} (they need --data or --statistics; second-order is then the default), "
-        f"lamp (default without), magnitude, erk; for channels {', '.join(CHANNELS)}",
+        help=f"how is chosen what goes: {', '.join(SOLVING)} (they need --data or --statistics; second-order is the "
+        f"default with either), lamp (default without), magnitude, erk; for channels {', '.join(CHANNELS)}",
     )
     parser.add_argument(
         "--pattern",
