@@ -2,10 +2,10 @@
 
     GRAPHOPT_ASSETS=folder python benchmarks/bench_openvino.py --openvino PYTHON [--only NAME ...] [--runs N]
 
-PYTHON is the interpreter of an environment with ``openvino`` and ``numpy``. The folder has models/
+PYTHON is the interpreter of an environment with openvino and numpy. The folder has models/
 and data/; its neighbour tools/evaluate.py makes the calibration feeds. Each model is simplified, quantized for the
-targets ``openvino`` and ``ort-cpu``, and compiled by OpenVINO for one thread of the CPU in float32. Of the execution graph
-are counted the layers with arithmetic by their run-time precision. Outputs are compared with ONNX Runtime without
+targets ``openvino`` and ``ort-cpu``, and compiled by OpenVINO for one thread of the CPU in float32. Of the execution
+graph are counted the layers with arithmetic by their run-time precision. Outputs are compared with ONNX Runtime without
 optimizations on the same quantized model, and with the float model. Writes benchmarks/results/openvino.json.
 """
 
