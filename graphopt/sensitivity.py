@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,7 +72,7 @@ def measure_sensitivity(
         progress: Told which layer is done, of how many.
 
     Raises:
-        UsageError: A level is unknown, or there is one sample only.
+        UsageError: A level or a name is unknown, or there is one sample only.
         GraphoptError: The model or the data cannot be used.
     """
     wanted = _levels(levels)
@@ -81,7 +82,9 @@ def measure_sensitivity(
         raise UsageError("there is one sample only", where="--data", must="One calibrates, another is compared on")
     calibration, judging = feeds.split(at_least=HELD_BACK_SAMPLES)
     calibration, judging = calibration.take(CALIBRATION_SAMPLES), judging.take(samples)
-    stops, skips = _stops(source, tuple(keep))
+    kept = tuple(keep)
+    _refuse_unknown(kept, source)
+    stops, skips = _stops(source, kept)
     unsolved: set[str] = set()
 
     def candidates(stop: Stop, given: list[Statistics] | None) -> Sequence[Candidate]:
@@ -135,6 +138,15 @@ def _levels(texts: Iterable[str]) -> list[Level]:
         return list(dict.fromkeys(level for text in texts for level in parse_levels(text)))
     except ValueError as error:
         raise UsageError(str(error), where="--levels", do="For example --levels bits=8,4 sparsity=0.5,0.9") from error
+
+
+def _refuse_unknown(names: Sequence[str], model: Model) -> None:
+    known = {node_label(node) for _, node in model.walk()}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            do = f"Did you mean {near[0]}?" if near else "graphopt inspect lists them"
+            raise UsageError(f"the model has no node '{name}'", where="--skip", do=do)
 
 
 def _stops(model: Model, keep: tuple[str, ...]) -> tuple[list[Stop], list[SkipEntry]]:

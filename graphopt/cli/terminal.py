@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from graphopt.errors import WriteError
@@ -66,9 +66,13 @@ def log(message: str, *, quiet: bool) -> None:
 
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Progress | None]:
-    """Yield a function `(stage, done, total)` that moves a progress bar; None unless stderr is a terminal."""
+    """Yield a function `(stage, done, total)` that moves a progress bar; None unless stderr is a terminal.
+
+    What metrics and data functions of the user print meanwhile goes to stderr: stdout carries the result alone.
+    """
     if quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield None
+        with redirect_stdout(sys.stderr):
+            yield None
         return
     from rich.console import Console
     from rich.markup import escape
@@ -80,7 +84,8 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress | None]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
+    console = Console(stderr=True)
+    with redirect_stdout(sys.stderr), Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
         task = bar.add_task("reading", total=None)
 
         def advance(stage: str, done: int, total: int) -> None:

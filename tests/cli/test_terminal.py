@@ -47,6 +47,20 @@ def test_no_progress_bar_in_a_log_or_when_quiet(
     assert screen.getvalue() == ""
 
 
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_what_functions_of_the_user_print_is_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stream: Callable[[], io.StringIO]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    screen = stream()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress_bar(quiet=False):
+        print("from a metric")
+    write("result\n")
+    assert "from a metric" in screen.getvalue()
+    assert capsys.readouterr().out == "result\n"
+
+
 def test_log_nobody_can_read_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Broken())
     log("lost", quiet=False)

@@ -119,6 +119,8 @@ def test_what_cannot_be_measured_is_refused(model: Path) -> None:
         measure_sensitivity(model, one)
     with pytest.raises(UsageError, match="is no level"):
         measure_sensitivity(model, one, levels=["bytes=8"])
+    with pytest.raises(UsageError, match="the model has no node 'heat'. Did you mean head?"):
+        measure_sensitivity(model, {"x": np.zeros((4, 8), np.float32)}, keep=["heat"])
 
 
 def test_the_verb_prints_a_table_and_writes_figures_and_plots(

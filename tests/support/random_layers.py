@@ -220,12 +220,12 @@ def recurrent(net: Net, x: Value) -> Value:
     net.values.pop()
     weights = [net.weight((1, gates, width), width), net.weight((1, gates, hidden), hidden)]
     bias = [net.vector((1, 2 * gates))] if net.chance(0.6) else []
-    attrs = {"linear_before_reset": 1} if op == "GRU" and net.chance(0.5) else {}
+    attrs: dict[str, Any] = {"linear_before_reset": 1} if op == "GRU" and net.chance(0.5) else {}
     y = net.node(op, [turned.name, *weights, *bias], x.shape, hidden_size=hidden, **attrs)
     net.values.pop()
     axes = [net.ints([1])] if net.opset >= 13 else []
-    attrs: dict[str, Any] = {} if axes else {"axes": [1]}
-    y = net.node("Squeeze", [y.name, *axes], x.shape, **attrs)
+    squeezed: dict[str, Any] = {} if axes else {"axes": [1]}
+    y = net.node("Squeeze", [y.name, *axes], x.shape, **squeezed)
     net.values.pop()
     return net.node("Transpose", [y.name], (x.shape[0], hidden), perm=[1, 0, 2])
 
