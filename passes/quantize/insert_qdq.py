@@ -17,11 +17,11 @@ from graphopt.passes.quantize.candidates import (
     logarithm_readers,
     products_per_rounding,
 )
-from graphopt.passes.quantize.declaring import declare_pairs
 from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, matrix, table_refusal
 from graphopt.passes.quantize.evening import EvenInputs
 from graphopt.passes.quantize.grids import GridOf, ranges_of
 from graphopt.passes.quantize.integers import describe
+from graphopt.passes.quantize.pairing.patches import declare_pairs
 from graphopt.passes.quantize.static import StaticForm
 from graphopt.passes.quantize.weightonly import StoredWeights, stored_places
 from graphopt.rewrite.pass_ import Pass
@@ -162,6 +162,7 @@ class InsertQdq(Pass):
                     *(model, types, target, ranges, grids, kept, only),
                     per_channel=per_channel,
                     correct_bias=self.correct_bias,
+                    weigh=self.weight_calibrator == "mse",
                 )
         else:
             yield from self._refuse_static(model, target, types, dynamic, leave)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt.passes.quantize.paired import PairForm
+from graphopt.passes.quantize.pairing.form import PairForm
+from graphopt.passes.quantize.pairing.weights import PairWeights
+from graphopt.passes.quantize.pairing.writing import PairWriter
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.target.pairs import place_pairs
 from graphopt.target.rules import Pairs, Role
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from graphopt.analysis.types import Types
     from graphopt.graph import Model, Node, Rewriter, Tensor
     from graphopt.passes.quantize.grids import GridOf
-    from graphopt.target.pairs import PairPlacement
     from graphopt.target.rules import OpRule, Target
 
 FLOAT32 = 1
@@ -36,6 +37,7 @@ def declare_pairs(
     *,
     per_channel: bool,
     correct_bias: bool,
+    weigh: bool,
 ) -> Generator[Patch | Skip, frozenset[Node], None]:
     """Yield one patch per operator that is declared quantized, in graph order.
 
@@ -49,6 +51,7 @@ def declare_pairs(
         only: Returns why a weighted node must stay float, else None.
         per_channel: One weight scale per output channel where the target takes it.
         correct_bias: Let biases make up for what rounding the weights adds to the mean of each output.
+        weigh: Give weights the scales of least error, channels of their input weighed by their mean square.
     """
     placement = place_pairs(model, types, target, leave=leave, only=only, sizes=ranges.sizes())
     for node, why in placement.refused.items():
@@ -62,12 +65,19 @@ def declare_pairs(
         seen = ranges.get(tensor.name) if correct_bias else None
         return None if seen is None else seen.channel_means()
 
-    form = PairForm(target, placement, grids, means_of, per_channel=per_channel, opset=model.opset)
+    def powers_of(tensor: Tensor) -> NDArray[np.float64] | None:
+        seen = ranges.get(tensor.name)
+        return None if seen is None else seen.channel_powers()
+
+    writer, number = PairWriter(model.opset), grids.kind.number
+    powers = powers_of if weigh else None
+    weights = PairWeights(target, writer, number, means_of, powers, per_channel=per_channel)
+    form = PairForm(target, placement, grids, writer, weights)
     for node, rule in placement.nodes.items():
-        yield _patch(form, placement, node, rule)
+        yield _patch(form, weights, node, rule)
 
 
-def _patch(form: PairForm, placement: PairPlacement, node: Node, rule: OpRule) -> Patch:
+def _patch(form: PairForm, weights: PairWeights, node: Node, rule: OpRule) -> Patch:
     label = node_label(node)
 
     def apply(rw: Rewriter) -> None:
@@ -75,7 +85,7 @@ def _patch(form: PairForm, placement: PairPlacement, node: Node, rule: OpRule) -
 
     if rule.role is not Role.WEIGHTED:
         return Patch(f"declare {node.op} '{label}' quantized", (node,), apply)
-    what = form.describe(rule)
+    what = weights.describe(rule)
     record = LayerRecord(label, node.op, what, reason=f"declared for {rule.kernel}")
     return Patch(f"quantize {node.op} '{label}' to {what}", (node,), apply, (record,))
 
