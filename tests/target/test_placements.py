@@ -213,6 +213,24 @@ def test_qnn_quantizes_every_float_tensor(name: str) -> None:
         assert restored(tensor) is not None
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Conv(x, w0) y = Relu(a) z = Tanh(a)",
+        "y = Conv(x, w0) z = Relu(y)",
+        "a = Conv(x, w0) y = Relu(a) z = Transpose<perm = [0, 1, 3, 2]>(y)",
+        "a = Conv(x, w0) r = Relu(a) y, z = Split<axis = 2, num_outputs = 2>(r)",
+        "y = Conv(x, w0) z = Identity(x)",
+    ],
+)
+def test_qnn_outputs_that_are_read_as_well_are_restored_twice(body: str) -> None:
+    graph = f"g (float[n, 8, 4, 4] x, float[8, 8, 1, 1] w0) => (float[n, 8, p, q] y, float[n, 8, r, s] z) {{ {body} }}"
+    model, result, data, _ = placed(graph, "qnn", opset=18)
+    assert [tensor.name for tensor in result.graph.outputs] == ["y", "z"]
+    assert validate(result, find_target("qnn")) == ()
+    assert sqnr_db(model, result, data) > 30
+
+
 def test_qnn_takes_out_activations_that_the_grid_makes_redundant() -> None:
     _, result, _, _ = placed(RESIDUAL, "qnn")
     assert "Relu" not in {each.op for each in result.graph.nodes}

@@ -81,6 +81,7 @@ BROKEN = {
     ("openvino", "concat-grid"): UINT8 + f"t = Tanh(x) k = Concat<axis = 0>(xd, t) y = {PADDED}(k, wd)",
     ("qnn", ""): UINT8 + f"c = {PADDED}(xd, wd)" + CLOSED,
     ("qnn", "covered"): UINT8 + f"y = {PADDED}(xd, wd)",
+    ("qnn", "covered "): UINT8 + f"c = {PADDED}(xd, wd)" + CLOSED + " t = Tanh(y) tq = QuantizeLinear(t, s, z9)",
     ("qnn", "bias-scale"): UINT8 + f"bd = DequantizeLinear(b, ws) c = {PADDED}(xd, wd, bd)" + CLOSED,
     ("qnn", "weight-channels"): (
         "xq = QuantizeLinear(x, s, z9) xd = DequantizeLinear(xq, s, z9) "

@@ -112,7 +112,9 @@ class PairForm:
         rw.replace_uses(tensor, restored, where=lambda use: use.node is not rounding)
         self._remember(tensor, restored)
         if is_graph_output(tensor):
-            rw.replace_tensor(tensor, restored)
+            # What an operator reads must not be an output of the model: each gets a restored form of its own.
+            answer = self._writer.again(rw, node, restored) if uses(restored) else restored
+            rw.replace_tensor(tensor, answer)
             rw.set_input(rounding, 0, tensor)
 
     def _waits(self, tensor: Tensor) -> bool:

@@ -51,6 +51,15 @@ class PairWriter:
         rw.set_type(rounded, grid.number.dtype, tensor.shape)
         return self.convert(rw, "DequantizeLinear", [rounded, scale, zero], grid.number, node, attrs, like=tensor)
 
+    def again(self, rw: Rewriter, node: Node, restored: Variable) -> Variable:
+        """Restore the integers of a restored tensor a second time."""
+        source = producer(restored)
+        assert source is not None
+        made: Variable = rw.op(
+            source.op, list(source.inputs), attrs=dict(source.attrs), domain=source.domain, near=node, like=restored
+        )
+        return made
+
     def convert(
         self,
         rw: Rewriter,
