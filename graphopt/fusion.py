@@ -113,7 +113,8 @@ def stayed_float(model: Model, target: str) -> dict[str, str]:
         rule = rules.get(node.op)
         if rule is None or rule.role not in {Role.WEIGHTED, Role.JOIN}:
             continue
-        data = [node.inputs[place] for place in rule.data_positions(node) if place < len(node.inputs)]
+        places = [*rule.data_positions(node), *(() if rule.weight is None else (rule.weight,))]
+        data = [node.inputs[place] for place in places if place < len(node.inputs)]
         if all(_is_restored(tensor) for tensor in data) and (not rule.needs_output_grid or _is_rounded(node)):
             declared[node.name] = node
     if not declared:

@@ -201,7 +201,10 @@ class _Measuring:
                 skips.append(SkipEntry(node=unit.name, reason=f"{choice}: {error}"))
         key = (*self._signature(unit), *made)
         times = self.pieces.seconds(list(made.values()), feed, key)
-        return dict(zip(made, times, strict=True)), {choice: kept_bytes(form) for choice, form in made.items()}
+        # what operators and names take beside the integers is counted with them
+        bare, whole = kept_bytes(piece), len(piece.to_bytes())
+        sizes = {choice: max(0, bare + len(form.to_bytes()) - whole) for choice, form in made.items()}
+        return dict(zip(made, times, strict=True)), sizes
 
     def _signature(self, unit: Unit) -> tuple[Any, ...]:
         shapes = [

@@ -24,7 +24,7 @@ class ChoiceCost(Entry):
     damage: Amount
     """What it alone does to the outputs: divergence in nats or noise over signal, by the table's `measure`."""
     bytes: Count
-    """Of the constants that it keeps."""
+    """Of the constants that it keeps, and of what operators it has more than float."""
 
 
 class UnitCosts(Entry):
