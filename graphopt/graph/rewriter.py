@@ -11,9 +11,10 @@ from graphopt.errors import GraphError
 from graphopt.graph.edges import Uses
 from graphopt.graph.graphs import Function, Graph, holds_graph, import_domain, node_subgraphs
 from graphopt.graph.nodes import Node
-from graphopt.graph.order import disconnect, is_used, sort_graph, tensors_read
+from graphopt.graph.order import disconnect, is_used, tensors_read
 from graphopt.graph.outputs import replace_output
-from graphopt.graph.scopes import Use, graph_outputs, holder_in, nested_graphs, nodes_in_bodies, producer, uses
+from graphopt.graph.scopes import Use, graph_outputs, nested_graphs, nodes_in_bodies, producer, uses
+from graphopt.graph.settling import drop_loose, keep_order, remove_erased
 from graphopt.graph.tensors import Constant, Tensor, Variable, as_weight
 from graphopt.graph.weights import ArrayWeight, Weight
 
@@ -53,9 +54,11 @@ class Rewriter:
         if kind is not None:
             self._count()
             return
-        self._remove_erased()
-        self._drop_loose()
-        self._keep_order()
+        remove_erased(self._erased)
+        for node in self._erased:
+            self._touched.pop(node, None)
+        drop_loose(self._loose)
+        keep_order(self._touched)
         self._count()
 
     @property
@@ -467,45 +470,6 @@ class Rewriter:
                 do="Was it erased before?",
             )
         return graph
-
-    def _remove_erased(self) -> None:
-        for node, outputs in self._erased.items():
-            for tensor in outputs:
-                if (tensor.outputs or tensor.roles) and not tensor.inputs:
-                    user = tensor.outputs[0].name if tensor.outputs else "the outputs of its graph"
-                    raise GraphError(
-                        f"'{node.name}' ({node.op}) was erased, but its output '{tensor.name}' is used by '{user}'",
-                        must="Replace the uses of a tensor before its producer goes",
-                    )
-            if node.graph is not None:
-                node.graph.nodes.discard(node)
-            self._touched.pop(node, None)
-
-    def _drop_loose(self) -> None:
-        for constant in self._loose:
-            if constant.outputs:
-                continue
-            home = constant.home
-            if home is not None and not is_used(constant) and constant not in home.initializer_inputs:
-                home.initializers.pop(constant, None)
-                constant.home = None
-
-    def _keep_order(self) -> None:
-        unsorted: dict[Graph, None] = {}
-        for node in self._touched:
-            here = node.graph
-            if here is None:
-                continue
-            for tensor in tensors_read(node):
-                made = producer(tensor)
-                graph = None if made is None else made.graph
-                if made is None or graph is None or graph in unsorted:
-                    continue
-                holder = node if graph is here else holder_in(graph, node)
-                if holder is not None and graph.nodes.label(made) >= graph.nodes.label(holder):
-                    unsorted[graph] = None
-        for graph in unsorted:
-            sort_graph(graph, nested=False)
 
     def _count(self) -> None:
         versions = self.model.versions
