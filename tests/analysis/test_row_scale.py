@@ -76,3 +76,12 @@ def test_a_copy_of_the_model_keeps_the_record(model: Model) -> None:
     facts.record(facts.get(RowScale).with_scale("w", scale(1, 2, 3), axis=1))
     copy = facts.fork(model.copy())
     assert copy.get(RowScale) == facts.get(RowScale)
+
+
+def test_adding_to_a_copy_leaves_the_record_as_it_was() -> None:
+    record = RowScale().with_scale("w", scale(1, 2))
+    grown = record.copy()
+    grown.add("w", scale(3, 3))
+    grown.add("v", scale(5), axis=1)
+    assert record == RowScale().with_scale("w", scale(1, 2))
+    assert grown == record.with_scale("w", scale(3, 3)).with_scale("v", scale(5), axis=1)

@@ -272,3 +272,17 @@ def test_decoded_weights_are_not_kept_after_use() -> None:
     assert constant.array() is first
     del first
     assert constant.weight._cached() is None
+
+
+@pytest.mark.parametrize("count", [1, 12, 4096])
+def test_the_head_of_a_weight_is_what_its_chunks_begin_with(count: int) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    weights = [
+        ArrayWeight(values),
+        ArrayWeight(values.T),  # not in the order of the file
+        ArrayWeight(np.ones(0, np.int64)),
+        PackedWeight(b"\x21\x43\x05", TensorProto.UINT4, (5,)),
+        LazyWeight(lambda: values.astype(np.int8), TensorProto.INT8, (4, 6)),
+    ]
+    for weight in weights:
+        assert weight.head(count) == b"".join(bytes(chunk) for chunk in weight.chunks())[:count]
