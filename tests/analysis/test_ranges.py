@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from graphopt.analysis import Facts
-from graphopt.analysis.activation_ranges import BINS, Ranges, TensorRange
+from graphopt.analysis.activation_ranges import BINS, CALIBRATORS, Ranges, TensorRange, choose
 from graphopt.analysis.activation_ranges import collect as module
 from graphopt.errors import DataError
 from graphopt.graph import Model, read_model
@@ -176,6 +176,38 @@ def test_memory_does_not_grow_with_the_data() -> None:
 
     peak(2)
     assert peak(60) < 1.3 * peak(4)
+
+
+def test_histograms_take_little_memory_beside_the_activations() -> None:
+    model = model_of("g (float[n, 4, 64, 64] x) => (float[n, 4, 64, 64] y) { a = Neg(x) b = Exp(a) y = Sqrt(b) }")
+    values = np.random.default_rng(0).standard_normal((96, 4, 64, 64)).astype(np.float32)
+    data = Feeds.open({"x": values}, model)
+
+    def peak(*, histograms: bool) -> int:
+        tracemalloc.start()
+        module.collect_ranges(model, ["x", "a", "b", "y"], data, histograms=histograms)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(histograms=True)
+    # Behind 8 MB of activations per batch stand four histograms and what one chunk of values is turned into.
+    assert peak(histograms=True) < peak(histograms=False) + (4 << 20)
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_every_calibrator_takes_several_inputs_and_changing_shapes(calibrator: str) -> None:
+    model = model_of("g (float[n, s] x, float[n, s] y) => (float[n, s] z) { p = Mul(x, y) q = Abs(p) z = Sub(q, x) }")
+    random = np.random.default_rng(0)
+    feeds = [
+        {name: random.standard_normal((1, size)).astype(np.float32) for name in "xy"}
+        for size in (3, 50, 7, 50, 50, 200)
+    ]
+    found = Facts(model, feeds=Feeds.open(feeds, model)).get(Ranges)
+    for name, seen in found.tensors.items():
+        low, high = choose(seen, calibrator)
+        assert seen.low <= low < high <= seen.high, name
+        assert choose(seen, calibrator) == (low, high)
 
 
 def test_no_data_is_an_error_that_names_the_way_out() -> None:
