@@ -18,6 +18,26 @@ if TYPE_CHECKING:
 STANDARD = (None, "", "ai.onnx")
 MICROSOFT = "com.microsoft"
 
+MOVEMENT = frozenset(
+    (
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Identity",
+        "MaxPool",
+        "Tile",
+        "Expand",
+    )
+)
+"""Operators whose results lie on the grid of their first input."""
+
+MOST_MOVES = 8
+"""Movements that are followed from where integers are given to where they are restored."""
+
 _LIMITS: dict[int, tuple[float, float]] = {
     TensorProto.INT2: (-2, 1),
     TensorProto.UINT2: (0, 3),
@@ -91,13 +111,23 @@ def is_conversion(node: Node | None, op: str) -> bool:
 
 
 def grid_of(tensor: Tensor) -> TensorGrid | None:
-    """Return the grid that the integers of a tensor lie on, by who rounds or who restores them; None if unknown."""
+    """Return the grid that the integers of a tensor lie on, by who rounds or who restores them; None if unknown.
+
+    What is only moved before it is restored lies on the grid of what it becomes.
+    """
     source = producer(tensor)
     if source is not None and is_conversion(source, "QuantizeLinear"):
         return written_grid(source)
-    for use in uses(tensor):
-        if is_conversion(use.node, "DequantizeLinear") and use.index == 0:
-            return written_grid(use.node)
+    waiting, seen = [tensor], 0
+    while waiting and seen < MOST_MOVES:
+        seen += 1
+        for use in uses(waiting.pop()):
+            if use.index != 0:
+                continue
+            if is_conversion(use.node, "DequantizeLinear"):
+                return written_grid(use.node)
+            if use.node.op in MOVEMENT and use.node.domain in STANDARD:
+                waiting += [each for each in use.node.outputs if not each.is_empty()]
     return None
 
 

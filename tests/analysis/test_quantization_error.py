@@ -89,8 +89,14 @@ def regrid(proto: onnx.ModelProto, tensor: str, factor: float) -> None:
 # ------------------------------------------------------------------------------------------------------------ matching
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["digits_cnn", "digits_transformer"])
+PEERS = [
+    *(("digits_cnn", form) for form in FORMS),
+    ("digits_transformer", "dynamic"),
+    *(pytest.param("digits_transformer", form, marks=pytest.mark.slow) for form in FORMS[:-1]),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), PEERS)
 def test_all_tensors_of_another_tools_model_are_found(name: str, form: str, tmp_path: Path) -> None:
     path = DEMO / f"{name}.onnx"
     feeds = Feeds.open(DATA, session(path)).take(8)
@@ -141,6 +147,60 @@ def test_folded_batch_norm_is_what_comes_out_of_the_convolution() -> None:
     assert min(each.own_db for each in found.tensors) > 30
     absorbed = {each.op for each in found.tensors if each.how in {"absorbed", "name"}}
     assert "BatchNormalization" in absorbed
+
+
+def test_tables_of_integers_are_found_by_what_they_hold() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> g (int64[n, 6] ids, float[400, 32] e, float[400, 32] p, '
+        "float[32, 64] w) => (float[n, 6, 64] y) "
+        "{ a = Gather(e, ids) b = Gather(p, ids) s = Add(a, b) y = MatMul(s, w) }"
+    )
+    proto = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    for value in list(proto.graph.input)[1:]:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        proto.graph.initializer.append(
+            numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), value.name)
+        )
+        proto.graph.input.remove(value)
+    model = read_model(proto)
+    feeds = Feeds.open({"ids": random.integers(0, 400, (8, 6))}, session(model))
+    made = model.copy()
+    PassManager(["insert-qdq"]).run(made, feeds)
+    made.sort()
+    found = find_quantization_errors(model, made, feeds)
+    assert {each.name for each in found.tensors} == {"a", "b", "s", "y"}
+    for name in "ab":
+        assert entry(found, name).how in {"structure", "node"}
+        assert 25 < (entry(found, name).weight_db or 0) < 60
+        assert entry(found, name).own_db == pytest.approx(entry(found, name).weight_db, abs=1.5)
+
+
+def test_integers_that_are_moved_before_they_are_restored_are_understood() -> None:
+    model = net()
+    proto = quantized(model)
+    rounding = next(node for node in proto.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
+    given = rounding.output[0]
+    place = list(proto.graph.node).index(rounding)
+    proto.graph.node.remove(rounding)
+    proto.graph.node.insert(place, onnx.helper.make_node("Identity", ["bytes"], [given]))
+    del proto.graph.input[:]
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("bytes", onnx.TensorProto.UINT8, [1, 8, 12, 12]))
+    found = find_quantization_errors(model, read_model(proto), data_of(model))
+    assert found.worst is None
+    assert entry(found, "y").accumulated_db > 25
+
+
+def test_tensors_of_other_shapes_are_not_compared() -> None:
+    head = '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 2, 8, 8] x) => (float[n, 2, 1, 1] y) '
+    model = read_model(onnx.parser.parse_model(head + "{ c = Exp(x) y = GlobalMaxPool(c) }"))
+    other = (
+        head + "<float s = {0.1}, uint8 z = {0}> { p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x) c = Exp(p) "
+        "q = QuantizeLinear(c, s, z) d = DequantizeLinear(q, s, z) y = GlobalMaxPool(d) }"
+    )
+    found = find_quantization_errors(model, read_model(onnx.parser.parse_model(other)), data_of(model))
+    assert {each.node: "shapes differ" in each.reason for each in found.unmatched} == {"c": True}
+    assert entry(found, "y").accumulated_db > 20
 
 
 def test_unrelated_models_are_refused() -> None:

@@ -108,6 +108,11 @@ def cause(error: TensorError, weight: WeightError | None, inputs: Sequence[Tenso
         return f"rounding leaves {weight.sqnr_db:.1f} dB of its weight"
     if weight is not None and weight.bias_sqnr_db is not None and weight.bias_sqnr_db < HEALTHY_DB / 2:
         return f"its bias differs: {weight.bias_sqnr_db:.1f} dB"
+    if error.pair.how == "input":
+        return "it is given as integers, whose steps are coarse or whose range is small for these values"
+    if error.pair.between:
+        names = ", ".join(f"'{name}'" for name in error.pair.between[:3])
+        return f"it comes from {names}, which the quantized model has no tensor of its own for"
     if error.pair.how == "structure":
         return "nothing in its grids explains it: it may have been matched with another tensor"
     return "its operator computes something else, or its weight was changed by more than rounding"

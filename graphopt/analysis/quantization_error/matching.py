@@ -9,17 +9,18 @@ what comes out of the node before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphopt.analysis.manager import Facts
 from graphopt.analysis.quantization_error.view import LIMITS, View
-from graphopt.analysis.quantization_error.weights import constant_values, likeness
+from graphopt.analysis.quantization_error.weights import WEIGHTS, constant_values, likeness
 from graphopt.analysis.tensor_grid import integer_type, is_conversion, written_grid
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, producer, uses
+from graphopt.graph.labels import node_label
 
 if TYPE_CHECKING:
     from graphopt.graph import Model, Node, Tensor
@@ -35,6 +36,9 @@ FLOATS = frozenset((1, 10, 11, 16))
 
 FOLDED = frozenset(("BatchNormalization", "Add", "Sub", "Mul", "Div"))
 """Operators that can disappear into the weight and bias of the layer before, with a constant."""
+
+ALIKE = 0.9
+"""Cosine from which two tables are taken for the same."""
 
 TELLING = ("kernel_shape", "strides", "pads", "dilations", "group", "axis", "axes", "perm", "transA", "transB", "to")
 
@@ -52,6 +56,7 @@ class Pair:
         rounded: Whether the values to compare are those after rounding: everything behind reads those.
         how: ``input``, ``name``, ``node``, ``structure`` or ``absorbed``.
         sources: Names of the nearest float tensors with a counterpart that it is computed from.
+        between: Names of the nodes between those and it that have no counterpart of their own.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Pair:
     rounded: bool
     how: str
     sources: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
 
 
 def match(model: Model, quantized: Model) -> list[Pair]:
@@ -189,11 +195,10 @@ class _Matcher:
         rounded = pair.rounded or (
             (pair.tensor, True) not in self.taken and self.quantized.is_always_rounded(pair.tensor)
         )
-        return Pair(
-            pair.name, pair.op, pair.node, pair.counterpart, pair.tensor, rounded, pair.how, self._sources(pair.node)
-        )
+        sources, between = self._sources(pair.node)
+        return replace(pair, rounded=rounded, sources=sources, between=between)
 
-    def _sources(self, node: Node | None) -> tuple[str, ...]:
+    def _sources(self, node: Node | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
         found: dict[str, None] = {}
         seen: set[Node] = set()
         waiting = [] if node is None else [node]
@@ -207,7 +212,8 @@ class _Matcher:
                     found[self.pairs[tensor].name] = None
                 elif (maker := producer(tensor)) is not None and not self.model.is_constant(tensor):
                     waiting.append(maker)
-        return tuple(found)
+        weighted = [each for each in seen - {node} if each is not None and each.op in WEIGHTS]
+        return tuple(found), tuple(sorted(node_label(each) for each in weighted))
 
     # ------------------------------------------------------------------------------------------ nodes side by side
 
@@ -220,7 +226,7 @@ class _Matcher:
         read = [self.model.source(each) for each in node.inputs if not each.is_empty()]
         wanted = [self.pairs[each].tensor for each in read if each in self.pairs]
         if not wanted:
-            return None
+            return self._same_table(node)
         found = [
             other
             for other in self.quantized.readers(wanted[0])
@@ -234,6 +240,19 @@ class _Matcher:
             ranks = [(-likeness(mine, constant_values(self.quantized, each)), self.places[each]) for each in found]
             return found[int(np.lexsort(tuple(zip(*ranks, strict=True))[::-1])[0])]
         return found[0] if found else None
+
+    def _same_table(self, node: Node) -> Node | None:
+        """Return the lookup in the table that is most like the one of a lookup."""
+        if node.op != "Gather" or not self.model.is_constant(node.inputs[0]):
+            return None
+        mine = constant_values(self.model, node)
+        ranked = [
+            (likeness(mine, constant_values(self.quantized, other)), -place, other)
+            for other, place in self.places.items()
+            if other.op == "Gather" and other not in self.used and self.quantized.is_constant(other.inputs[0])
+        ]
+        best = max(ranked, key=lambda each: each[:2], default=None)
+        return best[2] if best is not None and best[0] > ALIKE else None
 
     def _reads(self, node: Node, wanted: list[Tensor]) -> bool:
         read = {self.quantized.source(each) for each in node.inputs if not each.is_empty()}

@@ -7,6 +7,7 @@ so that memory holds one batch of one group.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,14 +163,20 @@ def measure(
         TensorError(pair, grids=grids_of(quantized, pair) if pair.rounded or pair.tensor not in limited else [])
         for pair in pairs
     ]
-    batches = list(_first(feeds))
+    size = batch_of(quantized.model)
+    batches = list(itertools.islice(feeds.batches(size), 1))
     if not pairs or not batches:
         return errors
     convert = _converted(model.model, quantized.model)
     reference = session(_exposed(model.model, [pair.name for pair in pairs]), threads=threads)
     whole = session(_exposed(quantized.model, [value_name(quantized, pair) for pair in pairs]), threads=threads)
     kinds = _kinds(reference, batches[0], list(dict.fromkeys(pair.name for pair in pairs)))
-    groups = list(_groups(errors, kinds))
+    theirs = _kinds(whole, convert(batches[0]), list(dict.fromkeys(value_name(quantized, pair) for pair in pairs)))
+    for error in errors:
+        mine, other = kinds[error.pair.name].shape, theirs[value_name(quantized, error.pair)].shape
+        error.unlike = "" if mine == other else f"its shapes differ: {list(mine)} and {list(other)}"
+    pairs = [error.pair for error in errors if not error.unlike]
+    groups = list(_groups([error for error in errors if not error.unlike], kinds))
     for place, group in enumerate(groups):
         if progress is not None:
             progress("comparing", place, len(groups))
@@ -179,7 +186,7 @@ def measure(
         taken = {spec.name: spec.type for spec in single.get_inputs()}
         needed = [pair for pair in pairs if forced[pair.name] in taken]
         names = list(dict.fromkeys(pair.name for pair in (*wanted, *needed)))
-        for batch in feeds.batches(BATCH):
+        for batch in feeds.batches(size):
             exact = _fetched(reference, batch, names)
             fed = {forced[pair.name]: exact[pair.name] for pair in needed}
             own = run(single, {**{n: v for n, v in convert(batch).items() if n in taken}, **fed})
@@ -212,10 +219,10 @@ def value_name(view: View, pair: Pair) -> str:
     return str(restored[0].name if restored else pair.tensor.name)
 
 
-def _first(feeds: Feeds) -> Iterator[Values]:
-    for batch in feeds.batches(BATCH):
-        yield batch
-        return
+def batch_of(model: Model) -> int:
+    """Return how many samples a model takes at once, `BATCH` at most."""
+    fixed = [each.shape[0] for each in model.graph.inputs if isinstance(each, Variable) and each.shape]
+    return min([BATCH, *(size for size in fixed if isinstance(size, int) and size > 0)])
 
 
 def _fetched(runner: Any, batch: Values, names: Sequence[str]) -> dict[str, Any]:
@@ -242,17 +249,17 @@ class _Kind(NamedTuple):
     """What is known of a tensor before it is compared."""
 
     dtype: Any
-    rank: int
+    shape: tuple[int, ...]
     nbytes: int
 
 
 def _kinds(reference: Any, batch: Values, names: Sequence[str]) -> dict[str, _Kind]:
-    """Return type, number of axes and bytes in one batch of float tensors, looked at a few at a time."""
+    """Return type, shape and bytes in one batch of tensors, looked at a few at a time."""
     found: dict[str, _Kind] = {}
     for place in range(0, len(names), PROBED_TENSORS):
         for name, value in _fetched(reference, batch, names[place : place + PROBED_TENSORS]).items():
             array = np.asarray(value)
-            found[name] = _Kind(array.dtype, array.ndim, int(array.nbytes))
+            found[name] = _Kind(array.dtype, array.shape, int(array.nbytes))
     return found
 
 
@@ -280,7 +287,7 @@ def _alone(
         quantized: The model.
         pairs: All tensors that are known in the float model.
         wanted: Those whose values are outputs of the result.
-        kinds: Types and numbers of axes of the float tensors.
+        kinds: Types and shapes of the float tensors.
 
     Returns:
         The model, and the name of the input that stands for each float tensor.
@@ -297,7 +304,7 @@ def _alone(
         forced[pair.name] = name
         if pair.tensor in limited and not pair.rounded:
             continue  # what is read is the limited form
-        stand_in = Variable(name, kinds[pair.name].dtype, [None] * kinds[pair.name].rank)
+        stand_in = Variable(name, kinds[pair.name].dtype, [None] * len(kinds[pair.name].shape))
         old = [each.name for each in quantized.restored(pair.tensor)] if pair.rounded else [pair.tensor.name]
         for use in [use for each in old for use in list(uses(tensors[each]))]:
             use.node.inputs[use.index] = stand_in
