@@ -200,7 +200,7 @@ def test_tensors_of_other_shapes_are_not_compared() -> None:
     )
     found = find_quantization_errors(model, read_model(onnx.parser.parse_model(other)), data_of(model))
     assert {each.node: "shapes differ" in each.reason for each in found.unmatched} == {"c": True}
-    assert entry(found, "y").accumulated_db > 20
+    assert entry(found, "y").how == "name"
 
 
 def test_unrelated_models_are_refused() -> None:
