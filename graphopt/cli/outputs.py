@@ -27,12 +27,18 @@ def refuse_file(path: Path, *, force: bool) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a text file.
+    """Write a text file, whole or not at all; a device or a pipe takes what it takes.
 
     Raises:
         WriteError: The system refuses it.
     """
+    from graphopt.graph.files import Staging
+
     try:
-        path.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        with Staging() as staging, staging.file(path.resolve()) as stream:
+            stream.write(text.encode())
     except OSError as error:
         raise WriteError(f"it cannot be written ({error.strerror})", where=str(path)) from error

@@ -32,6 +32,7 @@ BOOKS = {f"{CODEBOOK}{2**bits}": bits for bits in range(1, 9)}
 FLOATS = ("fp8",)
 LATER_WEIGHTS = ("int16", "none")
 ALLOCATIONS = ("uniform", "kl")
+DEFAULT_BLOCK = 32
 NEWEST_TYPES = (21, 25)
 """The opsets with integers of 4 and of 2 bits; a model that cannot be raised to the newer one stays below."""
 
@@ -48,7 +49,6 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--block",
         type=int,
-        default=32,
         metavar="N",
         help="inputs of a matrix that share a scale below 8 bits; default 32, 0 is one scale per output",
     )
@@ -91,13 +91,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.activations is not None:
         built = offered(PASS, "activations")
         options["activations"] = require(arguments.activations, built, flag="--activations")
+        _refuse_unseen(arguments)
     if arguments.statistics is not None and weights == "int8":
         raise UsageError(
             "int8 weights are rounded with the activations, whose ranges the data shows",
             where="--statistics",
             do="Leave it out, or name --weights of fewer bits",
         )
-    rounding = {**_rounding(weights, arguments.block), **_allocation(arguments, weights)}
+    rounding = {**_rounding(weights, _block(arguments, weights)), **_allocation(arguments, weights)}
     rounded = [{"raise-opset": {"to": opset}} for opset in NEWEST_TYPES[: 2 if _needs_two_bits(weights) else 1]]
     passes = [
         *(rounded if rounding else [opset_of(arguments)]),
@@ -126,6 +127,28 @@ def _weights(arguments: argparse.Namespace) -> str:
     wanted = arguments.weights or (f"int{arguments.bits}" if arguments.bits is not None else "int8")
     known = [*INTEGERS, *SCHEMES, *BOOKS, *FLOATS]
     return require(wanted, known, flag="--weights" if arguments.weights else "--bits", later=LATER_WEIGHTS)
+
+
+def _refuse_unseen(arguments: argparse.Namespace) -> None:
+    """Refuse activations on fixed grids where nothing shows their ranges: no layer would be quantized."""
+    unseen = arguments.data is None and arguments.calibration_cache is None
+    if unseen and arguments.activations not in {"auto", "dynamic", "none"}:
+        raise UsageError(
+            f"{arguments.activations} activations have ranges that are seen on data",
+            where="--activations",
+            do="Give --data FEEDS, or take dynamic",
+        )
+
+
+def _block(arguments: argparse.Namespace, weights: str) -> int:
+    """Return the inputs that share a scale, 0 for all."""
+    if arguments.block is None:
+        return DEFAULT_BLOCK
+    if weights not in {*INTEGERS, *SCHEMES} or weights == "int8":
+        must = f"It is for {', '.join(each for each in INTEGERS if each != 'int8')}, {' and '.join(SCHEMES)}"
+        raise UsageError(f"{weights} weights have no blocks", where="--block", must=must)
+    block: int = arguments.block
+    return block
 
 
 def _rounding(weights: str, block: int) -> dict[str, Any]:

@@ -68,3 +68,21 @@ def test_blocks_must_be_powers_of_two(graphopt_here: Run, wide: tuple[Path, Path
     ran = graphopt_here("quantize", wide[0], "-o", tmp_path / "o.onnx", "--weights", "int4", "--block", "24")
     assert ran.status == 2
     assert "power of two" in ran.err
+
+
+@pytest.mark.parametrize("flags", [("--block", "32"), ("--weights", "kmeans16", "--block", "64")], ids=str)
+def test_blocks_are_refused_where_nothing_has_any(
+    graphopt_here: Run, wide: tuple[Path, Path], tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    ran = graphopt_here("quantize", wide[0], "-o", tmp_path / "few.onnx", *flags)
+    assert ran.status == 2
+    assert "have no blocks" in ran.err
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int4"])
+def test_activations_on_grids_are_refused_where_nothing_shows_their_ranges(
+    graphopt_here: Run, wide: tuple[Path, Path], tmp_path: Path, kind: str
+) -> None:
+    ran = graphopt_here("quantize", wide[0], "-o", tmp_path / "few.onnx", "--activations", kind)
+    assert ran.status == 2
+    assert "Give --data FEEDS" in ran.err
