@@ -6,7 +6,8 @@ PYTHON is the interpreter of an environment with openvino and numpy. The folder 
 and data/; its neighbour tools/evaluate.py makes the calibration feeds. Each model is simplified, quantized for the
 targets ``openvino`` and ``ort-cpu``, and compiled by OpenVINO for one thread of the CPU in float32. Of the execution
 graph are counted the layers with arithmetic by their run-time precision. Outputs are compared with ONNX Runtime without
-optimizations on the same quantized model, and with the float model. Writes benchmarks/results/openvino.json.
+optimizations on the same quantized model, and with the float model; times are minima of runs in turn. Writes
+benchmarks/results/openvino.json.
 """
 
 from __future__ import annotations
@@ -48,35 +49,39 @@ SUBJECTS = {
 }
 
 
-def compile_and_run(model: str, feeds: str, outputs: str, runs: int) -> None:
-    """Compile a model with OpenVINO, write its outputs, print what its layers became; needs openvino alone."""
+def compile_and_run(feeds: str, runs: int, models: list[str]) -> None:
+    """Compile models with OpenVINO, write the outputs of each beside it, and print layers and times; needs no more."""
     openvino = importlib.import_module("openvino")
     core = openvino.Core()
     core.set_property("CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
-    compiled = core.compile_model(core.read_model(model), "CPU")
-    layers: Counter[str] = Counter()
-    for each in compiled.get_runtime_model().get_ops():
-        info = each.get_rt_info()
-        kind = str(info["layerType"].astype(str)) if "layerType" in info else ""
-        precision = str(info["runtimePrecision"].astype(str)) if "runtimePrecision" in info else ""
-        layers[f"{kind} {precision.lower()}"] += 1
     data = np.load(feeds)
     names = sorted({name.partition("/")[2] for name in data.files})
-    request = compiled.create_infer_request()
-    found: dict[str, Any] = {}
-    feed: dict[str, Any] = {}
-    for index in range(len(data.files) // len(names)):
-        feed = {name: data[f"{index}/{name}"] for name in names}
-        result = request.infer(feed)
-        for port in compiled.outputs:
-            found[f"{index}/{port.get_any_name()}"] = np.array(result[port])
-    np.savez(outputs, **found)
-    least = float("inf")
+    samples = [{name: data[f"{index}/{name}"] for name in names} for index in range(len(data.files) // len(names))]
+    requests: list[Any] = []
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        compiled = core.compile_model(core.read_model(model), "CPU")
+        layers: Counter[str] = Counter()
+        for each in compiled.get_runtime_model().get_ops():
+            info = each.get_rt_info()
+            kind = str(info["layerType"].astype(str)) if "layerType" in info else ""
+            precision = str(info["runtimePrecision"].astype(str)) if "runtimePrecision" in info else ""
+            layers[f"{kind} {precision.lower()}"] += 1
+        request = compiled.create_infer_request()
+        found: dict[str, Any] = {}
+        for index, feed in enumerate(samples):
+            result = request.infer(feed)
+            for port in compiled.outputs:
+                found[f"{index}/{port.get_any_name()}"] = np.array(result[port])
+        np.savez(Path(model).with_suffix(".npz"), **found)
+        requests.append(request)
+        rows.append({"layers": dict(sorted(layers.items())), "ms": float("inf")})
     for _ in range(runs):
-        start = time.perf_counter()
-        request.infer(feed)
-        least = min(least, time.perf_counter() - start)
-    print(json.dumps({"layers": dict(sorted(layers.items())), "ms": round(least * 1e3, 4)}))
+        for request, row in zip(requests, rows, strict=True):
+            start = time.perf_counter()
+            request.infer(samples[-1])
+            row["ms"] = min(row["ms"], round((time.perf_counter() - start) * 1e3, 4))
+    print(json.dumps(rows))
 
 
 def sqnr_db(reference: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> float:
@@ -116,50 +121,46 @@ def measure(name: str, task: str, assets: Path, folder: Path, python: str, runs:
     compared = [dict(feed) for feed, _ in zip(feeds, range(COMPARED_SAMPLES), strict=False)]
     flat: dict[str, Any] = {f"{i}/{key}": value for i, feed in enumerate(compared) for key, value in feed.items()}
     np.savez(folder / "compared.npz", **flat)
+    paths = {target: folder / f"{target}.onnx" for target in ("float", "openvino", "ort-cpu")}
+    for target, path in paths.items():
+        model = simple.copy()
+        if target != "float":
+            PassManager(("insert-qdq", "eliminate-dead"), target=target).run(model, feeds)
+        model.save(path)
+    command = [python, __file__, "--worker", str(folder / "compared.npz"), str(runs), *map(str, paths.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1]}
     rows: dict[str, Any] = {}
     exact: dict[str, NDArray[Any]] = {}
-    for target in (None, "openvino", "ort-cpu"):
-        model = simple.copy()
-        if target is not None:
-            PassManager(("insert-qdq", "eliminate-dead"), target=target).run(model, feeds)
-        path = folder / f"{target or 'float'}.onnx"
-        model.save(path)
+    for (target, path), found in zip(paths.items(), json.loads(done.stdout.splitlines()[-1]), strict=True):
         runner = session(path, optimize="off")
         expected = {}
         for index, feed in enumerate(compared):
             expected.update({f"{index}/{key}": np.asarray(value) for key, value in run(runner, feed).items()})
         exact = exact or expected
-        outputs = folder / "outputs.npz"
-        command = [python, __file__, "--worker", str(path), str(folder / "compared.npz"), str(outputs), str(runs)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        row: dict[str, Any] = {"bytes": path.stat().st_size}
-        if done.returncode:
-            row["failed"] = done.stderr.strip().splitlines()[-1]
-        else:
-            found = json.loads(done.stdout.splitlines()[-1])
-            with np.load(outputs) as answers:
-                got = {key: answers[key] for key in answers.files}
-            layers = arithmetic(found["layers"])
-            row |= {
-                "layers": layers,
-                "integer": sum(n for kinds in layers.values() for kind, n in kinds.items() if kind in INTEGER),
-                "float": sum(n for kinds in layers.values() for kind, n in kinds.items() if kind not in INTEGER),
-                "sqnr_to_onnxruntime_db": sqnr_db(expected, got),
-                "sqnr_to_float_db": sqnr_db(exact, got),
-                "onnxruntime_sqnr_to_float_db": sqnr_db(exact, expected),
-                "ms": found["ms"],
-            }
-            if target == "openvino":
-                row["broken_rules"] = len(audit(path, target).broken)
-        rows[target or "float"] = row
-        print(name, target or "float", row, flush=True)
+        with np.load(path.with_suffix(".npz")) as answers:
+            got = {key: answers[key] for key in answers.files}
+        layers = arithmetic(found["layers"])
+        rows[target] = {
+            "bytes": path.stat().st_size,
+            "layers": layers,
+            "integer": sum(n for kinds in layers.values() for kind, n in kinds.items() if kind in INTEGER),
+            "float": sum(n for kinds in layers.values() for kind, n in kinds.items() if kind not in INTEGER),
+            "sqnr_to_onnxruntime_db": sqnr_db(expected, got),
+            "sqnr_to_float_db": sqnr_db(exact, got),
+            "onnxruntime_sqnr_to_float_db": sqnr_db(exact, expected),
+            "ms": found["ms"],
+            "broken_rules": len(audit(path, "openvino").broken),
+        }
+        print(name, target, rows[target], flush=True)
     return rows
 
 
 def main() -> None:
     if "--worker" in sys.argv:
-        model, feeds, outputs, runs = sys.argv[2:]
-        compile_and_run(model, feeds, outputs, int(runs))
+        feeds, runs, *models = sys.argv[2:]
+        compile_and_run(feeds, int(runs), models)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -174,16 +175,16 @@ def main() -> None:
     assets = Path(os.environ["GRAPHOPT_ASSETS"]).resolve()
     command = [arguments.openvino, "-c", "import openvino; print(openvino.__version__)"]
     release = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    models = {}
+    found = {}
     for name in arguments.only:
         with tempfile.TemporaryDirectory(prefix="graphopt-openvino-") as folder:
-            models[name] = measure(name, SUBJECTS[name], assets, Path(folder), arguments.openvino, arguments.runs)
+            found[name] = measure(name, SUBJECTS[name], assets, Path(folder), arguments.openvino, arguments.runs)
     versions = {each: version(each) for each in ("onnx", "onnxruntime", "numpy")} | {"openvino": release}
     result = {
         "versions": versions,
         "calibration_samples": CALIBRATION_SAMPLES,
         "compared_samples": COMPARED_SAMPLES,
-        "models": models,
+        "models": found,
     }
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
