@@ -25,7 +25,7 @@ SOLVING = ("second-order", "sparsegpt", "wanda")
 CHANNELS = ("block-obs", "l1", "l2", "entropy", "lasso", "correlation")
 """Methods for channels; the first is the default where there is data, l2 where there is none."""
 PATTERNS = ("unstructured", "4x1", "8x1", "16x1", "1x4", "4x4", "channels")
-ALLOCATIONS = ("uniform", "erk", "loss", "kl")
+ALLOCATIONS = ("uniform", "size", "erk", "loss", "kl")
 _N_OF_M = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
@@ -53,7 +53,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--allocation",
         metavar="A",
-        help="how layers share the zeros out, for methods that need data: uniform (default), erk, loss or kl",
+        help="how layers share the zeros out, for methods that need data: uniform (default), size, erk, loss or kl",
     )
     parser.add_argument("--steps", type=whole(1), default=1, metavar="N", help="prune gradually, in N steps; default 1")
     parser.add_argument(

@@ -75,6 +75,10 @@ def lamp(scores: Scores) -> Scores:
     return ranked.reshape(scores.shape)
 
 
+SIZE_POWER = -1 / 8
+"""By which power of its number of weights a layer keeps more where small ones are spared."""
+
+
 def erk_densities(shapes: Sequence[tuple[int, ...]], density: float) -> list[float]:
     """Return each layer's share of kept weights so that all layers together keep `density`.
 
@@ -88,17 +92,34 @@ def erk_densities(shapes: Sequence[tuple[int, ...]], density: float) -> list[flo
     Source: Evci et al. 2020, arXiv:1911.11134, section 3 (the Erdos-Renyi kernel rule).
     """
     sizes = [float(np.prod(shape)) for shape in shapes]
-    wanted = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
+    return _densities(sizes, [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)], density)
+
+
+def size_densities(sizes: Sequence[int], density: float) -> list[float]:
+    """Return each layer's share of kept weights, proportional to its number of weights to the power of -1/8.
+
+    A layer of a sixteenth of the weights of another keeps a share that is larger by a factor of the square root of two:
+    far less than by `erk_densities`, where it is about four.
+
+    Args:
+        sizes: Number of weights of each layer.
+        density: The share of weights to keep over all layers, 0..1.
+    """
+    return _densities([float(size) for size in sizes], [float(size) ** SIZE_POWER for size in sizes], density)
+
+
+def _densities(sizes: Sequence[float], wanted: Sequence[float], density: float) -> list[float]:
+    """Return shares proportional to `wanted` that keep `density` of all weights; what is above one goes to the rest."""
     full: set[int] = set()
-    while len(full) < len(shapes):
-        free = [index for index in range(len(shapes)) if index not in full]
+    while len(full) < len(sizes):
+        free = [index for index in range(len(sizes)) if index not in full]
         budget = density * sum(sizes) - sum(sizes[index] for index in full)
         factor = budget / sum(wanted[index] * sizes[index] for index in free)
         crowded = {index for index in free if factor * wanted[index] > 1.0}
         if not crowded:
-            return [1.0 if index in full else max(0.0, factor * wanted[index]) for index in range(len(shapes))]
+            return [1.0 if index in full else max(0.0, factor * wanted[index]) for index in range(len(sizes))]
         full |= crowded
-    return [1.0] * len(shapes)
+    return [1.0] * len(sizes)
 
 
 @dataclass(frozen=True, slots=True)

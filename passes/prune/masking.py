@@ -61,7 +61,8 @@ class MaskingPass(LayerwisePass):
             at most its own share: below it the layers that lose least get N:M until the share is reached.
         pattern: Where zeros may lie: ``unstructured``, ``N:M``, or the blocks of outputs by inputs ``4x1``, ``8x1``,
             ``16x1``, ``1x4``, ``4x4``. Inputs of a convolution are grouped along the channels of one kernel place.
-        allocation: How layers share it out: ``uniform``, all the same; ``erk``, by their shapes, large ones sparser;
+        allocation: How layers share it out: ``uniform``, all the same; ``size``, large ones a little sparser: the share
+            that stays goes with the number of weights to the power of -1/8; ``erk``, by their shapes, far sparser;
             ``loss``, by what each share costs each layer, relative to what varies in its output; ``kl``, by what it
             costs the outputs of the model where only that layer is pruned, measured.
         protect_ends: Leave the first and the last layers without zeros, where they hold few of the weights; the last
@@ -75,7 +76,7 @@ class MaskingPass(LayerwisePass):
 
     sparsity: float = 0.5
     pattern: str = "unstructured"
-    allocation: Literal["uniform", "erk", "loss", "kl"] = "uniform"
+    allocation: Literal["uniform", "size", "erk", "loss", "kl"] = "uniform"
     protect_ends: bool = True
     steps: int = 1
     samples: int = 1024
@@ -263,8 +264,11 @@ class MaskingPass(LayerwisePass):
             return [0.0] * len(stops)
         share = min(1.0, self.sparsity * sum(sizes) / total)
         found = [0.0] * len(stops)
-        if self.allocation == "erk":
-            kept = scores.erk_densities([stops[place].dense.shape for place in inner], 1 - share)
+        if self.allocation in {"erk", "size"}:
+            if self.allocation == "erk":
+                kept = scores.erk_densities([stops[place].dense.shape for place in inner], 1 - share)
+            else:
+                kept = scores.size_densities([sizes[place] for place in inner], 1 - share)
             for place, density in zip(inner, kept, strict=True):
                 found[place] = 1 - density
             return found

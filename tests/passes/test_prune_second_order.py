@@ -70,7 +70,13 @@ def test_second_order_keeps_more_than_magnitude(path: Any, sparsity: float) -> N
 
 @pytest.mark.parametrize(
     ("cls", "allocation"),
-    [(PruneSecondOrder, "erk"), (PruneSecondOrder, "loss"), (PruneWanda, "uniform"), (PruneWanda, "loss")],
+    [
+        (PruneSecondOrder, "erk"),
+        (PruneSecondOrder, "size"),
+        (PruneSecondOrder, "loss"),
+        (PruneWanda, "uniform"),
+        (PruneWanda, "loss"),
+    ],
 )
 def test_the_share_of_zeros_is_that_asked_for(cls: Any, allocation: str) -> None:
     model = read_model(demo.CNN)

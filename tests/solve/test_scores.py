@@ -105,6 +105,17 @@ def test_erk_densities_keep_the_wanted_share(density: float) -> None:
     assert sum(d * s for d, s in zip(densities, sizes, strict=True)) == pytest.approx(density * sum(sizes))
 
 
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.9, 1.0])
+def test_size_densities_keep_the_wanted_share_and_spare_small_layers_a_little(density: float) -> None:
+    sizes = [2304, 9216, 36864]
+    found = scores.size_densities(sizes, density)
+    assert all(0 <= share <= 1 for share in found)
+    assert sum(d * s for d, s in zip(found, sizes, strict=True)) == pytest.approx(density * sum(sizes))
+    assert found == sorted(found, reverse=True)
+    if density < 0.5:
+        assert found[0] / found[2] == pytest.approx(16 ** (1 / 8))
+
+
 def test_erk_densities_large_layers_become_sparser() -> None:
     small, large = scores.erk_densities([(16, 16), (256, 256)], 0.1)
     assert small > large

@@ -78,7 +78,7 @@ def _masking(source: random.Random) -> dict[str, Any]:
     return {
         "sparsity": source.choice((0.0, 0.01, 0.3, 0.5, 0.8, 0.95, 1.0)),
         "pattern": source.choice(PATTERNS),
-        "allocation": source.choice(("uniform", "uniform", "erk", "loss", "kl")),
+        "allocation": source.choice(("uniform", "size", "erk", "loss", "kl")),
         "protect_ends": source.random() < 0.3,
         "steps": source.choice((1, 1, 1, 3)),
         **_shared(source),
