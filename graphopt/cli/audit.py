@@ -34,7 +34,7 @@ def configure(parser: Parser) -> None:
     add_target(parser)
     parser.epilog = (
         "examples:\n  graphopt audit int8.onnx\n  graphopt audit int8.onnx --target tensorrt\n\n"
-        "The status is 4 where a rule is broken without which results are wrong or the model is refused."
+        "The status is 4 where a broken rule makes results wrong or gets the model refused."
     )
 
 

@@ -72,7 +72,12 @@ def add_statistics(parser: Parser) -> None:
 
 def add_target(parser: Parser) -> None:
     """Add the option that names the target."""
-    parser.add_argument("--target", default="ort-cpu", metavar="T", help="where the model will run; default ort-cpu")
+    parser.add_argument(
+        "--target",
+        default="ort-cpu",
+        metavar="T",
+        help="where the model will run: ort-cpu (default), ort-cpu-avx2, ort-cpu-arm64, tensorrt, openvino or qnn",
+    )
 
 
 def run_job(

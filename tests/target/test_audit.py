@@ -9,9 +9,10 @@ import onnx
 import onnx.parser
 import pytest
 
+from graphopt.cli import main
 from graphopt.errors import ReadError, UsageError
 from graphopt.graph import Model, read_model
-from graphopt.target import audit, find_target
+from graphopt.target import TARGETS, audit, find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,3 +118,9 @@ def test_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"\x00garbage")
     with pytest.raises(ReadError):
         audit(path)
+
+
+def test_help_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(name in shown for name in TARGETS)
