@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from graphopt.graph import constant_value
-from graphopt.target.stored import stored_weight, weight_value
+from graphopt.target.stored import NOT_FINITE, stored_weight, weight_value
 
 if TYPE_CHECKING:
     from graphopt.graph import Node
@@ -18,6 +20,9 @@ def refuse_weight(node: Node, axis: int) -> str | None:
         node: The operator.
         axis: The axis of its weight that counts outputs.
     """
+    value = constant_value(node.inputs[1])
+    if value is not None and value.dtype.kind == "f" and not np.isfinite(value).all():
+        return NOT_FINITE
     stored = stored_weight(node.inputs[1])
     if isinstance(stored, str):
         return stored

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STANDARD = (None, "", "ai.onnx")
 INTEGERS = frozenset(("int2", "int4", "int8"))
+NOT_FINITE = "its weight holds NaN or infinite values, which spread over all that shares a scale"
 MOST_STEPS = 8
 """Operators between constants and a restored weight at most, in all forms that are written."""
 

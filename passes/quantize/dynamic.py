@@ -97,6 +97,8 @@ def table_refusal(node: Node) -> str | None:
     table = constant_value(node.inputs[0])
     if table is None or table.dtype != np.float32 or table.ndim != 2 or table.size < SMALLEST_TABLE:
         return ""
+    if not np.isfinite(table).all():
+        return "its table holds NaN or infinite values"
     best = max(_table_sqnr_db(np.asarray(table, np.float32), axis) for axis in (None, 1))
     if best < TABLE_SQNR_DB:
         return f"rounding the table to int8 leaves {best:.1f} dB, less than {TABLE_SQNR_DB:g}"

@@ -23,7 +23,7 @@ from graphopt.passes.quantize.grids import GridOf, ranges_of
 from graphopt.passes.quantize.integers import describe
 from graphopt.passes.quantize.pairing.patches import declare_pairs
 from graphopt.passes.quantize.static import StaticForm
-from graphopt.passes.quantize.weightonly import StoredWeights, stored_places
+from graphopt.passes.quantize.weightonly import StoredWeights, are_finite, stored_places
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
 from graphopt.target import find_number, find_target
@@ -32,6 +32,7 @@ from graphopt.target.operators import is_overridable
 from graphopt.target.placement import OVERRIDABLE, TOO_SMALL, Placement, place
 from graphopt.target.quantized import quantized_operators
 from graphopt.target.rules import Pairs, Role
+from graphopt.target.stored import NOT_FINITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -358,6 +359,9 @@ class InsertQdq(Pass):
                 continue
             if is_overridable(model, node) or node_label(node) in self.keep:
                 yield Skip(node, OVERRIDABLE if is_overridable(model, node) else KEPT)
+                continue
+            if not are_finite(node, places):
+                yield Skip(node, NOT_FINITE)
                 continue
 
             def apply(rw: Rewriter, node: Node = node, places: list[int] = places) -> None:

@@ -42,6 +42,12 @@ def _is_large(node: Node, place: int) -> bool:
     return value is not None and value.dtype == np.float32 and value.ndim >= 2 and value.size >= SMALLEST_WEIGHT
 
 
+def are_finite(node: Node, places: list[int]) -> bool:
+    """Tell whether the weights at these positions are numbers throughout."""
+    values = (constant_value(node.inputs[place]) for place in places)
+    return all(value is not None and bool(np.isfinite(value.astype(np.float32)).all()) for value in values)
+
+
 class StoredWeights:
     """Weights stored as integers, each once however many nodes and bodies read it.
 

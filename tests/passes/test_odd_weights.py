@@ -120,6 +120,16 @@ def test_restored_weights_need_no_declared_shape(activations: str) -> None:
     compressed(model, "insert-qdq", {"activations": activations}, x=normal(20, 3, 16))
 
 
+@pytest.mark.parametrize("options", [{"activations": each} for each in ("none", "dynamic", "uint8", "int4")], ids=str)
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_values_that_are_no_numbers_do_not_spread(options: dict[str, Any], per_channel: bool) -> None:
+    weight, table = normal(64, 64), normal(300, 64)
+    weight[3, 5], table[7, 1] = np.nan, np.inf
+    text = "g (int64[N,4] i) => (float[N,4,64] y) { x = Gather(t, i) y = MatMul(x, w) }"
+    model = network(text, t=table, w=weight)
+    compressed(model, "insert-qdq", {**options, "per_channel": per_channel}, i=DRAW.integers(0, 300, (30, 4)))
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_weights_that_are_all_positive_fit_the_type_of_so_many_bits(bits: int) -> None:
     text = "g (float[N,16] x) => (float[N,16] y) { h = MatMul(x, a) k = MatMul(h, w) y = MatMul(k, b) }"

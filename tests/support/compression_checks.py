@@ -278,6 +278,7 @@ def check_shards(model: Model, made: Network, seed: int) -> int:
     merged = _fault("merged statistics", lambda: collect(parts[0]).merge(collect(parts[1])))
     if whole.layers.keys() != merged.layers.keys():
         raise CompressionFaultError("shards know other layers", f"{sorted(whole.layers)} and {sorted(merged.layers)}")
+    limit = 1e-2 if "float16" in made.odd else 1e-4  # other batches round otherwise
     for name in whole.layers:
         one, other = whole.of(name), merged.of(name)
         assert one is not None
@@ -285,14 +286,14 @@ def check_shards(model: Model, made: Network, seed: int) -> int:
         for field_name in ("minimum", "maximum"):
             span = float(np.nanmax(np.abs(one.spread.maximum), initial=0.0))
             a, b = getattr(one.spread, field_name), getattr(other.spread, field_name)
-            if not np.allclose(a, b, rtol=1e-2, atol=1e-3 * span, equal_nan=True):  # other batches round otherwise
+            if not np.allclose(a, b, rtol=1e-2, atol=1e-3 * span, equal_nan=True):
                 raise CompressionFaultError("ranges of shards differ", f"{name}: {field_name}")
         for mine, theirs in zip(one.moments, other.moments, strict=True):
             finite = mine.finite(), theirs.finite()  # takes in what waits
             if mine.count != theirs.count:
                 raise CompressionFaultError("shards count other rows", f"{name}: {mine.count} and {theirs.count}")
             scale = float(np.abs(mine.inner).max(initial=0))
-            if all(finite) and np.abs(mine.inner - theirs.inner).max(initial=0) > 1e-5 * scale:
+            if all(finite) and np.abs(mine.inner - theirs.inner).max(initial=0) > limit * scale:
                 raise CompressionFaultError("moments of shards differ", name)
     for name, lookups in whole.lookups.items():
         if not np.array_equal(lookups, merged.lookups[name]):
