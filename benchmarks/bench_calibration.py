@@ -24,7 +24,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measurement import environment
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measurement import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
