@@ -57,7 +57,9 @@ class Samples:
             return cls(calibration, held_back, feeds.take(max(UNSEEN_SAMPLES, len(held_back))))
         random = random_feeds(inputs, count=RANDOM_SAMPLES, seed=seed)
         try:
-            run(open_session(model, threads=1), next(iter(random)))
+            tried = open_session(model, threads=1)
+            for feed in random:  # which of them are legal, as indices are, may be seen on the last one only
+                run(tried, feed)
         except RunError as error:
             note = f"No data was given and the model does not run on random inputs, so nothing was measured: {error}"
             return cls(None, None, None, (note,))

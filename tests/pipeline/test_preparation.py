@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 import graphopt
@@ -10,6 +12,7 @@ from graphopt import preparation
 from graphopt.errors import UsageError
 from graphopt.graph import Model, read_model
 from graphopt.runtime import run, session
+from graphopt.samples import Samples
 from graphopt.verify.legality import check_legal
 from pass_oracle import parse
 
@@ -116,3 +119,22 @@ def test_a_node_is_kept_by_its_name() -> None:
     assert "a" in {tensor.name for node in kept.graph.nodes for tensor in node.outputs}
     with pytest.raises(UsageError, match="Did you mean 'negation'"):
         graphopt.simplify(model, keep=["negatio"])
+
+
+def test_random_feeds_of_which_a_later_one_is_illegal_measure_nothing() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[1, 2] i) => (float[1, 2, 3] y) <float[6, 3] t = {0}> { y = Gather(t, i) }"""
+    )
+    del proto.graph.initializer[:]
+    table = np.arange(18, dtype=np.float32).reshape(6, 3)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(table, "t"))
+    model = read_model(proto)
+    for seed in range(12):
+        samples = Samples.of(model, None, seed)
+        if samples.held_back is None:
+            assert "nothing was measured" in samples.notes[0]
+        else:
+            runner = session(model)
+            for feed in samples.held_back:
+                run(runner, feed)
