@@ -82,6 +82,20 @@ def test_one_weight_off_by_a_thousandth_is_outside() -> None:
     assert not judged(model, evaluate(model, feeds), evaluate(wrong, feeds))
 
 
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    "body", ["a = Add(x, p) y = Sub(a, q)", "a = Sub(x, p) y = Add(a, q)", "a = Mul(x, p) y = Div(a, q)"]
+)
+def test_numbers_that_cancel_move_apart(body: str, seed: int) -> None:
+    """What the first of two numbers rounds away does not come back with the second, whatever the signs of a seed."""
+    scale = 1.0 if "Mul" in body else 1e6
+    text = f"{HEAD} g (float[n] x) => (float[n] y) <float p = {{1000000}}, float q = {{1000000}}> {{ {body} }}"
+    model = parse(text)
+    feeds = [{"x": np.array([0.3], np.float32)}]
+    (found,) = rounding_tolerances(model, feeds, evaluate(model, feeds), seed=seed)
+    assert found["y"].absolute > 2 * relative_error(model) * scale * 0.3
+
+
 def test_the_model_is_not_changed() -> None:
     model = network(depth=1)
     before = model.to_bytes()
