@@ -114,7 +114,7 @@ def _weights(model: Model) -> Iterator[Patch | Skip]:
     made: list[Node] = []
     for graph, node in list(model.walk(functions=False)):
         if not is_conversion(node, "DequantizeLinear"):
-            if graph is model.graph and node.op == "Gather" and restores_constant(node) and _is_float(node.outputs[0]):
+            if graph is model.graph and is_code_book(node):
                 made.append(node)
             continue
         codes = constant_value(node.inputs[0])
@@ -131,6 +131,12 @@ def _weights(model: Model) -> Iterator[Patch | Skip]:
     computed = next(stream(model, names, [{}])) if names else {}
     for node in made:
         yield _constant_patch(node, computed[node.outputs[0].name])
+
+
+def is_code_book(node: Node) -> bool:
+    """Tell whether a node looks a weight up in a code book: the places are stored in few bits, so they are computed."""
+    found = node.op == "Gather" and constant_value(node.inputs[1]) is None and restores_constant(node)
+    return found and _is_float(node.outputs[0])
 
 
 def _constant_patch(node: Node, values: NDArray[np.generic]) -> Patch:

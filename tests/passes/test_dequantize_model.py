@@ -262,6 +262,30 @@ def test_own_result_comes_back(options: dict[str, Any]) -> None:
     assert sqnr_db(read_model(path), result, feeds) > 30
 
 
+def test_a_float_model_is_left_as_it_is() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2, 8] x) => (float[2, 8] y) <float[3] t = {1, 2, 3}, '
+        "int64 i = {1}> { s = Gather(t, i) m = Mul(x, s) y = Identity(m) }"
+    )
+    for path in (onnx.parser.parse_model(text), DEMO / "digits_cnn.onnx", DEMO / "digits_transformer.onnx"):
+        model = read_model(path)
+        for step in (DequantizeModel(), ExpandQoperators()):
+            assert PassManager([step]).run(model.copy(), None).patches == 0
+
+
+def test_a_code_book_is_looked_up_once() -> None:
+    path = DEMO / "digits_cnn.onnx"
+    feeds = Feeds.open(DATA, session(path)).take(16)
+    stored = read_model(path)
+    steps = [create("raise-opset", {"to": 21}), create("round-weights", {"scheme": "codebook", "bits": 4})]
+    PassManager(steps).run(stored, feeds)
+    assert any(node.op == "Gather" for node in stored.graph.nodes)
+    result, record = rewritten(DequantizeModel(), stored)
+    assert not record.skips
+    assert not any(node.op == "Gather" for node in result.graph.nodes)
+    assert sqnr_db(stored, result, feeds) > 100
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_blocks_of_few_bits_come_back(bits: int, symmetric: bool) -> None:
