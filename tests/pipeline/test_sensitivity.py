@@ -119,7 +119,7 @@ def test_what_cannot_be_measured_is_refused(model: Path) -> None:
         measure_sensitivity(model, one)
     with pytest.raises(UsageError, match="is no level"):
         measure_sensitivity(model, one, levels=["bytes=8"])
-    with pytest.raises(UsageError, match="the model has no node 'heat'. Did you mean head?"):
+    with pytest.raises(UsageError, match=r"the model has no node 'heat'\. Did you mean head\?"):
         measure_sensitivity(model, {"x": np.zeros((4, 8), np.float32)}, keep=["heat"])
 
 
