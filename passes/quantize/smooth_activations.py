@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Vector = NDArray[np.float64]
 
 LEAST_CHANGE = 0.02
-"""Scales closer to each other than this are not worth a patch."""
+"""Scales that differ no more than this from one in their middle are not worth a patch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class SmoothActivations(Pass):
         weights = _weights(link)
         scales = smooth(inputs, weights, self.alpha)
         used = scales[(inputs > 0) & (weights > 0)]
-        if not used.size or float(used.max() / used.min()) < 1 + LEAST_CHANGE:
+        if not used.size or float(used.max() / used.min()) < (1 + LEAST_CHANGE) ** 2:
             yield Skip(link.readers[0].node, "its inputs are as even as its weights")
             return
         before, after = _unevenness(inputs), _unevenness(inputs / scales)
