@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STORED = {"weights8": 8, "weights4": 4}
 DYNAMIC, STATIC = "dynamic", "int8"
+WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,8 @@ def _described(table: PrecisionTable, problem: Islands, found: Division, factor:
                 seconds=choice.seconds * factor,
                 damage=choice.damage,
                 bytes=choice.bytes,
-                why=_why(unit.choices, problem, found, place),
+                weighted=unit.op in WEIGHTED or any(each.choice in {*STORED, DYNAMIC} for each in unit.choices),
+                why=_why(unit.choices, problem, found, place, factor),
             )
         )
     return PrecisionPlan(
@@ -144,22 +146,22 @@ def _described(table: PrecisionTable, problem: Islands, found: Division, factor:
     )
 
 
-def _why(choices: tuple[ChoiceCost, ...], problem: Islands, found: Division, place: int) -> str:
+def _why(choices: tuple[ChoiceCost, ...], problem: Islands, found: Division, place: int, factor: float) -> str:
     """Return why a unit computes as it does, by what the nearest other choice would change."""
     chosen = choices[found.choice[place]]
     floating = choices[0]
     if chosen.choice != "float":
         without = evaluate(problem, (*found.choice[:place], 0, *found.choice[place + 1 :]))
         saved, smaller = without.seconds - found.seconds, floating.bytes - chosen.bytes
-        parts = [f"{saved * 1e6:.1f} µs"] if saved > 0 else []
+        parts = [f"{saved * factor * 1e6:.1f} µs"] if saved > 0 else []
         parts += [f"{smaller / 1e3:.1f} kB"] if smaller > 0 else []
         return f"saves {' and '.join(parts)}" if parts else "its neighbours are integers: a border would cost more"
-    other = next((each for each in choices if each.integer), None)
+    other = next((each for each in choices if each.choice in {STATIC, DYNAMIC}), None)
     if other is None:
         return "no integer form" if len(choices) == 1 else "no integer form, and its weight may stay as it is"
     turned = evaluate(problem, (*found.choice[:place], choices.index(other), *found.choice[place + 1 :]))
     if other.seconds >= floating.seconds:
-        return f"slower in int8: {other.seconds * 1e6:.1f} µs against {floating.seconds * 1e6:.1f}"
+        return f"slower in int8: {other.seconds * factor * 1e6:.1f} µs against {floating.seconds * factor * 1e6:.1f}"
     if turned.seconds >= found.seconds:
         return "converting its neighbours would cost more than int8 saves"
     return f"int8 would do damage of {other.damage:.2g}"

@@ -84,6 +84,8 @@ class PlanEntry(Entry):
     seconds: Finite
     damage: Finite
     bytes: Count
+    weighted: bool
+    """Whether it has a weight that could be stored in fewer bits."""
     why: str
 
 
@@ -113,11 +115,16 @@ def render_plan(plan: PrecisionPlan) -> str:
             *(f"{entry.seconds * 1e6:.1f}", f"{entry.damage:.2g}", text.size(entry.bytes), entry.why),
         )
         for entry in plan.entries
+        if entry.weighted or entry.choice != "float"
     ]
+    rest = len(plan.entries) - len(rows)
+    more = [Text(), Text(f"{text.count(rest)} further operators without weights stay float.")] if rest else []
     heads = ("layer", "operator", "choice", "µs", "damage", "size", "why")
     unit = "KL divergence in nats" if plan.measure == "kl" else "noise over signal"
     total = (
         f"Predicted: {plan.seconds * 1e3:.3g} ms where float takes {plan.float_seconds * 1e3:.3g}; "
         f"{text.size(plan.bytes)}; damage {plan.damage:.2g} ({unit}, added up)."
     )
-    return to_text(Group(Text("The plan, before it runs:"), Text(), table(heads, rows, left=3), Text(), Text(total)))
+    return to_text(
+        Group(Text("The plan, before it runs:"), Text(), table(heads, rows, left=3), *more, Text(), Text(total))
+    )
