@@ -104,11 +104,11 @@ def test_damage_is_near_the_least_of_all_assignments(
     known = [evaluate(problem, each) for each in itertools.product(*(range(len(each)) for each in problem.options))]
     if kind == "seconds":
         budgets = Budgets(seconds=share * made.float_seconds)
-        fitting = [each for each in known if each.seconds <= share * made.summed_seconds]
+        fitting = [each for each in known if each.seconds <= share * made.summed_seconds * (1 + 1e-9)]
     else:
         size = share * (sum(unit.choices[0].bytes for unit in made.units) + made.other_bytes)
         budgets = Budgets(size=size)
-        fitting = [each for each in known if each.size <= size - made.other_bytes]
+        fitting = [each for each in known if each.size <= (size - made.other_bytes) * (1 + 1e-9)]
     if not fitting:
         with pytest.raises(BudgetError, match="no choice of precisions fits"):
             make_plan(made, budgets)
