@@ -25,10 +25,16 @@ def _rounded(**options: Any) -> list[Step]:
     return [OPSET, ("fuse-bias", {}), ("round-weights", options)]
 
 
+def _blocks(share: float, pattern: str) -> list[Step]:
+    """Return how blocks are pruned: channels in an order that suits them first, small layers spared a little."""
+    options = {"sparsity": share, "pattern": pattern}
+    return [("permute-channels", options), ("prune-second-order", {**options, "allocation": "size"})]
+
+
 RECIPES: dict[str, list[Step]] = {
     **{f"prune-{percent}": _pruned(percent / 100) for percent in (20, 30, 50, 70, 80, 90)},
-    "2:4": _pruned(0.5, "2:4"),
-    "4x1-70": _pruned(0.7, "4x1"),
+    "2:4": [("permute-channels", {"pattern": "2:4"}), *_pruned(0.5, "2:4")],
+    "4x1-70": _blocks(0.7, "4x1"),
     "channels-25": [("prune-channels", {"ratio": 0.25})],
     "channels-50": [("prune-channels", {"ratio": 0.5})],
     "w8a8": [("raise-opset", {}), ("fuse-bias", {}), ("insert-qdq", {})],
@@ -42,7 +48,7 @@ RECIPES: dict[str, list[Step]] = {
     "prune-70+w4": [*_pruned(0.7), *_rounded(bits=4)],
 }
 """Recipes by point, for every model."""
-KEEPING = frozenset(("prune-second-order", "prune-channels", "round-weights", "insert-qdq"))
+KEEPING = frozenset(("permute-channels", "prune-second-order", "prune-channels", "round-weights", "insert-qdq"))
 """Passes that are told which nodes to leave as they are."""
 
 

@@ -28,7 +28,8 @@ class PruneWanda(MaskingPass):
     """Set the weights to zero that are small beside what their inputs bring.
 
     Attributes:
-        allocation: How layers share it out: ``uniform``, all the same; ``erk``, by their shapes, large ones sparser;
+        allocation: How layers share it out: ``uniform``, all the same; ``size``, large ones a little sparser: the share
+            that stays goes with the number of weights to the power of -1/8; ``erk``, by their shapes, far sparser;
             ``loss``, by the share of its scores that each layer loses; ``kl``, by what it costs the outputs of the
             model where only that layer is pruned, measured.
         refit: Solve the weights that stay again for the dense outputs; without it they stay as they were, as the
