@@ -39,7 +39,7 @@ def problems(draw: st.DrawFn) -> Islands:
 
 
 @given(problem=problems(), prices=st.builds(Prices, COSTS, COSTS, COSTS))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_assignment_is_cheaper_than_the_cut(problem: Islands, prices: Prices) -> None:
     found = divide(problem, prices)
     least = min(price_of(each, prices) for each in everything(problem))
@@ -48,7 +48,7 @@ def test_no_assignment_is_cheaper_than_the_cut(problem: Islands, prices: Prices)
 
 
 @given(problem=problems(), goal=st.sampled_from(("seconds", "damage")), share=st.floats(0.0, 1.2))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_budget_holds_and_no_point_of_the_hull_is_better(problem: Islands, goal: str, share: float) -> None:
     other = "damage" if goal == "seconds" else "seconds"
     known = everything(problem)
