@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import platform
 import re
 import tempfile
@@ -27,6 +28,7 @@ from graphopt.errors import (
     UnsupportedError,
     WriteError,
 )
+from graphopt.graph import read_model
 from graphopt.runtime.inputs import ort_element, output_names
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ _ORT_ERRORS: Any = tuple(
 )
 _SOURCE_PLACE = re.compile(r"\S*/onnxruntime(?:_src)?/\S+\.(?:cc|h):\d+ \S.*?\)(?: const)? (?=\w)")
 """Where in its own sources the runtime says it failed: a file, a line and the signature of a function."""
-_NOT_WRITTEN = re.compile(r"Protobuf serialization failed|^SystemError : \d+$")
+_NOT_WRITTEN = re.compile(r"Protobuf serialization failed|Failed to write external initializers|^SystemError : \d+$")
 """What the runtime says when it cannot write the model it optimized; it has no error of its own for that."""
 _LEVELS = {
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -132,18 +134,34 @@ def session(
 
 
 def _rounds_to_float8(model: Path | bytes | Model) -> bool:
-    """Tell whether a model in memory has conversions to 8-bit floats."""
-    if isinstance(model, Path | bytes | bytearray | memoryview):
-        return False
+    """Tell whether a model has conversions to 8-bit floats."""
+    if isinstance(model, Path | bytes):
+        if not _mentions_rounding(model):  # nearly every model, which then need not be read here
+            return False
+        try:
+            model = read_model(model)
+        except GraphoptError:
+            return False  # the runtime says better what is wrong with it
     roundings = (node for _, node in model.walk() if node.op == "QuantizeLinear" and len(node.inputs) > 2)
     return any("float8" in str(node.inputs[2].dtype) for node in roundings)
+
+
+def _mentions_rounding(model: Path | bytes) -> bool:
+    name = b"QuantizeLinear"
+    if isinstance(model, bytes):
+        return name in model
+    try:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(name) >= 0
+    except (OSError, ValueError):
+        return False  # missing or empty: the runtime says so
 
 
 def _spare_float8(options: ort.SessionOptions) -> None:
     """Leave conversions to 8-bit floats as they are.
 
-    ONNX Runtime 1.31 fuses them into integer operators that it then refuses, or, from the level "extended" on, drops
-    the activations before them, after which results are wrong.
+    ONNX Runtime fuses them into integer operators that version 1.31 then refuses and 1.32 computes wrongly, or, from
+    the level "extended" on, drops the activations before them, after which results are wrong.
     """
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.graph_optimization_level = min(

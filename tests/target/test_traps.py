@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -103,7 +104,9 @@ def test_scales_along_the_inputs_of_a_matrix_are_wrong_numbers_or_no_numbers(out
     assert broken["weight-axis"].serious
     feed = {"x": rng.standard_normal((4, 32)).astype(np.float32) * 3}
     plain = run(session(trap, optimize="off"), feed)["y"]
-    if outputs == 32:
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 32):  # it leaves such products float
+        np.testing.assert_allclose(run(session(trap), feed)["y"], plain, atol=1e-4)
+    elif outputs == 32:
         assert np.abs(run(session(trap), feed)["y"] - plain).max() > 0.2
     else:
         with pytest.raises(GraphoptError):
