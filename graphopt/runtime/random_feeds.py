@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _FREE = 16
 _LARGER = (16, 64, 256, 1024)
+_MOST_ELEMENTS = 1 << 25
+"""Elements of a feed beyond which no larger sizes are tried: several axes of 1024 do not fit in memory."""
 _FREE_IMAGE = 64
 _SMALL_INTEGERS = 8
 
@@ -59,6 +62,8 @@ def _runnable_shapes(
         return smallest
     for free in _LARGER:
         shapes = _shapes(specs, dict(sizes), free)
+        if sum(map(prod, shapes.values())) > _MOST_ELEMENTS:
+            break
         try:
             run(inputs, _feed(specs, shapes, seed, 0))
         except (RunError, DataError):

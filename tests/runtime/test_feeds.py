@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 
 from graphopt.errors import DataError
-from graphopt.runtime import Feeds, InputSpec
+from graphopt.runtime import Feeds, InputSpec, random_feeds, session
 
 F32 = np.dtype(np.float32)
 I64 = np.dtype(np.int64)
@@ -306,3 +307,11 @@ def test_batches_never_join_where_an_input_has_no_batch_axis() -> None:
         "rate": np.arange(4),
     }
     assert [feed["frames"].shape for feed in Feeds.open(data, STATEFUL).batches(4)] == [(1, 1, 5)] * 4
+
+
+def test_sizes_that_run_are_not_sought_beyond_memory() -> None:
+    """With four free axes a size of 1024 would be values of 4 GB."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[a, b, c, d] x) => (float[a, b, d] y)
+        <int64[1] two = {2}> { y = Squeeze(x, two) }"""
+    feeds = random_feeds(session(onnx.parser.parse_model(text).SerializeToString()), count=1)
+    assert next(iter(feeds))["x"].size <= 1 << 25
