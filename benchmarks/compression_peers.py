@@ -95,10 +95,15 @@ class Runner:
                 return Attempt(output, json.loads(report.read_text()), reused=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        asked = request | {"tool": MODULES.get(tool, tool), "feeds": str(feeds[0].parent)}
+        # a copy: there are tools that write what they inferred into the file that they read
+        source = folder / "source" / Path(request["model"]).name
+        source.parent.mkdir()
+        shutil.copyfile(request["model"], source)
+        asked = request | {"tool": MODULES.get(tool, tool), "feeds": str(feeds[0].parent), "model": str(source)}
         asked |= {"output": str(output), "report": str(report), "cpu_limit": self._limit}
         (folder / "request.json").write_text(json.dumps(asked))
         error = self._process(tool, folder / "request.json", log)
+        shutil.rmtree(source.parent)
         if error is None and not (report.exists() and output.exists()):
             error = "it wrote nothing"
         if error is not None:
