@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 POINT = "w8a8"
+PRESET = "int8"
+"""What graphopt runs: the passes of this preset."""
 FLOAT = "float"
 
 
@@ -139,8 +141,8 @@ def compare(
     feeds = _feeds(tool, subject, original, options.scratch)
     contenders = [Contender({"tool": FLOAT, "way": "", "bytes": original.stat().st_size}, original)]
     failed: list[Row] = []
-    wanted = point(POINT).to_json()
     for name in tools:
+        wanted = point(POINT).to_json() | ({"name": PRESET} if name == OURS else {})
         for way in module(name).ways(wanted, subject.transformer):
             request = {"way": way, "point": wanted, "model": str(original), "keep": [], "seed": 0}
             attempt = runner.run(name, versions[name], request | {"transformer": subject.transformer}, feeds)

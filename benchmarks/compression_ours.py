@@ -38,6 +38,7 @@ RECIPES: dict[str, list[Step]] = {
     "channels-25": [("prune-channels", {"ratio": 0.25})],
     "channels-50": [("prune-channels", {"ratio": 0.5})],
     "w8a8": [("raise-opset", {}), ("fuse-bias", {}), ("round-weights", {"bits": 8}), ("insert-qdq", {})],
+    "int8": [("raise-opset", {}), ("fuse-bias", {}), ("insert-qdq", {})],
     "w4": _rounded(bits=4),
     "w4a8": [*_rounded(bits=4), ("insert-qdq", {})],
     "w4a4": [*_rounded(bits=4), ("insert-qdq", {"activations": "int4"})],
