@@ -33,22 +33,22 @@ def refuse_weight(node: Node, axis: int) -> str | None:
 
 def refuse_conv(node: Node) -> str | None:
     """Return why a Conv cannot convolve integers."""
-    weight = weight_value(node.inputs[1])
-    if weight is None:
-        return refuse_weight(node, 0) or "the weight is not a constant"
-    if not 3 <= weight.ndim <= 5:
-        return f"a weight of rank {weight.ndim}: the integer kernel convolves over 1 to 3 axes"
-    return refuse_weight(node, 0)
+    return _refuse_convolution(node, 0)
 
 
 def refuse_conv_transpose(node: Node) -> str | None:
     """Return why a ConvTranspose cannot convolve integers."""
+    return _refuse_convolution(node, 1)
+
+
+def _refuse_convolution(node: Node, axis: int) -> str | None:
+    """Return why a convolution whose weight has its outputs along an axis cannot convolve integers."""
     weight = weight_value(node.inputs[1])
     if weight is None:
-        return refuse_weight(node, 1) or "the weight is not a constant"
+        return refuse_weight(node, axis) or "the weight is not a constant"
     if not 3 <= weight.ndim <= 5:
         return f"a weight of rank {weight.ndim}: the integer kernel convolves over 1 to 3 axes"
-    return refuse_weight(node, 1)
+    return refuse_weight(node, axis)
 
 
 def refuse_gemm(node: Node) -> str | None:

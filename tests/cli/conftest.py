@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,34 +12,14 @@ import pytest
 from onnx import numpy_helper, parser
 
 import graphopt
-from graphopt.cli import main
+from command_runs import Ran, graphopt_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["graphopt_here"]
+
 ROOT = Path(next(iter(graphopt.__path__))).parent
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What one command did."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def graphopt_here(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run a command in this process."""
-
-    def run(*arguments: object) -> Ran:
-        capsys.readouterr()
-        status = main([str(each) for each in arguments])
-        shown = capsys.readouterr()
-        return Ran(status, shown.out, shown.err)
-
-    return run
 
 
 @pytest.fixture

@@ -111,23 +111,23 @@ def test_rounding_names_what_it_keeps() -> None:
 
 
 def test_the_same_table_gives_the_same_model(
-    graphopt_command: Callable[..., Any], costs: PrecisionTable, tmp_path: Path
+    graphopt_here: Callable[..., Any], costs: PrecisionTable, tmp_path: Path
 ) -> None:
     table, out = tmp_path / "costs.json", tmp_path / "out.onnx"
     table.write_text(costs.to_json())
     base = ("quantize", MODEL, "-o", out, "--data", DATA, "--precision-table", table, "--budget-size", "0.3x")
-    done = graphopt_command(*base)
+    done = graphopt_here(*base)
     assert done.status == 0, done.err
     assert "The plan, before it runs:" in done.err
     written = out.read_bytes()
-    assert graphopt_command(*base, "--force").status == 0
+    assert graphopt_here(*base, "--force").status == 0
     assert out.read_bytes() == written
 
 
 @pytest.mark.slow
-def test_the_command_writes_what_it_measured(graphopt_command: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_command_writes_what_it_measured(graphopt_here: Callable[..., Any], tmp_path: Path) -> None:
     table, out = tmp_path / "costs.json", tmp_path / "out.onnx"
-    done = graphopt_command(
+    done = graphopt_here(
         "quantize", MODEL, "-o", out, "--data", DATA, "--precision-table", table, "--budget-latency", "0.9x"
     )
     assert done.status == 0, done.err
@@ -143,23 +143,23 @@ def test_the_command_writes_what_it_measured(graphopt_command: Callable[..., Any
     ],
 )
 def test_wrong_budgets_are_usage_errors(
-    graphopt_command: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], message: str
+    graphopt_here: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = graphopt_command("quantize", MODEL, "-o", tmp_path / "o.onnx", "--data", DATA, *arguments)
+    done = graphopt_here("quantize", MODEL, "-o", tmp_path / "o.onnx", "--data", DATA, *arguments)
     assert done.status == 2
     assert message in done.err
 
 
-def test_a_budget_needs_data(graphopt_command: Callable[..., Any], tmp_path: Path) -> None:
-    done = graphopt_command("quantize", MODEL, "-o", tmp_path / "o.onnx", "--budget-size", "1MB")
+def test_a_budget_needs_data(graphopt_here: Callable[..., Any], tmp_path: Path) -> None:
+    done = graphopt_here("quantize", MODEL, "-o", tmp_path / "o.onnx", "--budget-size", "1MB")
     assert done.status == 2
     assert "measured on data" in done.err
 
 
-def test_a_table_that_is_none_is_an_error(graphopt_command: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_table_that_is_none_is_an_error(graphopt_here: Callable[..., Any], tmp_path: Path) -> None:
     table = tmp_path / "costs.json"
     table.write_text("{}")
     arguments = ("--data", DATA, "--budget-size", "1MB", "--precision-table", table)
-    done = graphopt_command("quantize", MODEL, "-o", tmp_path / "o.onnx", *arguments)
+    done = graphopt_here("quantize", MODEL, "-o", tmp_path / "o.onnx", *arguments)
     assert done.status == 2
     assert "cannot be understood" in done.err
