@@ -178,7 +178,7 @@ class Environment(Entry):
     python: str
     cpu: str
     isa: str
-    """Instruction set the kernels chose: scalar, avx2, avx512, neon; `none` without the kernel library."""
+    """Instruction set the kernels chose: scalar, avx2, avx512, neon, ...; `none` without the kernel library."""
     cores: Count = 0
     """Cores this process may use; 0 when unknown."""
     system: str = ""

@@ -24,9 +24,9 @@ class IsaReport:
     """Which instruction set the kernels use in this process.
 
     Attributes:
-        chosen: ``scalar``, ``avx2`` or ``avx512``.
+        chosen: One of ``supported``; kernels/base/isa.h says what each name stands for.
         forced: Whether ``GRAPHOPT_ISA`` asked for it.
-        supported: Every set this CPU and this library run, in rising order.
+        supported: Every set this CPU and this library run, the preferred last.
     """
 
     chosen: str

@@ -34,7 +34,7 @@ GRAPHOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const O
   const OrtApi* table = base->GetApi(ort::api_version);
   if (table == nullptr) {
     const OrtApi* old = base->GetApi(1);  // every runtime has the first version
-    char message[200];
+    char message[320];
     std::snprintf(message, sizeof message,
                   "the graphopt kernels need ONNX Runtime %s or newer, and this is %.40s. Update onnxruntime, or use the "
                   "fallback model of the bundle, which has standard operators only.",
@@ -50,7 +50,7 @@ GRAPHOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const O
 GRAPHOPT_EXPORT const char* graphopt_isa_report() {
   using namespace graphopt;
   struct Report {
-    char text[400];
+    char text[512];
   };
   static const Report report = [] {
     Report made{};

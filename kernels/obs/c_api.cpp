@@ -16,8 +16,8 @@ namespace {
 
 Subtract subtract_for(Isa isa) {
 #if defined(GRAPHOPT_X86)
-  if (isa == Isa::avx512) return subtract_avx512;
-  if (isa == Isa::avx2) return subtract_avx2;
+  if (isa_includes(isa, Isa::avx512)) return subtract_avx512;
+  if (isa_includes(isa, Isa::avx2)) return subtract_avx2;
 #endif
   (void)isa;
   return subtract_scalar;

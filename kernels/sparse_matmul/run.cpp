@@ -47,9 +47,8 @@ const Kernels& kernels_for(Isa isa, size_t m) {
 #if defined(GRAPHOPT_X86)
   // Half of the sixteen lanes would be idle, and narrow vectors are loaded twice as fast.
   const bool narrow = m > avx512_kernels().max_vectors && m <= avx2_kernels().lanes;
-  if (isa == Isa::avx512 && !narrow) return avx512_kernels();
-  if (isa == Isa::avx512) return avx2_kernels();
-  if (isa == Isa::avx2) return avx2_kernels();
+  if (isa_includes(isa, Isa::avx512) && !narrow) return avx512_kernels();
+  if (isa_includes(isa, Isa::avx2)) return avx2_kernels();
 #endif
   (void)isa;
   (void)m;

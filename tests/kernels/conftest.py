@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 
 import pytest
 
 from graphopt.runtime.library import isa_report, kernel_library
 from kernel_calls import Library
+
+X86 = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512gfni")
+ARM = ("scalar", "neon", "neon-dotprod")
+KNOWN = X86 if platform.machine().lower() in {"x86_64", "amd64"} else ARM
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +18,7 @@ def library() -> Library:
     return Library(ctypes.CDLL(str(kernel_library())))
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+@pytest.fixture(params=KNOWN)
 def isa(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name not in isa_report().supported:
