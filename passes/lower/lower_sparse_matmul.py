@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graphopt.graph import Rewriter
 
 _DOMAIN = "ai.graphopt"
+_KERNEL = "sparse-matmul"
 _SAMPLES = 8
 _HEADERS_BYTES = 4096  # what the packed form of a tiny matrix may have beside its entries
 
@@ -32,7 +33,8 @@ class LowerSparseMatmul(Pass):
     """Replace sparse MatMul and Gemm by ai.graphopt::SparseMatMul where that is faster than dense.
 
     Attributes:
-        cost_table: Path of a measured cost table; the default table of the package if empty.
+        cost_table: Path of a measured cost table, or ``default`` for that of the package; if empty the one that
+            ``graphopt tune`` made for this user, else that of the package.
         isa: Instruction set whose break-even counts: one of the cost table's, or ``any`` for the most demanding.
         rows: Rows of activations to assume where model and data leave them open; 0 assumes the least favourable.
 
@@ -75,7 +77,7 @@ class LowerSparseMatmul(Pass):
         Raises:
             RecipeError: The cost table cannot be read, or does not have the instruction set.
         """
-        table = CostTable.load(self.cost_table) if self.cost_table else CostTable.default()
+        table = CostTable.find(self.cost_table)
         types = facts.get(Types)
         sizes = _sizes_in_data(model, types, facts)
         found = {node: self._judge(node, types, sizes, table) for _, node in model.walk() if is_linear(node)}
@@ -94,7 +96,7 @@ class LowerSparseMatmul(Pass):
         if layer.rows is None and self.rows:
             layer = replace(layer, rows=self.rows)
         sparsity = _sparsity(layer)
-        needed = table.break_even(layer.rows, layer.k, layer.n, self.isa)
+        needed = table.break_even(_KERNEL, layer.rows, layer.k * layer.n, self.isa)
         if needed is not None and sparsity >= needed:
             return _why_file_grows(layer) or layer
         rows = "an unknown number of" if layer.rows is None else str(layer.rows)
@@ -108,7 +110,7 @@ class LowerSparseMatmul(Pass):
 
     def _patch(self, layer: Linear, packed: dict[tuple[Tensor, bool], Constant], table: CostTable) -> Patch:
         sparsity = _sparsity(layer)
-        speedup = table.predicted(layer.rows, layer.k, layer.n, sparsity, self.isa)
+        speedup = table.predicted(_KERNEL, layer.rows, layer.k * layer.n, sparsity, self.isa)
         extras = "".join(f" and {node.op} '{node_label(node)}'" for node in layer.nodes[1:])
         label = node_label(layer.node)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from graphopt.analysis.cost_table import CostTable
+from graphopt.analysis.cost_table import CostTable, KernelGrid
 from graphopt.errors import RecipeError
 from graphopt.graph import Constant, Model
 from graphopt.passes.lower.lower_sparse_matmul import LowerSparseMatmul
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 K, N = 12, 8
 
 
+def cost_table(grid: KernelGrid) -> CostTable:
+    return CostTable({"sparse-matmul": grid}, 0.1, "a test")
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> str:
     """A cost table by which every size is faster from 60 % zeros on."""
-    made = CostTable((1,), (1,), (0.5, 0.6, 1.0), {"avx512": np.array([[[0.9, 1.1, 3.0]]])}, 0.1, "a test")
+    made = cost_table(KernelGrid((1,), (1,), (0.5, 0.6, 1.0), {"avx512": np.array([[[0.9, 1.1, 3.0]]])}))
     path = tmp_path / "table.json"
     path.write_text(made.to_json(), encoding="utf-8")
     return str(path)
@@ -267,7 +271,7 @@ def test_lower_weight_shared_between_scopes_is_left_alone(lower: LowerSparseMatm
 def test_lower_rows_come_from_the_data_where_the_model_leaves_them_open(tmp_path: Path) -> None:
     grid = np.array([[[0.5, 0.9]], [[1.5, 3.0]]])
     path = tmp_path / "table.json"
-    path.write_text(CostTable((1, 16), (1,), (0.5, 1.0), {"avx2": grid}, 0.1, "a test").to_json(), encoding="utf-8")
+    path.write_text(cost_table(KernelGrid((1, 16), (1,), (0.5, 1.0), {"avx2": grid})).to_json(), encoding="utf-8")
     lower = LowerSparseMatmul(cost_table=str(path), isa="avx2")
     source = text("y = MatMul(x, w)", x="float[B, T, 12]", y="float[B, T, 8]")
     assert check_pass(lower, source).record.patches == 0
@@ -307,7 +311,7 @@ def test_lower_report_rows_name_layer_and_sparsity(lower: LowerSparseMatmul) -> 
 
 def test_lower_never_lets_the_file_grow_whatever_the_table_says(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    always = CostTable((1,), (1,), (0.0, 1.0), {"avx2": np.array([[[2.0, 3.0]]])}, 0.1, "a test")
+    always = cost_table(KernelGrid((1,), (1,), (0.0, 1.0), {"avx2": np.array([[[2.0, 3.0]]])}))
     path.write_text(always.to_json(), encoding="utf-8")
     dense = text("y = MatMul(x, w)", w=weight(100, 100, 0.1), x="float[4, 100]", y="float[4, 100]")
     done = check_pass(LowerSparseMatmul(cost_table=str(path)), dense)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NEEDED = {
-    "graphopt/analysis/sparse_cost.json",
+    "graphopt/analysis/kernel_cost.json",
     "graphopt/demo/digits_cnn.onnx",
     "graphopt/demo/digits_transformer.onnx",
     "graphopt/demo/digits_calibration.npz",
