@@ -68,9 +68,9 @@ namespace graphopt::ort {
 constexpr uint32_t api_version = 17;
 constexpr const char* oldest_runtime = "1.17";
 
-enum ElementType : int { element_float = 1, element_uint8 = 2 };
+enum ElementType : int { element_float = 1, element_uint8 = 2, element_int8 = 3, element_int32 = 6 };
 enum Characteristic : int { input_required = 0, input_optional = 1 };
-enum AttributeType : int { attribute_int = 1 };
+enum AttributeType : int { attribute_int = 1, attribute_ints = 2, attribute_text = 5 };
 enum ErrorCode : int { error_fail = 1, error_invalid_argument = 2, error_not_implemented = 9, error_invalid_graph = 10 };
 
 using Status = OrtStatus*;
@@ -108,12 +108,19 @@ class Api {
   Status shape_of(const OrtValue* value, OrtTensorTypeAndShapeInfo** out) const { return call<65, Status>(value, out); }
   void release_shape(OrtTensorTypeAndShapeInfo* shape) const { call<99, void>(shape); }
 
+  Status attribute_float(const OrtKernelInfo* info, const char* name, float* out) const {
+    return call<85, Status>(info, name, out);
+  }
   Status attribute_int64(const OrtKernelInfo* info, const char* name, int64_t* out) const {
     return call<86, Status>(info, name, out);
   }
   // `size` counts the final zero; with out == nullptr only the size is given.
   Status attribute_string(const OrtKernelInfo* info, const char* name, char* out, size_t* size) const {
     return call<87, Status>(info, name, out, size);
+  }
+  // With out == nullptr only the number is given.
+  Status attribute_ints(const OrtKernelInfo* info, const char* name, int64_t* out, size_t* count) const {
+    return call<163, Status>(info, name, out, count);
   }
   Status node_name(const OrtKernelInfo* info, char* out, size_t* size) const {
     return call<244, Status>(info, out, size);

@@ -1,6 +1,7 @@
 // The one entry point that ONNX Runtime looks for, and the list of operators.
 #include <cstdio>
 
+#include "base/infer.h"
 #include "base/isa.h"
 #include "base/ort_abi.h"
 #include "sparse_matmul/op.h"
@@ -19,7 +20,11 @@ ort::Status register_domain(const ort::Api& api, OrtSessionOptions* options) {
   static const Domain once = [](const ort::Api& first) {
     Domain made;
     made.error = first.create_domain("ai.graphopt", &made.domain);
-    if (made.error == nullptr) made.error = first.domain_add(made.domain, sparse_matmul::custom_op(first));
+    ort::set_inference_table(first.table());
+    const OrtCustomOp* const operators[] = {sparse_matmul::custom_op()};
+    for (const OrtCustomOp* op : operators) {
+      if (made.error == nullptr) made.error = first.domain_add(made.domain, op);
+    }
     return made;
   }(api);
   if (once.error != nullptr) return api.create_status(ort::error_fail, "the domain ai.graphopt could not be created");

@@ -6,14 +6,11 @@
 namespace graphopt::sparse_matmul {
 namespace {
 
-struct Lane {
-  using Vec = __m256;
-  static constexpr unsigned lanes = 8;
-  static Vec zero() { return _mm256_setzero_ps(); }
-  static Vec set1(float a) { return _mm256_set1_ps(a); }
-  static Vec load(const float* at) { return _mm256_loadu_ps(at); }
-  static void store(float* at, Vec a) { _mm256_storeu_ps(at, a); }
-  static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+#include "base/lane_avx2.h"
+
+#include "base/activation_lane.h"
+
+struct Lane : FloatLane {
   // The second operand is returned if either is NaN: NaN passes.
   static Vec relu(Vec a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
 

@@ -6,14 +6,11 @@
 namespace graphopt::sparse_matmul {
 namespace {
 
-struct Lane {
-  using Vec = __m512;
-  static constexpr unsigned lanes = 16;
-  static Vec zero() { return _mm512_setzero_ps(); }
-  static Vec set1(float a) { return _mm512_set1_ps(a); }
-  static Vec load(const float* at) { return _mm512_loadu_ps(at); }
-  static void store(float* at, Vec a) { _mm512_storeu_ps(at, a); }
-  static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+#include "base/lane_avx512.h"
+
+#include "base/activation_lane.h"
+
+struct Lane : FloatLane {
   // The second operand is returned if either is NaN: NaN passes.
   static Vec relu(Vec a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
 

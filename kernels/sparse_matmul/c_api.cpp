@@ -21,12 +21,12 @@ GRAPHOPT_EXPORT int graphopt_sparse_matmul_check(const unsigned char* packed, si
   return 0;
 }
 
-// y[m, N] = act(x[m, K] * w + bias) on the calling thread. `isa` names the instruction set; nullptr is the chosen one,
+// y[m, N] = act(x[m, K] * w + bias + residual) on the calling thread. `isa` names the instruction set; nullptr is the chosen one,
 // "reference" the specification.
-// 0, or 1 with a message. activation: 0 none, 1 relu. bias may be nullptr.
+// 0, or 1 with a message. activation: as base/activation.h counts them. bias and residual may be nullptr.
 GRAPHOPT_EXPORT int graphopt_sparse_matmul_f32(const unsigned char* packed, size_t size, const char* isa, const float* x,
-                                               size_t m, const float* bias, int activation, float* y, char* message,
-                                               size_t message_size) {
+                                               size_t m, const float* bias, const float* residual, int activation,
+                                               float low, float high, float* y, char* message, size_t message_size) {
   using namespace graphopt;
   using namespace graphopt::sparse_matmul;
   Isa chosen = isa_choice().isa;
@@ -38,7 +38,7 @@ GRAPHOPT_EXPORT int graphopt_sparse_matmul_f32(const unsigned char* packed, size
   PackedMatrix w{};
   if (!parse(packed, size, &w, message, message_size)) return 1;
   if (m == 0) return 0;
-  const Call call{&w, x, y, bias, m, activation == 1 ? Activation::relu : Activation::none};
+  const Call call{&w, x, y, bias, residual, m, {static_cast<Activation>(activation), low, high}};
   if (specification) {
     double* sums = static_cast<double*>(std::malloc(w.n * sizeof(double)));
     if (sums != nullptr) reference(call, sums);

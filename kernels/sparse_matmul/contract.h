@@ -1,20 +1,20 @@
 // What every implementation of SparseMatMul computes, and the packed matrix it reads. Plain C types only: the files
 // built for wide instruction sets include nothing else, so that no shared inline code is ever compiled with their flags.
 //
-//   y[m, n] = act(sum over k of x[m, k] * w[k, n] + bias[n])         fp32, row-major, x and y dense
+//   y[m, n] = act(sum over k of x[m, k] * w[k, n] + bias[n] + residual[m, n])      fp32, row-major, x and y dense
 //
 // Only entries of w that are not zero take part: where w[k, n] is 0 (of either sign), x[m, k] is not read for y[m, n],
 // so an infinity or NaN in x reaches exactly the outputs whose weight there is not zero. NaN and infinite weights are
-// entries like any other. Relu lets NaN pass. Products are accumulated in fp32 in an order that depends on the
+// entries like any other. Activations: base/activation.h. Products are accumulated in fp32 in an order that depends on the
 // instruction set, fused where it has FMA; for one instruction set the result does not depend on threads.
 // Denormals follow the floating-point mode of the calling thread.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
-namespace graphopt::sparse_matmul {
+#include "base/activation.h"
 
-enum class Activation : int { none = 0, relu = 1 };
+namespace graphopt::sparse_matmul {
 
 // Rows of one run are stored interleaved in groups of this many; the rest in a group of 4, of 2 and of 1 as needed.
 constexpr unsigned group_rows = 8;
@@ -43,11 +43,12 @@ constexpr size_t row_bytes = 2;
 
 struct Call {
   const PackedMatrix* w;
-  const float* x;     // [m, k]
-  float* y;           // [m, n]
-  const float* bias;  // [n] or nullptr
+  const float* x;         // [m, k]
+  float* y;               // [m, n]
+  const float* bias;      // [n] or nullptr
+  const float* residual;  // [m, n] or nullptr
   size_t m;
-  Activation activation;
+  Epilogue epilogue;
 };
 
 // One implementation. A tile is `rows` rows of x, transposed to p[k][width], width = rows rounded up to `lanes`.

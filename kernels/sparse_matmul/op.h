@@ -10,6 +10,6 @@
 namespace graphopt::sparse_matmul {
 
 // The operator, alive as long as the process.
-const OrtCustomOp* custom_op(const ort::Api& api);
+const OrtCustomOp* custom_op();
 
 }  // namespace graphopt::sparse_matmul

@@ -1,76 +1,41 @@
 #include "sparse_matmul/packed.h"
 
-#include <cstdarg>
-#include <cstdio>
-#include <cstring>
+#include "base/blob.h"
 
 namespace graphopt::sparse_matmul {
 namespace {
 
-constexpr char magic[8] = {'G', 'O', 'S', 'P', 'M', 'M', '\r', '\n'};
 constexpr uint64_t max_dimension = uint64_t{1} << 31;
 constexpr uint64_t max_entries = uint64_t{1} << 40;  // keeps every product below far from overflow
 
-template <class T>
-T load(const unsigned char* at) {
-  T value;
-  std::memcpy(&value, at, sizeof value);
-  return value;
-}
-
-uint64_t fnv1a(const unsigned char* data, size_t size) {
-  uint64_t hash = 0xcbf29ce484222325u;
-  for (size_t i = 0; i < size; ++i) hash = (hash ^ data[i]) * 0x100000001b3u;
-  return hash;
-}
-
-class Reader {
+class Reader : BlobReader {
  public:
-  Reader(const unsigned char* data, size_t size, char* message, size_t message_size)
-      : data_(data), size_(size), message_(message), message_size_(message_size) {}
+  using BlobReader::BlobReader;
 
   bool read(PackedMatrix* out) {
     return read_header(out) && read_sections(out) && check_block_table(*out) && check_blocks(*out);
   }
 
  private:
-  __attribute__((format(printf, 2, 3))) bool refuse(const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    std::vsnprintf(message_, message_size_, format, arguments);
-    va_end(arguments);
-    return false;
-  }
-
   bool read_header(PackedMatrix* out) {
-    if (size_ < header_bytes)
-      return refuse("%zu bytes are shorter than the header, which has %zu", size_, header_bytes);
-    if (std::memcmp(data_, magic, sizeof magic) != 0) return refuse("the first 8 bytes are not those of a packed matrix");
-    const unsigned version = load<uint32_t>(data_ + 8);
-    if (version != format_version)
-      return refuse("format version %u; this library reads version %u", version, format_version);
-    if (load<uint64_t>(data_ + 120) != fnv1a(data_, 120)) return refuse("the header does not match its hash");
-    if (load<uint32_t>(data_ + 12) != header_bytes || load<uint32_t>(data_ + 116) != 0)
-      return refuse("the header's size or reserved field is not as version %u has it", format_version);
+    if (!header("GOSPMM\r\n", format_version, header_bytes)) return false;
+    if (field<uint32_t>(116) != 0) return refuse("the reserved field is not as version %u has it", format_version);
 
-    const uint64_t total = load<uint64_t>(data_ + 16);
-    if (total != size_)
-      return refuse("the header says %llu bytes and there are %zu", static_cast<unsigned long long>(total), size_);
-    const uint64_t k = load<uint64_t>(data_ + 24), n = load<uint64_t>(data_ + 32), entries = load<uint64_t>(data_ + 40);
+    const uint64_t k = field<uint64_t>(24), n = field<uint64_t>(32), entries = field<uint64_t>(40);
     if (k == 0 || n == 0 || k >= max_dimension || n >= max_dimension)
       return refuse("K or N is zero or not below 2^31");
     if (entries > max_entries || entries > k * n) return refuse("more entries than the matrix has places");
-    runs_ = load<uint64_t>(data_ + 48);
-    listed_rows_ = load<uint64_t>(data_ + 56);
+    runs_ = field<uint64_t>(48);
+    listed_rows_ = field<uint64_t>(56);
     if (runs_ > listed_rows_ || listed_rows_ > entries || listed_rows_ > UINT32_MAX)
       return refuse("the numbers of runs, listed rows and entries do not rise");
 
-    const uint32_t k_block = load<uint32_t>(data_ + 104), panel_rows = load<uint32_t>(data_ + 108);
+    const uint32_t k_block = field<uint32_t>(104), panel_rows = field<uint32_t>(108);
     if (k_block == 0 || k_block > max_k_block)
       return refuse("a K-block of %u; it must be 1 to %u", k_block, max_k_block);
     if (panel_rows == 0 || panel_rows > max_panel_rows)
       return refuse("panels of %u rows; they must have 1 to %u", panel_rows, max_panel_rows);
-    if (load<uint32_t>(data_ + 112) != group_rows) return refuse("groups that do not have %u rows", group_rows);
+    if (field<uint32_t>(112) != group_rows) return refuse("groups that do not have %u rows", group_rows);
 
     out->k = static_cast<size_t>(k);
     out->n = static_cast<size_t>(n);
@@ -86,22 +51,11 @@ class Reader {
   bool read_sections(PackedMatrix* out) {
     const uint64_t blocks = static_cast<uint64_t>(out->panels) * out->k_blocks;
     if (blocks >= max_entries) return refuse("too many blocks");
-    uint64_t at = header_bytes;
-    const auto section = [&](size_t field, uint64_t bytes, const unsigned char** start) {
-      const uint64_t offset = load<uint64_t>(data_ + field);
-      if (offset != at || bytes > size_ || at > size_ - bytes) return false;
-      *start = data_ + at;
-      end_ = at + bytes;
-      at = (end_ + section_alignment - 1) / section_alignment * section_alignment;
-      return true;
-    };
-    if (!section(64, (blocks + 1) * block_bytes, &out->blocks)) return refuse("the section of blocks does not fit");
-    if (!section(72, runs_ * run_bytes, &out->runs)) return refuse("the section of runs does not fit");
-    if (!section(80, listed_rows_ * row_bytes, &out->rows)) return refuse("the section of rows does not fit");
-    if (!section(88, out->entries, &out->indices)) return refuse("the section of indices does not fit");
-    if (!section(96, out->entries * sizeof(float), &out->values)) return refuse("the section of values does not fit");
-    if (end_ != size_) return refuse("%llu bytes are left over", static_cast<unsigned long long>(size_ - end_));
-    return true;
+    return section(64, (blocks + 1) * block_bytes, &out->blocks, "blocks") &&
+           section(72, runs_ * run_bytes, &out->runs, "runs") &&
+           section(80, listed_rows_ * row_bytes, &out->rows, "rows") &&
+           section(88, out->entries, &out->indices, "indices") &&
+           section(96, out->entries * sizeof(float), &out->values, "values") && end();
   }
 
   bool check_block_table(const PackedMatrix& w) {
@@ -110,8 +64,8 @@ class Reader {
     uint32_t run = 0, row = 0;
     for (size_t b = 0; b <= count; ++b) {
       const unsigned char* at = w.blocks + b * block_bytes;
-      const uint64_t next_entry = load<uint64_t>(at);
-      const uint32_t next_run = load<uint32_t>(at + 8), next_row = load<uint32_t>(at + 12);
+      const uint64_t next_entry = load_as<uint64_t>(at);
+      const uint32_t next_run = load_as<uint32_t>(at + 8), next_row = load_as<uint32_t>(at + 12);
       if (next_entry < entry || next_run < run || next_row < row)
         return refuse("the starts of block %zu lie before those of the block before it", b);
       if (b == 0 && (next_entry != 0 || next_run != 0 || next_row != 0)) return refuse("block 0 does not start at 0");
@@ -140,19 +94,19 @@ class Reader {
   bool check_block(const PackedMatrix& w, size_t block, size_t panel_rows, size_t width) {
     const unsigned char* here = w.blocks + block * block_bytes;
     const unsigned char* next = here + block_bytes;
-    uint64_t entry = load<uint64_t>(here);
-    uint64_t row = load<uint32_t>(here + 12);
-    const uint64_t entry_end = load<uint64_t>(next), row_end = load<uint32_t>(next + 12);
-    for (uint32_t run = load<uint32_t>(here + 8), end = load<uint32_t>(next + 8); run < end; ++run) {
+    uint64_t entry = load_as<uint64_t>(here);
+    uint64_t row = load_as<uint32_t>(here + 12);
+    const uint64_t entry_end = load_as<uint64_t>(next), row_end = load_as<uint32_t>(next + 12);
+    for (uint32_t run = load_as<uint32_t>(here + 8), end = load_as<uint32_t>(next + 8); run < end; ++run) {
       const unsigned char* at = w.runs + size_t{run} * run_bytes;
-      const uint64_t per_row = load<uint16_t>(at), rows = load<uint16_t>(at + 2);
+      const uint64_t per_row = load_as<uint16_t>(at), rows = load_as<uint16_t>(at + 2);
       if (per_row == 0 || per_row > width || rows == 0)
         return refuse("run %u of block %zu has no rows, no entries, or more entries than columns", run, block);
       if (rows > row_end - row || per_row * rows > entry_end - entry)
         return refuse("run %u reaches beyond block %zu", run, block);
       int last = -1;
       for (uint64_t i = 0; i < rows; ++i) {
-        const int r = load<uint16_t>(w.rows + (row + i) * row_bytes);
+        const int r = load_as<uint16_t>(w.rows + (row + i) * row_bytes);
         if (r <= last || static_cast<size_t>(r) >= panel_rows)
           return refuse("row %d in block %zu is out of order or outside its panel of %zu rows", r, block, panel_rows);
         last = r;
@@ -163,27 +117,20 @@ class Reader {
     if (row != row_end || entry != entry_end) return refuse("the runs of block %zu do not fill it", block);
 
     unsigned highest = 0;
-    for (uint64_t i = load<uint64_t>(here); i < entry_end; ++i) {
+    for (uint64_t i = load_as<uint64_t>(here); i < entry_end; ++i) {
       if (w.indices[i] > highest) highest = w.indices[i];
     }
-    if (highest >= width && entry_end > load<uint64_t>(here))
+    if (highest >= width && entry_end > load_as<uint64_t>(here))
       return refuse("index %u in block %zu is outside its %zu columns", highest, block, width);
     return true;
   }
 
-  const unsigned char* data_;
-  size_t size_;
-  char* message_;
-  size_t message_size_;
-  uint64_t runs_ = 0, listed_rows_ = 0, end_ = 0;
+  uint64_t runs_ = 0, listed_rows_ = 0;
 };
 
 }  // namespace
 
 bool parse(const unsigned char* data, size_t size, PackedMatrix* out, char* message, size_t message_size) {
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "packed matrices are little-endian and used in place"
-#endif
   return Reader(data, size, message, message_size).read(out);
 }
 

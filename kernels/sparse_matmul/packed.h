@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 
+#include "base/blob.h"
 #include "sparse_matmul/contract.h"
 
 namespace graphopt::sparse_matmul {
@@ -18,7 +19,6 @@ namespace graphopt::sparse_matmul {
 // 120  uint64 FNV-1a hash (64 bit) of bytes 0..119
 constexpr unsigned format_version = 1;
 constexpr size_t header_bytes = 128;
-constexpr size_t section_alignment = 64;
 
 // Checks every field, pointer and index of `size` bytes at `data`, which may be unaligned, and fills `out` with pointers
 // into them. False with a message of at most `message_size` bytes if anything does not hold; nothing outside the bytes

@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "base/activation_reference.h"
+
 namespace graphopt::sparse_matmul {
 namespace {
 
@@ -46,8 +48,8 @@ void reference(const Call& call, double* sums) {
       sums[n] += static_cast<double>(value) * static_cast<double>(call.x[m * k_all + k]);
     });
     for (size_t n = 0; n < n_all; ++n) {
-      const float y = static_cast<float>(sums[n]);
-      call.y[m * n_all + n] = call.activation == Activation::relu && y < 0.0f ? 0.0f : y;
+      const double residual = call.residual ? static_cast<double>(call.residual[m * n_all + n]) : 0.0;
+      call.y[m * n_all + n] = static_cast<float>(activation_reference(sums[n] + residual, call.epilogue));
     }
   }
 }

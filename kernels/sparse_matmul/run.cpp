@@ -1,40 +1,24 @@
 #include "sparse_matmul/run.h"
 
 #include <atomic>
-#include <cstdlib>
+
+#include "base/scratch.h"
 
 namespace graphopt::sparse_matmul {
 namespace {
 
 size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 
-// Scratch of one thread, kept between calls. Tasks of one tile mostly follow each other on a thread, which then
-// transposes the tile once.
-class Scratch {
- public:
-  ~Scratch() { std::free(memory_); }
-
-  // Room for `floats` floats at an address that is a multiple of 64, or nullptr.
-  float* reserve(size_t floats) {
-    if (floats > capacity_) {
-      std::free(memory_);
-      const size_t bytes = round_up(floats * sizeof(float), 4096);
-      memory_ = static_cast<float*>(std::aligned_alloc(64, bytes));
-      capacity_ = memory_ ? bytes / sizeof(float) : 0;
-      serial = 0;
-    }
-    return memory_;
-  }
-
-  unsigned long long serial = 0;  // the call and tile the memory holds transposed; 0 is none
+// The scratch of one thread and the tile that it holds transposed. Tasks of one tile mostly follow each other on a
+// thread, which then transposes the tile once.
+struct Tile {
+  Scratch memory;
+  unsigned long long grown = 0;   // of the memory when it was filled
+  unsigned long long serial = 0;  // of the call; 0 is none
   size_t tile = 0;
-
- private:
-  float* memory_ = nullptr;
-  size_t capacity_ = 0;
 };
 
-thread_local Scratch scratch;
+thread_local Tile held;
 
 unsigned long long next_serial() {
   static std::atomic<unsigned long long> last{0};
@@ -77,12 +61,13 @@ bool Work::run(size_t task) const {
 
   const size_t packed = width * round_up(call_.w->k, kernels_.lanes);
   const size_t sums = width * round_up(call_.w->panel_rows, kernels_.lanes);
-  float* memory = scratch.reserve(packed + sums);
+  float* memory = static_cast<float*>(held.memory.reserve((packed + sums) * sizeof(float)));
   if (memory == nullptr) return false;
-  if (scratch.serial != serial_ || scratch.tile != tile) {
+  if (held.serial != serial_ || held.tile != tile || held.grown != held.memory.grown) {
     kernels_.pack(call_, m0, rows, memory);
-    scratch.serial = serial_;
-    scratch.tile = tile;
+    held.serial = serial_;
+    held.tile = tile;
+    held.grown = held.memory.grown;
   }
   kernels_.panel(call_, m0, rows, panel, memory, memory + packed);
   return true;

@@ -4,30 +4,11 @@
 namespace graphopt::sparse_matmul {
 namespace {
 
-struct Lane {
-  static constexpr unsigned lanes = 8;
-  struct Vec {
-    float v[lanes];
-  };
-  static Vec zero() { return set1(0.0f); }
-  static Vec set1(float a) {
-    Vec r;
-    for (unsigned i = 0; i < lanes; ++i) r.v[i] = a;
-    return r;
-  }
-  static Vec load(const float* at) {
-    Vec r;
-    for (unsigned i = 0; i < lanes; ++i) r.v[i] = at[i];
-    return r;
-  }
-  static void store(float* at, const Vec& a) {
-    for (unsigned i = 0; i < lanes; ++i) at[i] = a.v[i];
-  }
-  static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
-    Vec r;
-    for (unsigned i = 0; i < lanes; ++i) r.v[i] = a.v[i] * b.v[i] + c.v[i];
-    return r;
-  }
+#include "base/lane_scalar.h"
+
+#include "base/activation_lane.h"
+
+struct Lane : FloatLane {
   template <bool relu>
   static void transpose(const float* src, size_t ld_src, unsigned rows, float* dst, size_t ld_dst) {
     for (unsigned c = 0; c < lanes; ++c) {

@@ -1,7 +1,7 @@
 // The algorithm of all instruction sets, written once over a vector type. Each implementation defines `Lane` in an
 // anonymous namespace and includes this file inside it, so that every function here is private to that file.
 //
-// Lane: using Vec; constexpr unsigned lanes; zero(), set1(float), load(const float*), store(float*, Vec), fma(a, b, c);
+// Lane: a FloatLane (base/activation_lane.h) with
 // transpose<relu>(src, ld_src, rows, dst, ld_dst): lanes x lanes, missing rows read as zero; class Columns(x, count), a
 // K-block of one row of x, with dot(indices, values, end, group, sums): sums[r] over the entries at r, r + group, ...
 //
@@ -137,6 +137,37 @@ inline void unpack(const Call& call, size_t m0, unsigned rows, size_t width, siz
   }
 }
 
+// What is left of the epilogue, while y is still in L1: the residual and every activation that is no Relu.
+inline void finish(const Call& call, size_t m0, size_t rows, size_t n0, size_t columns) {
+  constexpr unsigned lanes = Lane::lanes;
+  for (size_t r = 0; r < rows; ++r) {
+    float* y = call.y + (m0 + r) * call.w->n + n0;
+    const float* residual = call.residual ? call.residual + (m0 + r) * call.w->n + n0 : nullptr;
+    for (size_t c = 0; c < columns; c += lanes) {
+      alignas(64) float part[lanes] = {}, added[lanes] = {};
+      const size_t wide = smaller(columns - c, lanes);
+      float* at = y + c;
+      const float* more = residual ? residual + c : added;
+      if (wide < lanes) {
+        for (size_t i = 0; i < wide; ++i) part[i] = y[c + i];
+        for (size_t i = 0; residual && i < wide; ++i) added[i] = residual[c + i];
+        at = part;
+        more = added;
+      }
+      const typename Lane::Vec sum = residual ? Lane::add(Lane::load(at), Lane::load(more)) : Lane::load(at);
+      Lane::store(at, activate<Lane>(sum, call.epilogue));
+      for (size_t i = 0; wide < lanes && i < wide; ++i) y[c + i] = part[i];
+    }
+  }
+}
+
+inline bool relu_alone(const Call& call) {
+  return call.epilogue.activation == Activation::relu && call.residual == nullptr;
+}
+inline bool nothing_left(const Call& call) {
+  return relu_alone(call) || (call.epilogue.activation == Activation::none && call.residual == nullptr);
+}
+
 template <unsigned NB>
 inline void panel_of_width(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums) {
   constexpr size_t width = NB * Lane::lanes;
@@ -149,11 +180,12 @@ inline void panel_of_width(const Call& call, size_t m0, unsigned rows, size_t pa
     for (unsigned i = 0; i < NB; ++i) Lane::store(sums + n * width + i * Lane::lanes, start);
   }
   for (size_t kb = 0; kb < w.k_blocks; ++kb) block<NB>(w, panel * w.k_blocks + kb, p + kb * w.k_block * width, sums);
-  if (call.activation == Activation::relu) {
+  if (relu_alone(call)) {
     unpack<true>(call, m0, rows, width, n0, columns, sums);
   } else {
     unpack<false>(call, m0, rows, width, n0, columns, sums);
   }
+  if (!nothing_left(call)) finish(call, m0, rows, n0, columns);
 }
 
 // One row of x: the entries of a group lie side by side and are multiplied as they lie.
@@ -188,9 +220,7 @@ inline void vector(const Call& call, size_t m0, size_t panel) {
       }
     }
   }
-  if (call.activation == Activation::relu) {
-    for (size_t n = 0; n < columns; ++n) y[n] = y[n] < 0.0f ? 0.0f : y[n];
-  }
+  if (call.residual != nullptr || call.epilogue.activation != Activation::none) finish(call, m0, 1, n0, columns);
 }
 
 inline void panel(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums) {

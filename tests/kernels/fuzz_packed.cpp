@@ -11,7 +11,7 @@
 
 extern "C" int graphopt_sparse_matmul_check(const unsigned char*, size_t, uint64_t*, char*, size_t);
 extern "C" int graphopt_sparse_matmul_f32(const unsigned char*, size_t, const char*, const float*, size_t, const float*,
-                                          int, float*, char*, size_t);
+                                          const float*, int, float, float, float*, char*, size_t);
 extern "C" const char* graphopt_isa_report();
 
 namespace {
@@ -60,17 +60,19 @@ bool run(const Bytes& bytes, size_t offset) {
 
   const size_t sizes[] = {1, 2, 17, 70};
   const size_t m = sizes[below(4)];
-  std::vector<float> x(m * k), bias(n), wanted(m * n), y(m * n);
+  std::vector<float> x(m * k), bias(n), residual(m * n), wanted(m * n), y(m * n);
   for (float& v : x) v = static_cast<float>(below(2001)) / 1000 - 1;
   for (float& v : bias) v = static_cast<float>(below(2001)) / 1000 - 1;
-  const int activation = static_cast<int>(below(2));
-  if (graphopt_sparse_matmul_f32(packed, bytes.size(), "reference", x.data(), m, bias.data(), activation, wanted.data(),
-                                 message, sizeof message))
+  for (float& v : residual) v = static_cast<float>(below(2001)) / 1000 - 1;
+  const float* added = below(2) ? residual.data() : nullptr;
+  const int activation = static_cast<int>(below(7));
+  if (graphopt_sparse_matmul_f32(packed, bytes.size(), "reference", x.data(), m, bias.data(), added, activation, -1, 1,
+                                 wanted.data(), message, sizeof message))
     std::abort();
   for (const char* isa : {"scalar", "avx2", "avx512"}) {
     if (std::strstr(std::strrchr(graphopt_isa_report(), ' '), isa) == nullptr) continue;
-    if (graphopt_sparse_matmul_f32(packed, bytes.size(), isa, x.data(), m, bias.data(), activation, y.data(), message,
-                                   sizeof message))
+    if (graphopt_sparse_matmul_f32(packed, bytes.size(), isa, x.data(), m, bias.data(), added, activation, -1, 1,
+                                   y.data(), message, sizeof message))
       std::abort();
     for (size_t i = 0; i < y.size(); ++i) {
       // A damaged value may be huge: only sums that fp32 holds well are compared.

@@ -25,6 +25,9 @@ def rounding_bound(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.
     return bound
 
 
+ACTIVATIONS = ("none", "relu", "relu6", "clip", "silu", "gelu", "gelu_tanh")
+
+
 @dataclass(frozen=True)
 class Library:
     """The kernels through their C interface."""
@@ -40,6 +43,10 @@ class Library:
         bias: np.ndarray | None = None,
         *,
         relu: bool = False,
+        residual: np.ndarray | None = None,
+        activation: str = "",
+        low: float = -np.inf,
+        high: float = np.inf,
     ) -> np.ndarray:
         guard = 16
         y = np.full(x.shape[0] * n + 2 * guard, 12345.0, np.float32)
@@ -51,7 +58,10 @@ class Library:
             ctypes.c_void_p(x.ctypes.data),
             ctypes.c_size_t(x.shape[0]),
             None if bias is None else ctypes.c_void_p(bias.ctypes.data),
-            int(relu),
+            None if residual is None else ctypes.c_void_p(residual.ctypes.data),
+            ACTIVATIONS.index(activation or ("relu" if relu else "none")),
+            ctypes.c_float(low),
+            ctypes.c_float(high),
             ctypes.c_void_p(y[guard:].ctypes.data),
             message,
             ctypes.c_size_t(512),
