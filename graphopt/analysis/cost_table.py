@@ -120,12 +120,8 @@ class CostTable:
         Raises:
             RecipeError: The table cannot be read, or it is not of this version.
         """
-        named = name or os.environ.get(TABLE_VARIABLE, "")
-        if named == DEFAULT_TABLE:
-            return cls.default()
-        if named:
-            return cls.load(named)
-        return cls.load(tuned_path()) if tuned_path().is_file() else cls.default()
+        path = table_path(name)
+        return cls.load(path) if path else cls.default()
 
     @classmethod
     def load(cls, path: str | Path) -> CostTable:
@@ -318,6 +314,16 @@ class CostTable:
 def tuned_path() -> Path:
     """Return where the table that ``graphopt tune`` measured for this user lies, whether it exists or not."""
     return _cache_folder() / "graphopt" / "cost_table.json"
+
+
+def table_path(name: str = "") -> str:
+    """Return the path of the table that decides; empty for that of the package. See `CostTable.find`."""
+    named = name or os.environ.get(TABLE_VARIABLE, "")
+    if named == DEFAULT_TABLE:
+        return ""
+    if named:
+        return named
+    return str(tuned_path()) if tuned_path().is_file() else ""
 
 
 def table_from_cases(cases: Iterable[Mapping[str, Any]], *, margin: float, measured_on: str) -> CostTable:

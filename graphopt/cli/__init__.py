@@ -39,13 +39,14 @@ VERBS = {
     "statistics": "collect what layers read, in shards; merge and show it",
     "sensitivity": "measure what compressing each layer alone costs",
     "debug-quantization": "find where a quantized model departs from its float one",
+    "tune": "measure which kernels are faster than dense operators here",
     "bisect": "find the first wrong patch of a recipe",
     "passes": "list the passes, or explain one",
     "recipe": "list, show and validate recipes; print the schemas",
     "doctor": "check this installation and this machine",
     "demo": "compile two small models that come with graphopt",
 }
-LATER = ("tune", "convert")
+LATER = ("convert",)
 """Verbs that the interface reserves for later versions."""
 TRACEBACK_VARIABLE = "GRAPHOPT_TRACEBACK"
 INTERRUPTED = "interrupted: nothing was left half-written"

@@ -56,7 +56,7 @@ def test_version_is_that_of_the_package(graphopt_here: Run) -> None:
     ("arguments", "said"),
     [
         (("complie",), "unknown verb 'complie'. Did you mean compile?"),
-        (("tune",), "'tune' is not built into this version yet"),
+        (("convert",), "'convert' is not built into this version yet"),
         (("xyzzy",), "Run graphopt --help for the verbs."),
         (("--verison",), "unknown option '--verison'"),
         (("compile", "m.onnx", "-o", "d", "--dta", "f.npz"), "unknown option '--dta'. Did you mean --data?"),

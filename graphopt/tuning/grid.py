@@ -1,0 +1,178 @@
+"""The sizes and levels that a cost table knows, and measuring all of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+
+from graphopt.analysis.cost_table import BITS, KERNELS, CostTable, table_from_cases
+from graphopt.runtime.library import isa_report
+from graphopt.tuning.alternatives import CONVOLUTIONS, MATMULS, POINTWISE
+from graphopt.tuning.race import Draws, race
+from graphopt.tuning.stacks import ConvSize, MatmulSize
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from graphopt.tuning.alternatives import Alternative
+    from graphopt.tuning.stacks import Size
+
+MARGIN = 0.1
+"""How much faster than dense a kernel must be before a layer is lowered."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being measured, how many sizes are done, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        rows: Rows of activations.
+        matrices: Weights of matrix products, [k, n].
+        maps: Sides of the square maps that are convolved.
+        channels: Inputs and outputs of the convolutions with a window of 3 x 3.
+        pointwise: Inputs and outputs of the convolutions without a window.
+        sparsities: Shares of zeros.
+        bits: Bits of a weight.
+        seconds: Wall time for all alternatives of one size.
+        layers: Layers with weights of their own in each model.
+    """
+
+    rows: tuple[int, ...]
+    matrices: tuple[tuple[int, int], ...]
+    maps: tuple[int, ...]
+    channels: tuple[int, ...]
+    pointwise: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    bits: tuple[int, ...]
+    seconds: float
+    layers: int
+
+
+QUICK = Plan(
+    rows=(1, 16, 128),
+    matrices=((64, 64), (384, 384), (768, 3072)),
+    maps=(7, 14, 56),
+    channels=(16, 64, 128),
+    pointwise=(32, 128, 256),
+    sparsities=(0.6, 0.8, 0.9, 0.95),
+    bits=(2, 4, 8),
+    seconds=0.25,
+    layers=2,
+)
+"""A coarse grid, in one or two minutes."""
+
+FULL = Plan(
+    rows=(1, 4, 16, 64, 256),
+    matrices=((64, 64), (128, 384), (384, 1536), (768, 3072), (3072, 768), (4096, 4096)),
+    maps=(7, 14, 28, 56),
+    channels=(16, 64, 128, 256),
+    pointwise=(16, 64, 128, 256, 512),
+    sparsities=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
+    bits=(1, 2, 3, 4, 8),
+    seconds=1.5,
+    layers=3,
+)
+"""The grid of the table of the package."""
+
+
+def tune(plan: Plan = QUICK, *, only: Collection[str] = (), progress: Progress | None = None) -> CostTable:
+    """Measure a cost table on this machine, for the instruction set that the kernels use in this process.
+
+    Args:
+        plan: What is measured.
+        only: Names of kernels to measure; all if empty.
+        progress: Told what is being measured.
+
+    Raises:
+        KernelError: The library of kernels does not load, or a result of a kernel is wrong.
+    """
+    chosen = isa_report().chosen
+    with pinned():
+        return table_from_cases(_cases(plan, only, chosen, progress), margin=MARGIN, measured_on=machine())
+
+
+def machine() -> str:
+    """Return the processor and the version of ONNX Runtime that a table was measured on."""
+    return f"{_processor()}, onnxruntime {ort.__version__}, one thread"
+
+
+def _cases(plan: Plan, only: Collection[str], isa: str, progress: Progress | None) -> Iterator[dict[str, Any]]:
+    work = [
+        (size, entries)
+        for size, alternatives in _sizes(plan)
+        if (entries := _entries(plan, [each for each in alternatives if not only or each.kernel in only]))
+    ]
+    draws = Draws(plan.layers)
+    for done, (size, entries) in enumerate(work):
+        if progress:
+            progress(str(size), done, len(work))
+        for timed in race(size, entries, draws, seconds=plan.seconds):
+            yield {
+                "kernel": timed.kernel,
+                "isa": isa,
+                "m": size.m,
+                "weights": size.weights,
+                "level": timed.level,
+                "speedup": timed.speedup,
+            }
+
+
+def _sizes(plan: Plan) -> Iterator[tuple[Size, Sequence[Alternative]]]:
+    for k, n in plan.matrices:
+        for m in plan.rows:
+            yield MatmulSize(m, k, n), MATMULS
+    for window, channels, alternatives in ((3, plan.channels, CONVOLUTIONS), (1, plan.pointwise, POINTWISE)):
+        for width in channels:
+            for side in plan.maps:
+                yield ConvSize(window, width, side), alternatives
+
+
+def _entries(plan: Plan, alternatives: Sequence[Alternative]) -> list[tuple[Alternative, float]]:
+    return [(each, level) for each in alternatives for level in levels_of(each.kernel, plan)]
+
+
+def levels_of(kernel: str, plan: Plan) -> tuple[float, ...]:
+    """Return the levels of a plan that a kernel has."""
+    if KERNELS[kernel] == BITS:
+        known = {"matmul-nbits": (2, 4, 8), "dense-int8-matmul": (8,), "dense-int8-conv": (8,)}
+        return tuple(float(bits) for bits in plan.bits if bits in known.get(kernel, plan.bits))
+    return plan.sparsities
+
+
+@contextmanager
+def pinned(cpus: int = 1) -> Iterator[None]:
+    """Keep the calling thread, and the threads it starts, on so many CPUs; a system without affinity is left alone."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[-cpus:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _processor() -> str:
+    """The processor as the system names it; Linux tells family and model apart where clouds hide the name."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return platform.processor() or platform.machine()
+    found: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(key.strip(), value.strip())
+    parts = [found.get("model name", platform.machine())]
+    parts += [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model") if key in found]
+    return " ".join(parts)
