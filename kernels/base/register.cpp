@@ -4,6 +4,7 @@
 #include "base/infer.h"
 #include "base/isa.h"
 #include "base/ort_abi.h"
+#include "sparse_int8/op.h"
 #include "sparse_matmul/op.h"
 
 #define GRAPHOPT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -24,6 +25,9 @@ ort::Status register_domain(const ort::Api& api, OrtSessionOptions* options) {
     const OrtCustomOp* const operators[] = {sparse_matmul::custom_op()};
     for (const OrtCustomOp* op : operators) {
       if (made.error == nullptr) made.error = first.domain_add(made.domain, op);
+    }
+    for (size_t i = 0; i < sparse_int8::operators; ++i) {
+      if (made.error == nullptr) made.error = first.domain_add(made.domain, sparse_int8::custom_op(i));
     }
     return made;
   }(api);

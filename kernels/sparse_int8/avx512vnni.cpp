@@ -1,0 +1,134 @@
+// The sparse int8 operators for AVX-512 with VNNI.
+#include <immintrin.h>
+
+#include "sparse_int8/contract.h"
+
+namespace graphopt::sparse_int8 {
+namespace {
+
+#include "base/activation_lane.h"
+#include "base/lane_avx512.h"
+
+struct Rounding;
+
+struct Lane {
+  using Int = __m512i;
+  using Bytes = __m512i;
+  using Weight = __m512i;
+  using Vec = __m512;
+  static constexpr unsigned lanes = 16;
+  static constexpr unsigned most[2] = {4, 4};
+  static constexpr unsigned char flip = 0;
+
+  static Int set1(int32_t a) { return _mm512_set1_epi32(a); }
+  static Int load(const int32_t* at) { return _mm512_loadu_si512(at); }
+  static void store(int32_t* at, Int a) { _mm512_storeu_si512(at, a); }
+  static Int load_words(const unsigned char* at) { return _mm512_loadu_si512(at); }
+  static void store_words(unsigned char* at, Int a) { _mm512_storeu_si512(at, a); }
+  static Bytes bytes(const unsigned char* at) { return _mm512_loadu_si512(at); }
+  static Weight weight(const unsigned char* at) {
+    int32_t four;
+    __builtin_memcpy(&four, at, sizeof four);
+    return _mm512_set1_epi32(four);
+  }
+  static Int dot(Int sum, Bytes x, Weight w) { return _mm512_dpbusd_epi32(sum, x, w); }
+  static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+  static Vec to_float(Int a) { return _mm512_cvtepi32_ps(a); }
+  static Int to_int(Vec a) { return _mm512_cvtps_epi32(a); }
+  static Vec at_least(Vec a, Vec low) { return _mm512_max_ps(a, low); }
+  static void put_bytes(unsigned char* at, Int a, unsigned count) {
+    if (count == lanes) return _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(a));
+    _mm_mask_storeu_epi8(at, first(count), _mm512_cvtepi32_epi8(a));
+  }
+  static void transpose(Int (&r)[16]) {
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < 8; ++i) {
+      t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+      t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; ++i) {
+      r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+      r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+      r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+      r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; ++i) {
+      t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+      t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+      t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+      t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; ++i) {
+      r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+      r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+      r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+      r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+  }
+
+  template <class Rounding>
+  static void quantize(const float* x, size_t count, const Rounding& q, unsigned char* out) {
+    const Vec scale = _mm512_set1_ps(q.scale), inverse = _mm512_set1_ps(q.inverse);
+    const Vec low = _mm512_set1_ps(q.low), high = _mm512_set1_ps(q.high), sure = _mm512_set1_ps(q.sure);
+    const Int zero_point = _mm512_set1_epi32(q.zero_point);
+    for (size_t i = 0; i < count; i += 16) {
+      const __mmask16 mask = first(count - i);
+      const Vec value = _mm512_maskz_loadu_ps(mask, x + i);
+      Vec v = _mm512_min_ps(high, _mm512_mul_ps(value, inverse));  // NaN passes
+      if (__builtin_expect(_mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_reduce_ps(v, 0)), sure, _CMP_NLT_UQ), 0))
+        v = _mm512_min_ps(high, _mm512_div_ps(value, scale));
+      v = _mm512_max_ps(v, low);  // low where v is NaN
+      _mm_mask_storeu_epi8(out + i, mask, _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(v), zero_point)));
+    }
+  }
+
+  static void range(const float* x, size_t count, float* low, float* high) {
+    Vec least[4], most[4];
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; ++i) {
+      least[i] = _mm512_set1_ps(*low);
+      most[i] = _mm512_set1_ps(*high);
+    }
+    size_t at = 0;
+    // The second operand is returned where either is NaN.
+    for (; at + 64 <= count; at += 64) {
+#pragma GCC unroll 4
+      for (unsigned i = 0; i < 4; ++i) {
+        const Vec v = _mm512_loadu_ps(x + at + 16 * i);
+        least[i] = _mm512_min_ps(v, least[i]);
+        most[i] = _mm512_max_ps(v, most[i]);
+      }
+    }
+    for (; at < count; at += 16) {
+      const __mmask16 mask = first(count - at);
+      const Vec v = _mm512_maskz_loadu_ps(mask, x + at);
+      least[0] = _mm512_mask_min_ps(least[0], mask, v, least[0]);
+      most[0] = _mm512_mask_max_ps(most[0], mask, v, most[0]);
+    }
+    *low = _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(least[0], least[1]), _mm512_min_ps(least[2], least[3])));
+    *high = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
+  }
+
+ private:
+  // The first lanes, all if count is 16 or more.
+  static __mmask16 first(size_t count) {
+    return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);
+  }
+};
+
+#include "sparse_int8/tile.h"
+#include "sparse_int8/finish.h"
+
+}  // namespace
+
+const Kernels& avx512vnni_kernels() {
+  static constexpr Kernels kernels = {Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel,
+                                      finish_rows};
+  return kernels;
+}
+
+}  // namespace graphopt::sparse_int8

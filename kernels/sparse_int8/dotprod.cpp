@@ -1,0 +1,29 @@
+// The sparse int8 operators for NEON with the dot products.
+#include <arm_neon.h>
+
+#include "sparse_int8/contract.h"
+
+namespace graphopt::sparse_int8 {
+namespace {
+
+#include "base/activation_lane.h"
+#include "base/lane_neon.h"
+#include "sparse_int8/neon_lane.h"
+
+struct Lane : LaneBase {
+  using Weight = int8x16_t;
+  static Int dot(Int sum, Bytes x, Weight w) { return vdotq_s32(sum, x, w); }
+};
+
+#include "sparse_int8/tile.h"
+#include "sparse_int8/finish.h"
+
+}  // namespace
+
+const Kernels& dotprod_kernels() {
+  static constexpr Kernels kernels = {Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel,
+                                      finish_rows};
+  return kernels;
+}
+
+}  // namespace graphopt::sparse_int8

@@ -1,0 +1,135 @@
+"""The sparse int8 kernels through their C interface, and what they compute in numpy."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+
+import numpy as np
+
+ACTIVATIONS = ("none", "relu", "relu6", "clip", "silu", "gelu", "gelu_tanh")
+EXACT = ("none", "relu", "relu6", "clip")
+GUARD = 64
+
+
+def block_sparse(k: int, n: int, unit: int, density: float, seed: int = 0) -> np.ndarray:
+    """int8 [k, n] of which about this share of the blocks (4 rows, `unit` columns) is not zero."""
+    rng = np.random.default_rng(seed)
+    w = rng.integers(-128, 128, (k, n)).astype(np.int8)
+    kept = rng.random((-(-k // 4), -(-n // unit))) < density
+    mask: np.ndarray = np.repeat(np.repeat(kept, 4, 0), unit, 1)[:k, :n]
+    masked: np.ndarray = w * mask
+    return masked
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is made of the sums: see kernels/sparse_int8/contract.h."""
+
+    bias: np.ndarray | None = None
+    residual: np.ndarray | None = None
+    activation: str = "none"
+    low: float = -np.inf
+    high: float = np.inf
+    grid: tuple[float, int] | None = None  # scale and zero point of bytes; None for floats
+
+
+PLAIN = Output()
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x_floats", "x_bytes", "bias", "residual", "y_floats", "y_bytes")),
+        *((name, ctypes.c_float) for name in ("x_scale", "y_scale", "low", "high")),
+        *((name, ctypes.c_int32) for name in ("x_zero_point", "y_zero_point", "activation")),
+    ]
+
+
+def _at(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+@dataclass
+class Int8Library:
+    """The kernels through their C interface."""
+
+    dll: ctypes.CDLL
+    message: ctypes.Array[ctypes.c_char] = field(default_factory=lambda: ctypes.create_string_buffer(512))
+
+    def check(self, packed: np.ndarray) -> str:
+        """Return the library's objection to these bytes, or ''."""
+        shape = (ctypes.c_uint64 * 3)()
+        self.message.value = b""
+        failed = self.dll.graphopt_sparse_int8_check(
+            ctypes.c_void_p(packed.ctypes.data),
+            ctypes.c_size_t(packed.nbytes),
+            shape,
+            self.message,
+            ctypes.c_size_t(512),
+        )
+        assert bool(failed) == bool(self.message.value)
+        return self.message.value.decode()
+
+    def matmul(
+        self,
+        packed: np.ndarray,
+        x: np.ndarray,
+        n: int,
+        isa: str,
+        output: Output = PLAIN,
+        grid: tuple[float, int] = (0.0, 0),
+    ) -> np.ndarray:
+        """Return y of x [M, K], float32 or uint8; a grid with scale 0 is found by the kernel."""
+        to_bytes = output.grid is not None
+        y = np.full(x.shape[0] * n + 2 * GUARD, 77, np.uint8 if to_bytes else np.float32)
+        is_float = x.dtype == np.float32
+        y_scale, y_zero_point = output.grid or (1.0, 0)
+        call = _Call(
+            _at(x) if is_float else None,
+            None if is_float else _at(x),
+            _at(output.bias),
+            _at(output.residual),
+            None if to_bytes else _at(y[GUARD:]),
+            _at(y[GUARD:]) if to_bytes else None,
+            grid[0],
+            y_scale,
+            output.low,
+            output.high,
+            grid[1],
+            y_zero_point,
+            ACTIVATIONS.index(output.activation),
+        )
+        failed = self.dll.graphopt_sparse_int8_matmul(
+            ctypes.c_void_p(packed.ctypes.data),
+            ctypes.c_size_t(packed.nbytes),
+            isa.encode(),
+            ctypes.c_size_t(x.shape[0]),
+            ctypes.byref(call),
+            self.message,
+            ctypes.c_size_t(512),
+        )
+        assert failed == 0, self.message.value.decode()
+        assert np.all(y[:GUARD] == 77), "written before the output"
+        assert np.all(y[-GUARD:] == 77), "written behind the output"
+        return y[GUARD:-GUARD].reshape(x.shape[0], n)
+
+
+def dynamic_grid(x: np.ndarray) -> tuple[float, int]:
+    """The grid of DynamicQuantizeLinear."""
+    low, high = np.minimum(x.min(initial=0), np.float32(0)), np.maximum(x.max(initial=0), np.float32(0))
+    scale = np.float32(1) if low == high else np.float32((high - low) / np.float32(255))
+    return float(scale), int(np.rint(np.clip(np.float32(0) - low / scale, 0, 255)))
+
+
+def to_bytes(x: np.ndarray, grid: tuple[float, int]) -> np.ndarray:
+    """QuantizeLinear to uint8."""
+    scaled = np.rint(np.clip(x / np.float32(grid[0]), np.float32(-grid[1]), np.float32(255 - grid[1])))
+    bytes_: np.ndarray = (np.nan_to_num(scaled, nan=-grid[1]) + grid[1]).astype(np.uint8)
+    return bytes_
+
+
+def integer_sums(q: np.ndarray, zero_point: int, w: np.ndarray, fixes: np.ndarray | None = None) -> np.ndarray:
+    """int32 [M, N]."""
+    sums = (q.astype(np.float64) - zero_point) @ w.astype(np.float64)
+    exact: np.ndarray = sums.astype(np.int64)
+    return (exact + (0 if fixes is None else fixes)).astype(np.int32)
