@@ -4,6 +4,8 @@
 #include "base/infer.h"
 #include "base/isa.h"
 #include "base/ort_abi.h"
+#include "low_bit_matmul/op.h"
+#include "sparse_conv/op.h"
 #include "sparse_int8/op.h"
 #include "sparse_matmul/op.h"
 
@@ -22,7 +24,8 @@ ort::Status register_domain(const ort::Api& api, OrtSessionOptions* options) {
     Domain made;
     made.error = first.create_domain("ai.graphopt", &made.domain);
     ort::set_inference_table(first.table());
-    const OrtCustomOp* const operators[] = {sparse_matmul::custom_op()};
+    const OrtCustomOp* const operators[] = {low_bit_matmul::custom_op(), sparse_conv::custom_op(), sparse_conv::to_padded_op(),
+                                            sparse_conv::from_padded_op(), sparse_matmul::custom_op()};
     for (const OrtCustomOp* op : operators) {
       if (made.error == nullptr) made.error = first.domain_add(made.domain, op);
     }
