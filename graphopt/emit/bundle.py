@@ -4,7 +4,7 @@ model.onnx (+ model.onnx.data)     the result
 fallback.onnx (+ .data)            the same on standard operators only, where the result uses custom operators
 lib/<os>-<arch>/                   the kernel library for this platform, where the result uses custom operators
 src/                               its sources, with a CMakeLists.txt that needs a C++17 compiler alone
-load.py, load.cpp                  how to load it
+load.py, load.cpp, load.cs         how to load it; load.cpp runs it through ort_host.h, without a header of ONNX Runtime
 recipe.yaml, report.json, report.html, manifest.json
 """
 
@@ -138,6 +138,6 @@ def _add_kernels(stage: Path) -> None:
 def _add_snippets(stage: Path, *, uses_kernels: bool) -> None:
     folder = resources.files("graphopt.emit") / "templates"
     kind = "kernels" if uses_kernels else "standard"
-    for name, template in (("load.py", f"load_{kind}.py.txt"), ("load.cpp", f"load_{kind}.cpp.txt")):
-        text = (folder / template).read_text(encoding="utf-8").replace("@PLATFORM@", platform_tag())
-        (stage / name).write_text(text, encoding="utf-8")
+    templates = {f"load.{language}": f"load_{kind}.{language}.txt" for language in ("py", "cpp", "cs")}
+    for name, template in {**templates, "ort_host.h": "ort_host.h.txt"}.items():
+        (stage / name).write_text((folder / template).read_text(encoding="utf-8"), encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import graphopt
+from bundle_results import expected
 from graphopt import demo
 
 RUN = """
@@ -29,15 +29,6 @@ with np.load(sys.argv[3]) as feed:
 np.savez(sys.argv[4], *outputs)
 print(" ".join(sorted({name.split(".")[0] for name in sys.modules} & {"graphopt", "onnx", "onnxruntime"})))
 """
-
-
-@pytest.fixture(scope="module", params=[("int8", demo.CNN), ("sparse", demo.TRANSFORMER)], ids=["int8", "sparse"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a bundle that was moved after it was written."""
-    recipe, model = request.param
-    folder = tmp_path_factory.mktemp("bundle")
-    graphopt.compile(model, recipe=recipe, data=demo.CALIBRATION).save(folder / "written")
-    return (folder / "written").rename(folder / "moved")
 
 
 @pytest.fixture
@@ -70,11 +61,6 @@ def run_alone(bundle: Path, packages: Path, folder: Path) -> list[np.ndarray]:
     assert os.listdir(folder / "empty") == []  # noqa: PTH208 - names alone
     with np.load(folder / "out.npz") as outputs:
         return [outputs[name] for name in outputs.files]
-
-
-def expected(bundle: Path) -> np.ndarray:
-    with np.load(demo.TEST) as test:
-        return np.asarray(graphopt.session(bundle).run(None, {"image": test["image"][:8]})[0])
 
 
 def test_bundle_runs_where_only_onnxruntime_is_installed(bundle: Path, packages: Path, tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def test_int8_bundle_loads_in_a_stock_runtime_and_keeps_the_accuracy(tmp_path: P
     result = graphopt.compile(demo.CNN, recipe="int8", data=calibration())
     result.save(tmp_path / "bundle")
     files = {path.name for path in (tmp_path / "bundle").iterdir()}
-    assert files == {"model.onnx", "recipe.yaml", "report.json", "report.html", "manifest.json", "load.py", "load.cpp"}
+    texts = {"recipe.yaml", "report.json", "report.html", "manifest.json"}
+    assert files == {"model.onnx", "load.py", "load.cpp", "load.cs", "ort_host.h"} | texts
     stock = onnxruntime.InferenceSession(tmp_path / "bundle" / "model.onnx")
     assert accuracy(stock) > accuracy(onnxruntime.InferenceSession(demo.CNN)) - 0.01
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
