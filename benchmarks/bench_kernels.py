@@ -1,260 +1,312 @@
-"""Time SparseMatMul against ONNX Runtime's dense MatMul on the same matrices, in one process, run by run in turn.
+"""Time the kernels against ONNX Runtime's own operators, in one process and in turn, and hold them to their floors.
 
-Each case is a model of several layers with weights of their own (equal weights would be shared), all reading one input.
-The results are checked against numpy before anything is timed. With one thread the CPU time of the calling thread
-counts, so that other jobs on the machine disturb little; with more the wall time.
+Each case is a model of four layers with weights of their own; results are checked before anything is timed. With one
+thread the CPU time of the calling thread counts, so that other jobs on the machine disturb little; with more the wall
+time. The ceilings of the processor are measured by a small C++ program, which needs a compiler.
 
-    python benchmarks/bench_kernels.py --isa avx512 --threads 1
+    python benchmarks/bench_kernels.py --threads 1,2
+    python benchmarks/bench_kernels.py --only low-bit,sparse-conv
 
-With --cost-table FILE it measures the grid of sizes from which the lowering pass decides, and writes that table.
+With --cost-table FILE it measures the grid of the table of the package for each instruction set named with --isa.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import platform
-import statistics
 import subprocess
 import sys
-import time
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from kernel_rows import ALSO, DENSE, ROWS, WORST_SHARE, Row
+from measurement import environment
 
-from graphopt.analysis.cost_table import table_from_cases
-from graphopt.runtime.library import isa_report, kernel_library
-from graphopt.solve.pack_sparse import DEFAULT_K_BLOCK, DEFAULT_PANEL_ROWS, pack_sparse
+from graphopt.analysis.cost_table import KERNELS, SPARSITY, CostTable
+from graphopt.runtime.library import isa_report
+from graphopt.tuning import FULL, tune
+from graphopt.tuning.alternatives import ALTERNATIVES
+from graphopt.tuning.grid import machine, pinned
+from graphopt.tuning.race import Draws, Timed, race
 
-SHAPES = ("16x768x3072", "64x768x3072", "256x768x3072", "197x3072x768", "128x384x1536", "1x4096x4096")
-SPARSITIES = (50, 70, 80, 90, 95)
-GRID_M = (1, 4, 16, 64, 256)
-GRID_WEIGHTS = ("64x64", "128x384", "384x1536", "768x3072", "3072x768")
-GRID_SPARSITIES = (50, 60, 70, 80, 90, 95)
-MARGIN = 0.1
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from graphopt.tuning.stacks import Size
+
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
+LAYERS = 4
+L2_BYTES, L3_BYTES = 1 << 20, 32 << 20
+
+Key = tuple[str, float, "Size"]
 
 
-def sparse_weights(k: int, n: int, sparsity: float, layers: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Gaussian matrices [k, n] of which the smallest share is zero."""
-    made = []
-    for _ in range(layers):
-        w = rng.standard_normal((k, n), dtype=np.float32) / np.float32(np.sqrt(k))
-        w[np.abs(w) < np.quantile(np.abs(w), sparsity)] = 0
-        made.append(w)
-    return made
+@dataclass(frozen=True)
+class Verdict:
+    """A row with what was measured."""
+
+    row: Row
+    speedups: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Geometric mean of the speedups."""
+        return geometric(self.speedups.values())
+
+    @property
+    def floor(self) -> float:
+        """Geometric mean of the floors."""
+        return geometric(self.row.floors)
+
+    @property
+    def low(self) -> list[str]:
+        """Sizes too far below their floor."""
+        pairs = zip(self.row.sizes, self.row.floors, strict=True)
+        return [str(size) for size, floor in pairs if self.speedups[str(size)] < WORST_SHARE * floor]
+
+    @property
+    def word(self) -> str:
+        """How it stands."""
+        if self.mean < self.floor or self.low:
+            return "below the floor"
+        return "after" if self.mean >= self.row.after else "floor"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for the file."""
+        row = self.row
+        return {
+            "row": row.title,
+            "kernel": row.kernel,
+            "level": row.level,
+            "over": row.over or "dense float32",
+            "speedups": {name: round(value, 3) for name, value in self.speedups.items()},
+            "mean": round(self.mean, 3),
+            "floor": round(self.floor, 3),
+            "after": row.after,
+            "low": self.low,
+            "verdict": self.word,
+        }
 
 
-def model_bytes(weights: list[np.ndarray], m: int, packing: dict[str, int] | None) -> bytes:
-    """One MatMul, or with `packing` one SparseMatMul, per weight."""
-    k, n = weights[0].shape
-    nodes, initializers, outputs = [], [], []
-    for i, w in enumerate(weights):
-        stored = w if packing is None else pack_sparse(w, **packing)
-        initializers.append(numpy_helper.from_array(stored, f"w{i}"))
-        if packing is None:
-            nodes.append(helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]))
-        else:
-            nodes.append(helper.make_node("SparseMatMul", ["x", f"w{i}"], [f"y{i}"], domain="ai.graphopt", K=k, N=n))
-        outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [m, n]))
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [m, k])
-    graph = helper.make_graph(nodes, "case", [x], outputs, initializers)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.graphopt", 1)]
-    data: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-    return data
+def geometric(values: Iterable[float]) -> float:
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
 
 
-class Candidate:
-    """A session with its input and outputs bound, so that a run allocates and copies nothing."""
-
-    def __init__(self, model: bytes, x: np.ndarray, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.register_custom_ops_library(str(kernel_library()))
-        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self.binding = self.session.io_binding()
-        self.binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(x))
-        self.outputs = []
-        for spec in self.session.get_outputs():
-            self.outputs.append(ort.OrtValue.ortvalue_from_numpy(np.zeros(spec.shape, np.float32)))
-            self.binding.bind_ortvalue_output(spec.name, self.outputs[-1])
-
-    def run(self) -> None:
-        """Run once."""
-        self.session.run_with_iobinding(self.binding)
-
-    def check(self, x: np.ndarray, weights: list[np.ndarray]) -> None:
-        """Stop the benchmark unless every output is within the rounding bound of the exact product."""
-        self.run()
-        for w, y in zip(weights, self.outputs, strict=True):
-            exact = x.astype(np.float64) @ w.astype(np.float64)
-            bound = (np.abs(x).astype(np.float64) @ np.abs(w)) * (w.shape[0] + 1) * np.finfo(np.float32).eps
-            if not np.all(np.abs(y.numpy() - exact) <= bound + 1e-30):
-                raise SystemExit("a result is outside the rounding bound: nothing was timed")
+def ceilings() -> dict[str, float]:
+    """What this processor does at most, one thread; nothing without a compiler."""
+    source = Path(__file__).with_name("kernel_ceilings.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "ceilings"
+        try:
+            command = [
+                os.environ.get("CXX", "c++"),
+                "-O2",
+                "-march=native",
+                "-std=c++17",
+                str(source),
+                "-o",
+                str(program),
+            ]
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"no ceilings: {error}", file=sys.stderr)
+            return {}
+        found: dict[str, float] = json.loads(subprocess.run([program], check=True, capture_output=True).stdout)
+        return found
 
 
-def measure(candidates: list[Candidate], layers: int, threads: int, seconds: float) -> list[dict[str, float]]:
-    """Median and median absolute deviation in ms per layer; the candidates take turns."""
-    clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
-    times: list[list[float]] = [[] for _ in candidates]
-    for candidate in candidates:
-        candidate.run()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 7:
-        for candidate, mine in zip(candidates, times, strict=True):
-            start = clock()
-            candidate.run()
-            mine.append((clock() - start) / 1e6 / layers)
-    medians = [statistics.median(t) for t in times]
-    return [
-        {"ms": m, "mad_ms": statistics.median(abs(v - m) for v in t), "runs": len(t)}
-        for m, t in zip(medians, times, strict=True)
-    ]
+def roofline(timed: Timed, peak: dict[str, float]) -> tuple[float, str]:
+    """Share of what the processor allows that was reached, and what the limit is.
+
+    Each product with a weight that is kept is one multiply-add; without blocks each reads its activations from L1 once
+    more. Weights stream from the cache that holds those of all layers, or from memory.
+    """
+    size, kept = timed.size, timed.kept if KERNELS[timed.kernel] == SPARSITY else 1.0
+    operations = 2.0 * size.multiplications * kept
+    integer = "int8" in timed.kernel or KERNELS[timed.kernel] != SPARSITY
+    name = "dot_gops" if integer and "float" not in timed.kernel else "fma_gflops"
+    limits = {name.split("_", maxsplit=1)[0]: operations / peak[name] / 1e9}
+    blocks = [part for part in timed.kernel.split("-") if part in {"4x1", "8x1", "16x1", "4x4"}]
+    if not integer and not blocks and size.m > 1:
+        limits["l1"] = operations / 2 * 4 / peak["l1_gbytes"] / 1e9
+    streamed = timed.stored_bytes
+    resident = streamed * LAYERS
+    level = "dram" if resident > L3_BYTES else "l3" if resident > L2_BYTES else "l2"
+    limits[level] = streamed / peak[f"{level}_gbytes"] / 1e9
+    limit = max(limits, key=lambda each: limits[each])
+    return limits[limit] / timed.seconds, limit
 
 
-def run_case(shape: str, sparsity: float, args: argparse.Namespace) -> dict[str, Any]:
-    m, k, n = (int(v) for v in shape.split("x"))
-    rng = np.random.default_rng([m, k, n, round(sparsity * 1000)])
-    weights = sparse_weights(k, n, sparsity, args.layers, rng)
-    x = rng.standard_normal((m, k), dtype=np.float32)
-    packing = {"k_block": args.k_block, "panel_rows": args.panel_rows}
-    dense = Candidate(model_bytes(weights, m, None), x, args.threads)
-    ours = Candidate(model_bytes(weights, m, packing), x, args.threads)
-    dense.check(x, weights)
-    ours.check(x, weights)
-    before, after = measure([dense, ours], args.layers, args.threads, args.seconds)
-    entries = float(np.mean([np.count_nonzero(w) for w in weights]))
-    return {
-        "shape": shape,
-        "sparsity": sparsity,
-        "isa": isa_report().chosen,
-        "threads": args.threads,
-        "dense": before,
-        "sparse": after,
-        "speedup": before["ms"] / after["ms"],
-        "sparse_gflops": 2 * m * entries / after["ms"] / 1e6,
-        "bytes_per_dense_byte": pack_sparse(weights[0], **packing).nbytes / weights[0].nbytes,
+def wanted(only: list[str]) -> dict[Size, list[tuple[str, float]]]:
+    """Kernels and levels by size: of the rows, of what they are compared with, and of what is measured beside."""
+    keys: list[Key] = []
+    for row in ROWS:
+        keys += [(row.kernel, row.level, size) for size in row.sizes]
+        keys += [(row.over, row.over_level, size) for size in row.sizes if row.over != DENSE]
+    keys += ALSO
+    found: dict[Size, list[tuple[str, float]]] = {}
+    for kernel, level, size in keys:
+        chosen = not only or any(part in kernel for part in only)
+        if kernel in ALTERNATIVES and chosen and (kernel, level) not in found.setdefault(size, []):
+            found[size].append((kernel, level))
+    for row in ROWS:  # what a chosen row is compared with belongs to it
+        for size in row.sizes:
+            here = found.get(size, [])
+            if row.over != DENSE and (row.kernel, row.level) in here and (row.over, row.over_level) not in here:
+                here.append((row.over, row.over_level))
+    return {size: entries for size, entries in found.items() if entries}
+
+
+def measure(only: list[str], threads: int, seconds: float) -> dict[Key, Timed]:
+    """Time everything with so many threads."""
+    found: dict[Key, Timed] = {}
+    work = wanted(only)
+    with pinned(threads):
+        for number, (size, entries) in enumerate(work.items()):
+            print(f"[{number + 1}/{len(work)}] {size}: {len(entries)} cases", file=sys.stderr, flush=True)
+            pairs = [(ALTERNATIVES[kernel], level) for kernel, level in entries]
+            for timed in race(size, pairs, Draws(LAYERS), seconds=seconds, threads=threads):
+                found[timed.kernel, timed.level, size] = timed
+    return found
+
+
+def judge(found: dict[Key, Timed]) -> list[Verdict]:
+    """The rows all of whose sizes were measured."""
+    verdicts = []
+    for row in ROWS:
+        speedups = {}
+        for size in row.sizes:
+            ours = found.get((row.kernel, row.level, size))
+            over = found.get((row.over, row.over_level, size))
+            if ours is not None and (over is not None or row.over == DENSE):
+                slow = ours.dense_seconds if over is None else over.seconds
+                speedups[str(size)] = slow / ours.seconds
+        if len(speedups) == len(row.sizes):
+            verdicts.append(Verdict(row, speedups))
+    return verdicts
+
+
+def as_case(timed: Timed, peak: dict[str, float]) -> dict[str, Any]:
+    case: dict[str, Any] = {
+        "kernel": timed.kernel,
+        "level": timed.level,
+        "size": str(timed.size),
+        "dense_ms": round(timed.dense_seconds * 1e3, 5),
+        "ms": round(timed.seconds * 1e3, 5),
+        "mad_ms": round(timed.spread * 1e3, 5),
+        "runs": timed.runs,
+        "speedup": round(timed.speedup, 3),
+        "stored_bytes": timed.stored_bytes,
+        "sqnr_db": round(timed.sqnr_db, 1),
     }
+    if peak:
+        share, limit = roofline(timed, peak)
+        case |= {"roofline_share": round(share, 3), "limit": limit}
+    return case
 
 
-def cpu_model() -> str:
-    for line in (
-        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+def show(verdicts: list[Verdict], found: dict[Key, Timed], peak: dict[str, float], threads: int) -> None:
+    print(f"\n{machine()}; {isa_report().chosen}, {threads} thread(s); ceilings {peak}")
+    print(f"{'row':<34}{'level':>6} {'over':<18}{'floor':>6}{'after':>6}{'mean':>7}  sizes")
+    for verdict in verdicts:
+        row = verdict.row
+        sizes = "  ".join(f"{name} {value:.2f}" for name, value in verdict.speedups.items())
+        marks = f"  LOW: {', '.join(verdict.low)}" if verdict.low else ""
+        print(
+            f"{row.title:<34}{row.level:>6g} {row.over or 'dense':<18}{verdict.floor:>6.2f}{row.after:>6g}"
+            f"{verdict.mean:>7.2f}  {verdict.word}: {sizes}{marks}"
+        )
+    if peak:
+        print("share of the ceiling (its limit), by kernel and level:")
+        kinds = dict.fromkeys((kernel, level) for kernel, level, _ in found)
+        for kernel, level in kinds:
+            mine = [timed for (name, at, _), timed in found.items() if (name, at) == (kernel, level)]
+            shares = [(timed, *roofline(timed, peak)) for timed in mine]
+            cells = "  ".join(f"{timed.size} {share:.0%} ({limit})" for timed, share, limit in shares)
+            print(f"  {kernel} {level:g}: {cells}")
+
+
+def write(verdicts: list[Verdict], found: dict[Key, Timed], peak: dict[str, float], threads: int, path: Path) -> None:
+    """Replace the cases and rows of this instruction set and number of threads that were measured; keep the others."""
+    mine = {"isa": isa_report().chosen, "threads": threads}
+    cases = [{**mine, **as_case(timed, peak)} for timed in found.values()]
+    rows = [{**mine, **verdict.to_dict()} for verdict in verdicts]
+    document: dict[str, Any] = {"environment": environment() | {"machine": machine()}, "ceilings": peak}
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, new, keys in (
+        ("rows", rows, ("isa", "threads", "row", "kernel", "level", "over")),
+        ("cases", cases, ("isa", "threads", "kernel", "level", "size")),
     ):
-        if line.startswith(("model name", "cpu family", "model\t")):
-            if line.startswith("model name"):
-                name = line.split(":")[1].strip()
-            elif line.startswith("cpu family"):
-                family = line.split(":")[1].strip()
-            else:
-                number = line.split(":")[1].strip()
-        if line == "":
-            return f"{name} family {family} model {number}"
-    return platform.processor() or platform.machine()
+        again = {tuple(each[key] for key in keys) for each in new}
+        kept = [each for each in old.get(name, []) if tuple(each.get(key) for key in keys) not in again]
+        document[name] = [each for each in kept if "isa" in each and (name == "rows" or "size" in each)] + new
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def table(cases: list[dict[str, Any]]) -> str:
-    """Speedup over dense by shape (rows) and sparsity (columns)."""
-    columns = sorted({c["sparsity"] for c in cases})
-    lines = []
-    for isa, threads in sorted({(c["isa"], c["threads"]) for c in cases}):
-        mine = [c for c in cases if (c["isa"], c["threads"]) == (isa, threads)]
-        lines.append(f"{isa}, {threads} thread(s): speedup over onnxruntime MatMul (ms dense -> sparse per layer)")
-        lines.append(f"{'M x K x N':<16}" + "".join(f"{s:>24.0%}" for s in columns))
-        for shape in dict.fromkeys(c["shape"] for c in mine):
-            cells = {c["sparsity"]: c for c in mine if c["shape"] == shape}
-            lines.append(
-                f"{shape:<16}"
-                + "".join(
-                    f"{cells[s]['speedup']:>8.2f}x {cells[s]['dense']['ms']:>6.3f}>{cells[s]['sparse']['ms']:<7.3f}"
-                    if s in cells
-                    else " " * 24
-                    for s in columns
-                )
-            )
-    return "\n".join(lines)
+def grid(path: Path, isas: list[str], only: list[str]) -> None:
+    """Measure the grid for each instruction set in a process of its own and join the tables; kernels not named stay."""
+    made = []
+    for isa in isas:
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "table.json"
+            command = [sys.executable, __file__, "--cost-table", part, "--isa", isa, "--only", ",".join(only)]
+            environ = {**os.environ, "GRAPHOPT_ISA": isa, "GRAPHOPT_BENCH_PART": "1"}
+            subprocess.run(list(map(str, command)), env=environ, check=True)
+            made.append(CostTable.load(part))
+    table = joined(made)
+    if only and path.exists():
+        old = CostTable.load(path)
+        table = CostTable({**old.kernels, **table.kernels}, table.margin, table.measured_on)
+    path.write_text(table.to_json(), encoding="utf-8")
+
+
+def joined(tables: list[CostTable]) -> CostTable:
+    """One table of those of several instruction sets."""
+    first = tables[0]
+    kernels = {}
+    for name, each in first.kernels.items():
+        speedup = {isa: values for table in tables for isa, values in table.kernels[name].speedup.items()}
+        kernels[name] = type(each)(each.m, each.weights, each.levels, speedup)
+    return CostTable(kernels, first.margin, first.measured_on)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--isa", default="", help="comma-separated; all that the CPU runs by default")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shapes", default=",".join(SHAPES), help="comma-separated MxKxN")
-    parser.add_argument("--sparsity", default=",".join(map(str, SPARSITIES)), help="comma-separated percentages")
-    parser.add_argument("--layers", type=int, default=4, help="layers with weights of their own per case")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time per case")
-    parser.add_argument("--k-block", type=int, default=DEFAULT_K_BLOCK)
-    parser.add_argument("--panel-rows", type=int, default=DEFAULT_PANEL_ROWS)
+    parser.add_argument("--threads", default="1", help="comma-separated numbers of threads")
+    parser.add_argument(
+        "--isa", default="", help="comma-separated, for --cost-table; GRAPHOPT_ISA sets that of the rows"
+    )
+    parser.add_argument("--only", default="", help="comma-separated parts of kernel names")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time for all cases of one size")
     parser.add_argument("--json", type=Path, default=RESULTS)
-    parser.add_argument("--cost-table", type=Path, help="measure the grid of the cost table and write it here")
-    args = parser.parse_args()
-    if args.cost_table:
-        args.shapes = ",".join(f"{m}x{weight}" for weight in GRID_WEIGHTS for m in GRID_M)
-        args.sparsity = ",".join(map(str, GRID_SPARSITIES))
-        args.json = args.cost_table.with_suffix(".cases.json")
-        if not args.isa:
-            args.isa = ",".join(name for name in isa_report().supported if name != "scalar")
-    return args
+    parser.add_argument("--cost-table", type=Path, help="measure the grid of the package's table and write it here")
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    wanted = args.isa.split(",") if args.isa else list(isa_report().supported)
-    if len(wanted) > 1 or (args.cost_table and "GRAPHOPT_ISA" not in os.environ) or isa_report().chosen != wanted[0]:
-        # The instruction set is chosen once per process.
-        for isa in wanted:
-            command = [sys.executable, __file__, *sys.argv[1:], "--isa", isa]
-            subprocess.run(command, env={**os.environ, "GRAPHOPT_ISA": isa}, check=True)
-        if args.cost_table:
-            write_cost_table(args)
+    only = [part for part in args.only.split(",") if part]
+    if args.cost_table:
+        if "GRAPHOPT_BENCH_PART" in os.environ:
+            names = [name for name in ALTERNATIVES if not only or any(part in name for part in only)]
+            tell = lambda what, done, total: print(f"[{done + 1}/{total}] {what}", file=sys.stderr, flush=True)  # noqa: E731
+            args.cost_table.write_text(tune(FULL, only=names, progress=tell).to_json(), encoding="utf-8")
+        else:
+            grid(args.cost_table, args.isa.split(",") if args.isa else [isa_report().chosen], only)
         return
-
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.threads :])
-    cases = []
-    for shape in args.shapes.split(","):
-        for percent in args.sparsity.split(","):
-            cases.append(run_case(shape, float(percent) / 100, args))
-            last = cases[-1]
-            print(f"{shape} {percent} %: {last['speedup']:.2f}x", file=sys.stderr, flush=True)
-    print(table(cases))
-    write(cases, args)
-
-
-def _case_of_grid(case: dict[str, Any]) -> dict[str, Any]:
-    m, k, n = (int(v) for v in case["shape"].split("x"))
-    return {**case, "kernel": "sparse-matmul", "m": m, "weights": k * n, "level": case["sparsity"]}
-
-
-def write_cost_table(args: argparse.Namespace) -> None:
-    measured = json.loads(args.json.read_text(encoding="utf-8"))
-    source = f"{measured['cpu']}, onnxruntime {measured['onnxruntime']}, one thread"
-    cases = [_case_of_grid(case) for case in measured["cases"]]
-    table = table_from_cases(cases, margin=MARGIN, measured_on=source)
-    args.cost_table.write_text(table.to_json(), encoding="utf-8")
-
-
-def write(cases: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Replace the cases of this instruction set and thread count in the file; keep the others."""
-    kept: list[dict[str, Any]] = []
-    if args.json.exists():
-        same = (isa_report().chosen, args.threads)
-        kept = [c for c in json.loads(args.json.read_text())["cases"] if (c["isa"], c["threads"]) != same]
-    document = {
-        "cpu": cpu_model(),
-        "onnxruntime": ort.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "weights": "Gaussian, the smallest magnitudes zero; activations Gaussian",
-        "clock": "CPU time of the thread for 1 thread, wall time for more; medians, candidates in turn",
-        "cases": kept + cases,
-    }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(document, indent=1) + "\n")
+    with pinned():
+        peak = ceilings()
+    for threads in map(int, args.threads.split(",")):
+        found = measure(only, threads, args.seconds)
+        verdicts = judge(found)
+        show(verdicts, found, peak if threads == 1 else {}, threads)
+        write(verdicts, found, peak if threads == 1 else {}, threads, args.json)
 
 
 if __name__ == "__main__":

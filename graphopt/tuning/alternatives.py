@@ -242,3 +242,6 @@ CONVOLUTIONS: tuple[Alternative, ...] = (_DenseInt8Conv(),)
 
 POINTWISE: tuple[Alternative, ...] = ()
 """Alternatives to a dense convolution without one."""
+
+ALTERNATIVES = {each.kernel: each for each in (*MATMULS, *CONVOLUTIONS, *POINTWISE)}
+"""All of them by name."""

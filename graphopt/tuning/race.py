@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+_KEPT_BYTES = 1 << 26  # of the weights of one alternative at one level; larger ones are made again
 _EXACT_DB = 90.0
 _ROUNDED_DB = 20.0
 _WORST = 1e-3  # of the largest value: one wrong number among millions hardly moves the ratio in dB
@@ -82,10 +83,13 @@ class Draws:
             self._made.clear()
             self._shape = size.weight_shape
         key = (alternative.kernel, level)
-        if key not in self._made:
+        made = self._made.get(key)
+        if made is None:
             rng = np.random.default_rng([self._seed, *self._shape, *alternative.kernel.encode(), round(level * 1000)])
-            self._made[key] = [alternative.make(rng, size, level) for _ in range(self.layers)]
-        return self._made[key]
+            made = [alternative.make(rng, size, level) for _ in range(self.layers)]
+            if self.layers * made[0].dense.nbytes <= _KEPT_BYTES:
+                self._made[key] = made
+        return made
 
     def activations(self, size: Size) -> Floats:
         """Return the input; that of convolutions is as a Relu leaves it."""
@@ -109,22 +113,23 @@ def race(
         KernelError: A result is wrong; nothing was timed.
     """
     x, layers = draws.activations(size), draws.layers
-    stacked = draws.weights(DENSE, 0, size)
-    candidates = [Candidate(stack_of(DENSE, stacked, size), x, threads=threads)]
-    drawn = []
+    candidates = [Candidate(stack_of(DENSE, draws.weights(DENSE, 0, size), size), x, threads=threads)]
+    drawn: list[tuple[float, float, int]] = []
     for alternative, level in entries:
         weights = draws.weights(alternative, level, size)
         candidate = Candidate(stack_of(alternative, weights, size), x, threads=threads)
         exact = expected(x, [each.dense for each in weights], size)
-        drawn.append((_checked(candidate.results(), exact, alternative, size), weights))
+        sqnr = _checked(candidate.results(), exact, alternative, size)
+        kept = np.count_nonzero(weights[0].dense) / size.weights
+        drawn.append((sqnr, kept, sum(part.nbytes for part in weights[0].stored)))
         candidates.append(candidate)
+        del weights, exact
     gc.collect()
     times = timings(candidates, seconds=seconds, threads=threads)
     dense = statistics.median(times[0]) / layers
     found = []
-    for (alternative, level), (sqnr, weights), mine in zip(entries, drawn, times[1:], strict=True):
+    for (alternative, level), (sqnr, kept, stored), mine in zip(entries, drawn, times[1:], strict=True):
         middle = statistics.median(mine)
-        first = weights[0]
         found.append(
             Timed(
                 alternative.kernel,
@@ -134,8 +139,8 @@ def race(
                 middle / layers,
                 statistics.median(abs(value - middle) for value in mine) / layers,
                 len(mine),
-                np.count_nonzero(first.dense) / first.dense.size,
-                sum(part.nbytes for part in first.stored),
+                kept,
+                stored,
                 sqnr,
             )
         )
