@@ -3,7 +3,8 @@
 A lossy pass is tried as its user asked. Where the result loses more than the budget on held-back data, one of two
 searches weakens it:
 
-* ``strength`` (pruning): bisection of the strength, the fraction of what was asked;
+* ``strength`` (pruning): the strength, the fraction of what was asked, is sought where a power law through the losses
+  measured so far meets the budget, by bisection where that does not close in;
 * ``layers`` (quantization): each layer's damage is measured by compressing it alone; the worst layers are reverted, as
   few as the budget allows, found by bisection over how many.
 
@@ -27,8 +28,17 @@ if TYPE_CHECKING:
     from graphopt.rewrite.patch import LayerRecord
     from graphopt.verify.quality import Judge, Quality
 
-STRENGTH_STEPS = 5
-"""Bisection steps: the strength is found to 1/32 of what was asked."""
+STRENGTH_STEPS = 6
+"""Strengths that are tried at most; two or three do where losses follow a power law."""
+
+STRENGTH_STEP = 1 / 32
+"""To so much of what was asked the strength is found."""
+
+FIRST_POWER = 4.0
+"""Losses of pruning rise with the strength to about this power: the guess before a second loss is known."""
+
+POWERS = (0.5, 32.0)
+"""Powers that two losses may imply; others are noise."""
 
 WEAKEST_STRENGTH = 1 / 16
 """Below this fraction a pass is left out: what it still changes is not worth its place."""
@@ -149,18 +159,37 @@ class Guard:
     def _loss(self, quality: Quality) -> str:
         return f"loses {quality.drop:.2f} {quality.unit} where {self._limit.of(quality):g} are allowed"
 
+    def _share(self, quality: Quality) -> float:
+        """Return the loss as a share of the one allowed; infinite where none is."""
+        allowed, loss = (
+            self._limit.of(quality),
+            quality.drop + max(0.0, self._limit.standard_errors) * quality.drop_error,
+        )
+        return loss / allowed if allowed > 0 else math.inf
+
     def _weaken(self, model: Model, group: tuple[Pass, ...], full: Trial) -> Verdict:
+        assert full.quality is not None
         low, high, best = 0.0, 1.0, None
+        known = [(1.0, self._share(full.quality))]
+        halved = True
         for _ in range(STRENGTH_STEPS):
-            middle = (low + high) / 2
-            trial = self._try(model, (group[0].with_strength(middle), *group[1:]))
-            if self._allows(trial):
-                low, best = middle, trial
+            expected = _meets_budget(known)
+            if high <= WEAKEST_STRENGTH or min(expected, high) - low <= STRENGTH_STEP:
+                break
+            gap = high - low
+            aim = min(max(expected - STRENGTH_STEP / 2, low + gap / 10), high - gap / 10)
+            strength = aim if halved else (low + high) / 2
+            trial = self._try(model, (group[0].with_strength(strength), *group[1:]))
+            fits = self._allows(trial)
+            if fits:
+                low, best = strength, trial
             else:
-                high = middle
+                high = strength
+            halved = high - low <= gap / 2
+            share = 0.0 if trial.quality is None else self._share(trial.quality)
+            known.append((strength, min(share, 1.0) if fits else max(share, 1.0)))
         if best is None or low < WEAKEST_STRENGTH:
             return self._leave_out(model, full, "no strength worth its place fits")
-        assert full.quality is not None
         note = f"{group[0].name} was weakened to {low:.3f} of what was asked: in full it {self._loss(full.quality)}."
         return self._accept(best, (note,))
 
@@ -219,6 +248,26 @@ class Guard:
 
     def _keeping(self, group: tuple[Pass, ...], names: Sequence[str]) -> tuple[Pass, ...]:
         return (group[0].keeping(names), *group[1:])
+
+
+def _meets_budget(known: Sequence[tuple[float, float]]) -> float:
+    """Return the strength whose loss is expected to be the one allowed.
+
+    Args:
+        known: (strength, loss as a share of the one allowed) measured so far, the full strength first.
+    """
+    tried = sorted(each for each in known if 0 < each[1] < math.inf)
+    if not tried:
+        return min(strength for strength, _ in known) / 2
+    # The two strengths around the budget, or the two nearest to it.
+    over = next((place for place, (_, share) in enumerate(tried) if share > 1), len(tried) - 1)
+    second = tried[over]
+    first = tried[over - 1] if over else (tried[1] if len(tried) > 1 else None)
+    power = FIRST_POWER
+    if first is not None and first[0] != second[0]:
+        slope = math.log(second[1] / first[1]) / math.log(second[0] / first[0])
+        power = min(max(slope, POWERS[0]), POWERS[1])
+    return float(second[0] * second[1] ** (-1 / power))
 
 
 def _damage(quality: Quality | None) -> tuple[float, float | None]:

@@ -47,12 +47,13 @@ class FakePass:
 
 @dataclass
 class FakeJudge:
-    """Loses the sum of the layers' damages, or 10 points times the strength."""
+    """Loses the sum of the layers' damages, or 10 points times a power of the strength."""
 
     measured: list[float] = field(default_factory=list)
+    power: float = 1.0
 
     def measure(self, model: Any) -> Quality:
-        drop = 10.0 * model.strength if model.strength else sum(DAMAGE[name] for name in model.layers)
+        drop = 10.0 * model.strength**self.power if model.strength else sum(DAMAGE[name] for name in model.layers)
         self.measured.append(drop)
         return Quality("top-1", 10, 1000, 1 - drop / 100, 0.0, {"y": 30.0 - drop})
 
@@ -90,6 +91,27 @@ def test_strength_is_the_largest_that_fits_to_one_thirty_second(limit: float) ->
     verdict = subject.apply(FakeModel(), [FakePass("strength")])
     assert limit / 10 - 1 / 32 < verdict.model.strength <= limit / 10
     assert "weakened to" in verdict.notes[0]
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 4.0, 9.0, 20.0])
+@pytest.mark.parametrize("limit", [1.0, 2.5, 7.77])
+def test_strength_is_found_in_few_trials_however_losses_rise(limit: float, power: float) -> None:
+    judge: Any = FakeJudge(power=power)
+    verdict: Any = Guard(judge, Limit(limit), cast("Any", run)).apply(
+        cast("Any", FakeModel()), cast("Any", [FakePass("strength")])
+    )
+    fits = (limit / 10) ** (1 / power)
+    if power >= 1:
+        assert fits - 1 / 32 - 1e-9 <= verdict.model.strength <= fits + 1e-9
+        assert len(judge.measured) <= (4 if power <= 9 else 6)
+    else:
+        assert verdict.model.strength <= fits + 1e-9
+
+
+def test_a_budget_of_nothing_ends_in_few_trials() -> None:
+    subject, judge = guard(0.0)
+    assert subject.apply(FakeModel(), [FakePass("strength")]).passes == ()
+    assert len(judge.measured) <= 7
 
 
 def test_a_strength_too_weak_leaves_the_pass_out_and_the_model_untouched() -> None:
