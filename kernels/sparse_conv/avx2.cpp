@@ -1,0 +1,43 @@
+// SparseConv for AVX2 with FMA.
+#include <immintrin.h>
+
+#include "sparse_conv/contract.h"
+
+namespace graphopt::sparse_conv {
+namespace {
+
+#include "base/lane_avx2.h"
+
+#include "base/activation_lane.h"
+
+struct Lane : FloatLane {
+  static constexpr bool has_halves = false, masked = true;
+  // All ones in the lanes whose bit is set.
+  static __m256i lanes_of(unsigned bits) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), bit), bit);
+  }
+  static __m256i first(size_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Vec load_some(const float* at, size_t count) { return _mm256_maskload_ps(at, first(count)); }
+  static void store_some(float* at, Vec v, size_t count) { _mm256_maskstore_ps(at, first(count), v); }
+  static Vec load_masked(const float* at, unsigned bits) { return _mm256_maskload_ps(at, lanes_of(bits)); }
+};
+
+struct Half : Lane {
+  static Vec of(Vec v) { return v; }
+};
+
+constexpr unsigned widest_4 = 2, widest_8 = 1;
+
+#include "sparse_conv/tile.h"
+
+}  // namespace
+
+const Kernels& avx2_kernels() {
+  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 2, 1}, true, gather, sweep, activate_all};
+  return kernels;
+}
+
+}  // namespace graphopt::sparse_conv

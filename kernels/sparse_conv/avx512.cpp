@@ -1,0 +1,54 @@
+// SparseConv for AVX-512 (F, BW, DQ, VL).
+#include <immintrin.h>
+
+#include "sparse_conv/contract.h"
+
+namespace graphopt::sparse_conv {
+namespace {
+
+#include "base/lane_avx512.h"
+
+#include "base/activation_lane.h"
+
+struct Lane : FloatLane {
+  static constexpr bool has_halves = true, masked = true;
+  static __mmask16 first(size_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+  static Vec load_some(const float* at, size_t count) { return _mm512_maskz_loadu_ps(first(count), at); }
+  static void store_some(float* at, Vec v, size_t count) { _mm512_mask_storeu_ps(at, first(count), v); }
+  static Vec load_masked(const float* at, unsigned bits) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(bits), at);
+  }
+};
+
+// Eight positions in a vector of half the width.
+struct Half {
+  using Vec = __m256;
+  static constexpr unsigned lanes = 8;
+  static __mmask8 first(size_t count) { return static_cast<__mmask8>((1u << count) - 1); }
+  static Vec of(__m512 v) { return _mm512_castps512_ps256(v); }
+  static Vec set1(float a) { return _mm256_set1_ps(a); }
+  static Vec load(const float* at) { return _mm256_loadu_ps(at); }
+  static void store(float* at, Vec v) { _mm256_storeu_ps(at, v); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec at_least(Vec a, Vec low) { return _mm256_max_ps(low, a); }
+  static Vec at_most(Vec a, Vec high) { return _mm256_min_ps(high, a); }
+  static Vec load_some(const float* at, size_t count) { return _mm256_maskz_loadu_ps(first(count), at); }
+  static void store_some(float* at, Vec v, size_t count) { _mm256_mask_storeu_ps(at, first(count), v); }
+  static Vec load_masked(const float* at, unsigned bits) {
+    return _mm256_maskz_loadu_ps(static_cast<__mmask8>(bits), at);
+  }
+};
+
+constexpr unsigned widest_4 = 4, widest_8 = 3;
+
+#include "sparse_conv/tile.h"
+
+}  // namespace
+
+const Kernels& avx512_kernels() {
+  static constexpr Kernels kernels = {Half::lanes, 2, {8, 8, 6}, true, gather, sweep, activate_all};
+  return kernels;
+}
+
+}  // namespace graphopt::sparse_conv

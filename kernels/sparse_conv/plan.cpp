@@ -1,0 +1,151 @@
+#include "sparse_conv/plan.h"
+
+#include <cstring>
+
+namespace graphopt::sparse_conv {
+namespace {
+
+size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
+size_t ceil_div(size_t value, size_t by) { return (value + by - 1) / by; }
+
+// Planes at multiples of this distance share so few sets of the first cache that a tile of them does not stay there.
+bool collide(size_t plane) { return plane % 256 == 0; }
+
+// Fills taps[count] and returns how many phases they read.
+size_t read_axis(size_t count, size_t dilation, size_t stride, size_t pad, size_t in, size_t out, AxisTap* taps) {
+  const int64_t steps = static_cast<int64_t>(stride);
+  size_t phases = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t at = static_cast<int64_t>(i * dilation) - static_cast<int64_t>(pad);
+    const int64_t phase = (at % steps + steps) % steps;
+    const int64_t shift = (at - phase) / steps;
+    // Of this phase there are so many input indices.
+    const int64_t present = static_cast<int64_t>(in) > phase ? (static_cast<int64_t>(in) - phase + steps - 1) / steps : 0;
+    const int64_t first = shift < 0 ? -shift : 0;
+    const int64_t end = present - shift < static_cast<int64_t>(out) ? present - shift : static_cast<int64_t>(out);
+    AxisTap& tap = taps[i];
+    tap = {shift, static_cast<size_t>(phase), static_cast<size_t>(first), static_cast<size_t>(end > first ? end : first),
+           phases};
+    for (size_t back = 1; back <= i && back <= stride; ++back) {
+      if (taps[i - back].phase == tap.phase) tap.number = taps[i - back].number;
+    }
+    phases += tap.number == phases;
+  }
+  return phases;
+}
+
+// Bits first..end-1 of a word, of which only 0..63 exist.
+uint64_t bits(int64_t first, int64_t end) {
+  if (first < 0) first = 0;
+  if (end > 64) end = 64;
+  if (first >= end) return 0;
+  const uint64_t below_end = end == 64 ? ~uint64_t{0} : (uint64_t{1} << end) - 1;
+  return below_end & ~((uint64_t{1} << first) - 1);
+}
+
+// Vectors of a plane in tiles of equal width, as far as that goes.
+void cut_tiles(const PackedConv& w, const Kernels& kernels, Plan* plan) {
+  const unsigned widest = kernels.max_units[w.block == 1 ? 0 : w.block == 4 ? 1 : 2] / kernels.vector_units;
+  const size_t vector = size_t{kernels.unit} * kernels.vector_units;
+  const size_t vectors = ceil_div(plan->positions, vector);
+  plan->tile = ceil_div(vectors, ceil_div(vectors, widest)) * vector;
+  plan->tiles = ceil_div(plan->positions, plan->tile);
+}
+
+}  // namespace
+
+bool make_plan(const Call& call, const Kernels& kernels, AxisTap* taps, Plan* out) {
+  const Shape& s = call.shape;
+  const PackedConv& w = *call.w;
+  Plan plan{};
+  plan.rows = taps;
+  plan.columns = taps + w.kernel_h;
+  plan.row_phases = read_axis(w.kernel_h, s.dilation_h, s.stride_h, s.pad_top, s.in_h, s.out_h, taps);
+  plan.column_phases = read_axis(w.kernel_w, s.dilation_w, s.stride_w, s.pad_left, s.in_w, s.out_w, taps + w.kernel_h);
+
+  plan.pitch = ceil_div(s.in_w, s.stride_w);
+  if (plan.pitch < s.out_w) plan.pitch = s.out_w;
+  plan.narrow = plan.pitch != s.out_w && s.out_h > 1;
+  plan.positions = (s.out_h - 1) * plan.pitch + s.out_w;
+  plan.rearranged = s.stride_h != 1 || s.stride_w != 1 || plan.pitch != s.in_w;
+  plan.plane = plan.rearranged ? padded_plane(ceil_div(s.in_h, s.stride_h) * plan.pitch) : s.in_plane;
+  plan.channel_floats = (plan.rearranged ? plan.row_phases * plan.column_phases : 1) * plan.plane;
+
+  const AxisTap &row = plan.rows[0], &column = plan.columns[0];
+  const bool inside = w.taps() == 1 && row.shift == 0 && column.shift == 0 && row.end == s.out_h && column.end == s.out_w;
+  plan.direct = inside && round_up(plan.positions, kernels.unit) <= plan.plane && !collide(plan.plane);
+  plan.masked = !plan.direct && kernels.masked && w.block > 1;
+  cut_tiles(w, kernels, &plan);
+
+  // Few tiles: their panels are shared out, although each range of panels gathers the tile anew.
+  constexpr size_t enough_tasks = 4;
+  const size_t wanted = ceil_div(enough_tasks, s.images * w.groups * plan.tiles);
+  plan.chunk = ceil_div(w.panels, wanted < w.panels ? wanted : w.panels);
+  plan.chunks = ceil_div(w.panels, plan.chunk);
+  *out = plan;
+
+  constexpr size_t limit = size_t{1} << 30;
+  return plan.channel_floats < limit / (w.in_channels + 1) && w.kernel_h * s.dilation_h + s.pad_top < limit / plan.pitch &&
+         w.kernel_w * s.dilation_w + s.pad_left < limit;
+}
+
+void fill_sources(const Call& call, const Plan& plan, Source* sources) {
+  const PackedConv& w = *call.w;
+  uint32_t tap = 0;
+  for (size_t a = 0; a < w.kernel_h; ++a) {
+    for (size_t b = 0; b < w.kernel_w; ++b, ++tap) {
+      const AxisTap &row = plan.rows[a], &column = plan.columns[b];
+      int64_t offset = row.shift * static_cast<int64_t>(plan.pitch) + column.shift;
+      if (plan.rearranged) offset += static_cast<int64_t>((row.number * plan.column_phases + column.number) * plan.plane);
+      sources[tap] = {static_cast<int32_t>(offset), tap};
+    }
+  }
+  const int32_t channel = static_cast<int32_t>(plan.channel_floats);
+  for (size_t k = w.taps(); k < w.k; ++k) sources[k] = {sources[k - tap].offset + channel, sources[k - tap].tap};
+}
+
+void fill_masks(const Call& call, const Plan& plan, size_t p, uint64_t* masks) {
+  const PackedConv& w = *call.w;
+  const size_t last = p + max_tile < plan.positions ? p + max_tile : plan.positions;
+  const size_t row_first = p / plan.pitch, row_end = ceil_div(last, plan.pitch);
+  for (size_t tap = 0; tap < w.taps(); ++tap) masks[tap] = 0;
+  for (size_t b = 0; b < w.kernel_w; ++b) {
+    const AxisTap& column = plan.columns[b];
+    int64_t start = static_cast<int64_t>(row_first * plan.pitch) - static_cast<int64_t>(p);
+    for (size_t oh = row_first; oh < row_end; ++oh, start += static_cast<int64_t>(plan.pitch)) {
+      const uint64_t inside = bits(start + static_cast<int64_t>(column.first), start + static_cast<int64_t>(column.end));
+      for (size_t a = 0; a < w.kernel_h; ++a) {
+        if (oh >= plan.rows[a].first && oh < plan.rows[a].end) masks[a * w.kernel_w + b] |= inside;
+      }
+    }
+  }
+}
+
+void rearrange(const Call& call, const Plan& plan, const float* from, float* to) {
+  const Shape& s = call.shape;
+  for (size_t a = 0, next_row = 0; next_row < plan.row_phases; ++a) {
+    if (plan.rows[a].number != next_row) continue;
+    ++next_row;
+    for (size_t b = 0, next_column = 0; next_column < plan.column_phases; ++b) {
+      if (plan.columns[b].number != next_column) continue;
+      ++next_column;
+      float* const end = to + plan.plane;
+      for (size_t h = plan.rows[a].phase; h < s.in_h; h += s.stride_h, to += plan.pitch) {
+        const float* line = from + h * s.in_w;
+        const size_t first = plan.columns[b].phase;
+        const size_t count = s.in_w > first ? ceil_div(s.in_w - first, s.stride_w) : 0;
+        if (s.stride_w == 1) {
+          if (count != 0) std::memcpy(to, line + first, count * sizeof(float));
+        } else if (s.stride_w == 2) {
+          for (size_t i = 0; i < count; ++i) to[i] = line[first + 2 * i];
+        } else {
+          for (size_t i = 0; i < count; ++i) to[i] = line[first + i * s.stride_w];
+        }
+        for (size_t i = count; i < plan.pitch; ++i) to[i] = 0.0f;
+      }
+      for (; to != end; ++to) *to = 0.0f;
+    }
+  }
+}
+
+}  // namespace graphopt::sparse_conv

@@ -1,0 +1,50 @@
+// How one SparseConv call goes over its planes.
+//
+// Output positions are taken flat, with a pitch that input rows have too: then a tap reads at a constant distance from
+// every position, and a mask per tap and tile says where that is inside of the image. With stride 1 the planes of x have
+// such a pitch as they are, unless the output is wider. Else they are rearranged first: into one plane per phase
+// (remainder of the coordinates by the strides) that a tap reads.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "sparse_conv/contract.h"
+
+namespace graphopt::sparse_conv {
+
+// A tap along one axis: output index o reads index o + shift of the phase, where first <= o < end.
+struct AxisTap {
+  int64_t shift;
+  size_t phase, first, end;
+  size_t number;  // of the phase among those that are read, in the order of the taps
+};
+
+struct Plan {
+  size_t pitch;
+  size_t positions;       // flat, with the gaps between rows where the output is narrower than the pitch
+  bool narrow;            // there are such gaps
+  bool rearranged;        // x is copied into planes of phases first
+  size_t row_phases, column_phases;
+  size_t plane;           // floats of one plane
+  size_t channel_floats;  // of the planes of one channel
+  bool direct;            // one tap that is inside everywhere, and planes that vectors may read to the end
+  bool masked;            // swept with sources, without a copy
+  size_t tile, tiles;     // positions of a whole tile; tiles of a plane
+  size_t chunk, chunks;   // panels that a task goes over; such ranges of panels of a group
+  const AxisTap* rows;    // [kernel_h]
+  const AxisTap* columns; // [kernel_w]
+};
+
+// `taps` has room for kernel_h + kernel_w. False if a group's planes are too large for the offsets of Source.
+bool make_plan(const Call& call, const Kernels& kernels, AxisTap* taps, Plan* out);
+
+// Where every k of a group reads: [w.k].
+void fill_sources(const Call& call, const Plan& plan, Source* sources);
+
+// The masks of all taps for the positions from `p` on.
+void fill_masks(const Call& call, const Plan& plan, size_t p, uint64_t* masks);
+
+// The planes of phases of one channel.
+void rearrange(const Call& call, const Plan& plan, const float* from, float* to);
+
+}  // namespace graphopt::sparse_conv

@@ -1,0 +1,241 @@
+#include "sparse_conv/run.h"
+
+#include <cstring>
+
+#include "base/scratch.h"
+
+namespace graphopt::sparse_conv {
+namespace {
+
+thread_local Scratch shared_memory;  // of the calls that this thread makes
+thread_local Scratch task_memory;    // of the tasks that this thread runs
+
+size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+// Hands out parts of one piece of memory, each at a multiple of 64 bytes.
+class Parts {
+ public:
+  template <class T>
+  size_t add(size_t count) {
+    const size_t at = size_;
+    size_ += (count * sizeof(T) + 63) / 64 * 64;
+    return at;
+  }
+  size_t size() const { return size_; }
+
+ private:
+  size_t size_ = 0;
+};
+
+// Bounds that a vector can apply at once; the other activations follow in a sweep of their own.
+void bounds(const Epilogue& e, float* low, float* high) {
+  *low = -__builtin_inff();
+  *high = __builtin_inff();
+  if (e.activation == Activation::relu || e.activation == Activation::relu6) *low = 0.0f;
+  if (e.activation == Activation::relu6) *high = 6.0f;
+  if (e.activation == Activation::clip) {
+    *low = e.low;
+    *high = e.high;
+  }
+}
+
+bool is_curve(Activation a) {
+  return a == Activation::silu || a == Activation::gelu || a == Activation::gelu_tanh;
+}
+
+// A task: one tile of one image and group against a range of panels.
+class Task {
+ public:
+  Task(const Job& job, size_t task) : call_(job.call()), plan_(job.plan()), kernels_(job.kernels()), job_(job) {
+    const PackedConv& w = *call_.w;
+    const size_t chunk = task % plan_.chunks, rest = task / plan_.chunks;
+    p_ = rest % plan_.tiles * plan_.tile;
+    group_ = rest / plan_.tiles % w.groups;
+    image_ = rest / plan_.tiles / w.groups;
+    panel_first_ = chunk * plan_.chunk;
+    panel_end_ = smaller(panel_first_ + plan_.chunk, w.panels);
+    count_ = smaller(plan_.tile, plan_.positions - p_);
+    units_ = (count_ + kernels_.unit - 1) / kernels_.unit;
+    width_ = units_ * kernels_.unit;
+  }
+
+  bool run() {
+    const PackedConv& w = *call_.w;
+    const bool gathers = !plan_.direct && !plan_.masked;
+    const size_t channels = (panel_end_ - panel_first_) * w.panel_rows * w.block;
+    Parts parts;
+    const size_t masks = parts.add<uint64_t>(w.taps());
+    const size_t tile = parts.add<float>(gathers ? smaller(w.k_block, w.k) * width_ : 0);
+    const size_t sums = parts.add<float>(w.k_blocks > 1 ? channels * width_ : 0);
+    const size_t y = parts.add<float>(plan_.narrow ? w.panel_rows * w.block * width_ : 0);
+    const size_t residual = parts.add<float>(plan_.narrow && call_.residual ? w.panel_rows * w.block * width_ : 0);
+    unsigned char* memory = static_cast<unsigned char*>(task_memory.reserve(parts.size()));
+    if (memory == nullptr) return false;
+    masks_ = reinterpret_cast<uint64_t*>(memory + masks);
+    tile_ = reinterpret_cast<float*>(memory + tile);
+    sums_ = reinterpret_cast<float*>(memory + sums);
+    y_ = reinterpret_cast<float*>(memory + y);
+    residual_ = reinterpret_cast<float*>(memory + residual);
+
+    if (!plan_.direct) fill_masks(call_, plan_, p_, masks_);
+    const float* base = plan_.rearranged ? job_.planes() : call_.x;
+    x_ = base + (image_ * w.groups + group_) * w.in_channels * plan_.channel_floats + p_;
+    for (size_t kb = 0; kb < w.k_blocks; ++kb) {
+      const size_t k_first = kb * w.k_block, k_end = smaller(k_first + w.k_block, w.k);
+      if (gathers) {
+        kernels_.gather({x_, job_.sources(), masks_, k_first, k_end, static_cast<unsigned>(units_), tile_});
+      }
+      for (size_t panel = panel_first_; panel < panel_end_; ++panel) sweep(kb, panel);
+    }
+    return true;
+  }
+
+ private:
+  void sweep(size_t kb, size_t panel) {
+    const PackedConv& w = *call_.w;
+    const size_t in_group = panel * w.panel_rows * w.block;
+    const size_t channel = group_ * w.group_out() + in_group;
+    const size_t out = (image_ * w.out_channels + channel) * call_.shape.out_plane;
+    Sweep s{};
+    s.w = &w;
+    s.part = (group_ * w.panels + panel) * w.k_blocks + kb;
+    s.units = static_cast<unsigned>(units_);
+    s.count = static_cast<unsigned>(count_);
+    s.first = kb == 0;
+    s.last = kb + 1 == w.k_blocks;
+    s.channels = smaller(w.panel_rows * w.block, w.group_out() - in_group);
+    s.bias = call_.bias == nullptr ? nullptr : call_.bias + channel;
+    s.sums = sums_ + (panel - panel_first_) * w.panel_rows * w.block * width_;
+    bounds(call_.epilogue, &s.low, &s.high);
+    if (plan_.direct) {
+      s.x = x_ + kb * w.k_block * plan_.channel_floats;
+      s.stride = plan_.channel_floats;
+    } else if (plan_.masked) {
+      s.x = x_;
+      s.sources = job_.sources() + kb * w.k_block;
+      s.masks = masks_;
+    } else {
+      s.x = tile_;
+      s.stride = width_;
+    }
+    s.y = call_.y + out + p_;
+    s.residual = call_.residual == nullptr ? nullptr : call_.residual + out + p_;
+    s.y_plane = call_.shape.out_plane;
+    if (plan_.narrow) {
+      s.y = y_;
+      s.y_plane = width_;
+      if (s.residual != nullptr && s.last) {
+        for (size_t c = 0; c < s.channels; ++c) widen(call_.residual + out + c * call_.shape.out_plane, residual_ + c * width_);
+        s.residual = residual_;
+      }
+    }
+    kernels_.sweep(s);
+    if (s.last) finish(s, out);
+  }
+
+  void finish(const Sweep& s, size_t out) const {
+    if (is_curve(call_.epilogue.activation)) {
+      for (size_t c = 0; c < s.channels; ++c) kernels_.activate(s.y + c * s.y_plane, s.count, call_.epilogue);
+    }
+    const size_t plane = call_.shape.out_plane, image = call_.shape.out_h * call_.shape.out_w;
+    for (size_t c = 0; c < s.channels; ++c) {
+      float* y = call_.y + out + c * plane;
+      if (plan_.narrow) narrow(y_ + c * width_, y);
+      if (p_ + count_ == plan_.positions) {
+        for (size_t i = image; i < plane; ++i) y[i] = 0.0f;
+      }
+    }
+  }
+
+  // Calls visit(position in the tile, position in an output plane, count) for the rows of the tile without the gaps.
+  template <class Visit>
+  void for_each_row(Visit visit) const {
+    for (size_t at = p_; at < p_ + count_;) {
+      const size_t row = at / plan_.pitch, column = at % plan_.pitch, next = smaller((row + 1) * plan_.pitch, p_ + count_);
+      if (column < call_.shape.out_w) {
+        const size_t end = smaller(row * plan_.pitch + call_.shape.out_w, next);
+        visit(at - p_, row * call_.shape.out_w + column, end - at);
+      }
+      at = next;
+    }
+  }
+
+  void widen(const float* plane, float* tile) const {
+    for (size_t i = 0; i < width_; ++i) tile[i] = 0.0f;
+    for_each_row([&](size_t at, size_t from, size_t count) { std::memcpy(tile + at, plane + from, count * sizeof(float)); });
+  }
+
+  void narrow(const float* tile, float* plane) const {
+    for_each_row([&](size_t at, size_t to, size_t count) { std::memcpy(plane + to, tile + at, count * sizeof(float)); });
+  }
+
+  const Call& call_;
+  const Plan& plan_;
+  const Kernels& kernels_;
+  const Job& job_;
+  size_t p_, group_, image_, panel_first_, panel_end_, count_, units_, width_;
+  const float* x_ = nullptr;
+  uint64_t* masks_ = nullptr;
+  float *tile_ = nullptr, *sums_ = nullptr, *y_ = nullptr, *residual_ = nullptr;
+};
+
+}  // namespace
+
+const Kernels& kernels_for(Isa isa) {
+#if defined(GRAPHOPT_X86)
+  if (isa_includes(isa, Isa::avx512)) return avx512_kernels();
+  if (isa_includes(isa, Isa::avx2)) return avx2_kernels();
+#endif
+#if defined(GRAPHOPT_ARM64)
+  if (isa_includes(isa, Isa::neon)) return neon_kernels();
+#endif
+  (void)isa;
+  return scalar_kernels();
+}
+
+Job::Problem Job::prepare(const Call& call, const Kernels& kernels) {
+  call_ = call;
+  kernels_ = &kernels;
+  const PackedConv& w = *call.w;
+  // The plan needs its taps, and the rest of the memory the plan.
+  Parts parts;
+  parts.add<AxisTap>(w.kernel_h + w.kernel_w);
+  const size_t sources = parts.add<Source>(w.k);
+  const size_t before_planes = parts.size();
+  unsigned char* memory = static_cast<unsigned char*>(shared_memory.reserve(before_planes));
+  if (memory == nullptr) return Problem::memory;
+  if (!make_plan(call_, kernels, reinterpret_cast<AxisTap*>(memory), &plan_)) return Problem::size;
+
+  if (plan_.rearranged) {
+    const size_t floats = call.shape.images * w.groups * w.in_channels * plan_.channel_floats;
+    parts.add<float>(floats);
+    memory = static_cast<unsigned char*>(shared_memory.reserve(parts.size()));
+    if (memory == nullptr) return Problem::memory;
+    make_plan(call_, kernels, reinterpret_cast<AxisTap*>(memory), &plan_);  // what was there may have moved
+    planes_ = reinterpret_cast<float*>(memory + before_planes);
+  }
+  Source* filled = reinterpret_cast<Source*>(memory + sources);
+  if (!plan_.direct) fill_sources(call_, plan_, filled);
+  sources_ = filled;
+  return Problem::none;
+}
+
+size_t Rearrange::tasks() const {
+  const Call& call = job_.call();
+  return job_.plan().rearranged ? call.shape.images * call.w->groups * call.w->in_channels : 0;
+}
+
+bool Rearrange::run(size_t task) const {
+  const Call& call = job_.call();
+  rearrange(call, job_.plan(), call.x + task * call.shape.in_plane, job_.planes() + task * job_.plan().channel_floats);
+  return true;
+}
+
+size_t Convolve::tasks() const {
+  const Plan& plan = job_.plan();
+  return job_.call().shape.images * job_.call().w->groups * plan.tiles * plan.chunks;
+}
+
+bool Convolve::run(size_t task) const { return Task(job_, task).run(); }
+
+}  // namespace graphopt::sparse_conv

@@ -1,0 +1,56 @@
+// One SparseConv call, cut into tasks.
+#pragma once
+#include <cstddef>
+
+#include "base/isa.h"
+#include "sparse_conv/plan.h"
+
+namespace graphopt::sparse_conv {
+
+// The implementation of an instruction set.
+const Kernels& kernels_for(Isa isa);
+
+// A call with the memory that its tasks share; lives on one thread and is read by all that help.
+class Job {
+ public:
+  enum class Problem { none, memory, size };
+  Problem prepare(const Call& call, const Kernels& kernels);
+
+  const Call& call() const { return call_; }
+  const Kernels& kernels() const { return *kernels_; }
+  const Plan& plan() const { return plan_; }
+  const Source* sources() const { return sources_; }
+  float* planes() const { return planes_; }  // rearranged
+
+ private:
+  Call call_{};
+  const Kernels* kernels_ = nullptr;
+  Plan plan_{};
+  const Source* sources_ = nullptr;
+  float* planes_ = nullptr;
+};
+
+// First all tasks of Rearrange, then all of Convolve. Tasks of one kind write disjoint memory and may run in any order
+// on any threads.
+class Rearrange {
+ public:
+  explicit Rearrange(const Job& job) : job_(job) {}
+  size_t tasks() const;  // 0 where nothing is rearranged
+  bool run(size_t task) const;
+
+ private:
+  const Job& job_;
+};
+
+class Convolve {
+ public:
+  explicit Convolve(const Job& job) : job_(job) {}
+  size_t tasks() const;
+  // False if there was no memory for the scratch of this thread.
+  bool run(size_t task) const;
+
+ private:
+  const Job& job_;
+};
+
+}  // namespace graphopt::sparse_conv
