@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from graphopt.analysis.dims import exact_div, floordiv, mul, product
+from graphopt.graph import constant_value
+from graphopt.solve.pack_sparse_conv import read_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +21,9 @@ _FORMULAS: dict[tuple[str, str], Formula] = {}
 
 _PACKED_ENTRY_BYTES = 5
 """Bytes that SparseMatMul's packed weight takes per entry: a row within its block and a float."""
+
+_PACKED_FOUR_BYTES = 6
+"""Bytes that SparseInt8MatMul's packed weight takes for four weights of one output: they, and their place."""
 
 _MOVING = frozenset(
     {
@@ -119,6 +124,34 @@ def _gemm(node: Node, types: Types) -> Dim | None:
 def _sparse_matmul(node: Node, types: Types) -> Dim | None:
     x, packed = types.shape(node.inputs[0]), types.elements(node.inputs[1])
     return None if not x or packed is None else mul(2, mul(product(x[:-1]), floordiv(packed, _PACKED_ENTRY_BYTES)))
+
+
+@_formula("LowBitMatMul", domain="ai.graphopt")
+def _low_bit_matmul(node: Node, types: Types) -> Dim | None:
+    x, columns = types.shape(node.inputs[0]), int(node.attrs.get("N", 0))
+    return None if not x else mul(2 * columns, product(x))
+
+
+@_formula("SparseInt8MatMul", domain="ai.graphopt")
+def _sparse_int8_matmul(node: Node, types: Types) -> Dim | None:
+    x, packed = types.shape(node.inputs[0]), types.elements(node.inputs[1])
+    if not x or packed is None:
+        return None
+    return mul(2, mul(product(x[:-1]), mul(4, floordiv(packed, _PACKED_FOUR_BYTES))))
+
+
+@_formula("SparseConv", domain="ai.graphopt")
+def _sparse_conv(node: Node, types: Types) -> Dim | None:
+    packed, y = constant_value(node.inputs[1]), types.shape(node.outputs[0])
+    if packed is None or y is None:
+        return None
+    sizes = read_sizes(packed)
+    return mul(2 * sizes.entries * sizes.block, mul(y[0], product(y[2:])))
+
+
+@_formula("ToPadded", "FromPadded", domain="ai.graphopt")
+def _reorder(node: Node, types: Types) -> Dim | None:
+    return 0
 
 
 @_formula("Conv", "ConvInteger")

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from graphopt.analysis import (
     control_flow,
+    shape_rules_kernels,
     shape_rules_linear,
     shape_rules_movement,
     shape_rules_sizes,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from graphopt.graph.weights import Weight
 
 _DEFAULT_DOMAINS = (None, "", "ai.onnx")
-_RULE_MODULES = (shape_rules_linear, shape_rules_movement, shape_rules_sizes, value_arithmetic)
+_RULE_MODULES = (shape_rules_kernels, shape_rules_linear, shape_rules_movement, shape_rules_sizes, value_arithmetic)
 
 _CALL_BUDGET = 20
 """Nodes of function bodies that are looked at again for each call, as a multiple of the nodes of the model."""

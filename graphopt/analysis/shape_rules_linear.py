@@ -66,13 +66,23 @@ def gemm(site: Site) -> list[Known]:
     return [Known(site.dtype(0), (left[0], right[1]))]
 
 
-@rule("SparseMatMul", domain="ai.graphopt")
+@rule("SparseMatMul", "LowBitMatMul", domain="ai.graphopt")
 def sparse_matmul(site: Site) -> list[Known]:
     """A product with a packed weight of ``N`` columns."""
     shape = site.shape(0)
     if shape is None:
         return [Known(site.dtype(0))]
     return [Known(site.dtype(0), (*shape[:-1], site.attr_int("N", 0) or None))]
+
+
+@rule("SparseInt8MatMul", domain="ai.graphopt")
+def sparse_int8_matmul(site: Site) -> list[Known]:
+    """A product with a packed integer weight of ``N`` columns; floats or bytes as ``output`` says."""
+    dtype = TensorProto.UINT8 if site.attr_text("output", "float") == "uint8" else TensorProto.FLOAT
+    shape = site.shape(0)
+    if shape is None:
+        return [Known(dtype)]
+    return [Known(dtype, (*shape[:-1], site.attr_int("N", 0) or None))]
 
 
 @rule("Attention")
@@ -146,11 +156,11 @@ def _conv_shape(site: Site, x: PartialShape | None, w: PartialShape | None) -> P
     kernel: PartialShape = w[2:] if w is not None else (None,) * (rank - 2)
     kernel = tuple(site.attr_ints("kernel_shape") or kernel)
     data = x[2:] if x is not None else (None,) * (rank - 2)
-    spatial = _windows(site, data, kernel)
+    spatial = windows(site, data, kernel)
     return (x[0] if x is not None else None, w[0] if w is not None else None, *spatial)
 
 
-def _windows(site: Site, data: PartialShape, kernel: PartialShape, *, ceil: bool = False) -> PartialShape:
+def windows(site: Site, data: PartialShape, kernel: PartialShape, *, ceil: bool = False) -> PartialShape:
     """Return how many windows fit along each spatial axis."""
     count = len(data)
     strides = site.attr_ints("strides") or [1] * count
@@ -230,7 +240,7 @@ def pool(site: Site) -> list[Known]:
     kernel = site.attr_ints("kernel_shape")
     if x is None or kernel is None:
         return [Known(site.dtype(0)), Known(TensorProto.INT64)]
-    spatial = _windows(site, x[2:], tuple(kernel), ceil=site.attr_int("ceil_mode", 0) != 0)
+    spatial = windows(site, x[2:], tuple(kernel), ceil=site.attr_int("ceil_mode", 0) != 0)
     shape = (*x[:2], *spatial)
     return [Known(site.dtype(0), shape), Known(TensorProto.INT64, shape)]
 

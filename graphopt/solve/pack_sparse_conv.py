@@ -36,6 +36,9 @@ BLOCKS: Final = (1, 4, 8)
 _TILE_COLUMNS: Final = 128
 """Columns of a part for rows of single channels: so many rows of a tile of activations stay in L1."""
 _PANEL_ROWS: Final = {1: 128, 4: 32, 8: 16}
+_PLANE_UNIT: Final = 16
+_COLLIDING_PLANES: Final = 256
+"""Floats: planes at multiples of this distance would compete for few sets of the caches."""
 _REPACK: Final = "Pack the weight again."
 
 
@@ -104,6 +107,12 @@ def pack_sparse_conv(
     kernel = (1, *weight.shape[2:])[-2:]
     sizes = (channels, group, weight.shape[1], *kernel)
     return _assemble(sizes, (block, k_block, panel_rows, _GROUP_ROWS), _joined(sections))
+
+
+def padded_plane(positions: int) -> int:
+    """Return how many floats a plane of so many positions has in the kernel's padded layout."""
+    whole = -(-positions // _PLANE_UNIT) * _PLANE_UNIT
+    return whole + _PLANE_UNIT if whole and whole % _COLLIDING_PLANES == 0 else whole
 
 
 def packed_conv_bytes(weight: NDArray[np.float32], *, group: int = 1, block: int = 1) -> int:

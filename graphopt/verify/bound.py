@@ -56,7 +56,7 @@ _ARITHMETIC = frozenset(
     (
         *("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Gather", "PRelu"),
         *("Add", "Sub", "Mul", "Div", "Sum", "BatchNormalization", "InstanceNormalization", "LayerNormalization"),
-        *("GroupNormalization", "RMSNormalization", "SparseMatMul"),
+        *("GroupNormalization", "RMSNormalization", "SparseMatMul", "SparseConv"),
     )
 )
 

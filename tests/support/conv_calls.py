@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.support.kernel_calls import ACTIVATIONS
+from kernel_calls import ACTIVATIONS
 
 _GUARD = 32
 _MARK = 12345.0
@@ -77,8 +77,8 @@ class ConvLibrary:
         x: np.ndarray,
         isa: str,
         weight: tuple[int, ...],
-        steps: Steps = Steps(),  # noqa: B008
-        extras: Extras = Extras(),  # noqa: B008
+        steps: Steps = Steps(),
+        extras: Extras = Extras(),
         padded: tuple[bool, bool] = (False, False),
     ) -> np.ndarray:
         """Return y [N, M, H, W]; x is [N, C, H, W], whatever the layouts; `weight` is the shape of the dense weight."""
@@ -126,9 +126,7 @@ class ConvLibrary:
         return self._message.value.decode() if failed else ""
 
 
-def conv_bound(
-    x: np.ndarray, w: np.ndarray, steps: Steps, group: int, extras: Extras
-) -> tuple[np.ndarray, np.ndarray]:
+def conv_bound(x: np.ndarray, w: np.ndarray, steps: Steps, group: int, extras: Extras) -> tuple[np.ndarray, np.ndarray]:
     """The exact sums before the activation, and |fl(sum) - sum| <= (K + 3) eps (|x| * |w| + |b| + |r|) of any order."""
     exact = dense_conv(x.astype(np.float64), w.astype(np.float64), steps, group)
     size = dense_conv(np.abs(x).astype(np.float64), np.abs(w).astype(np.float64), steps, group)
