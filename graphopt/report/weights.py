@@ -10,17 +10,23 @@ import onnx
 
 from graphopt.graph import Constant, producer
 from graphopt.report.report import WeightEntry
+from graphopt.solve.pack_low_bit import unpack_low_bit
 from graphopt.solve.pack_sparse import unpack_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from graphopt.graph import Model, Node, Tensor
 
 SPARSE = "SparseMatMul"
+LOW_BIT = "LowBitMatMul"
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"})
 """Operators whose constant operand is a layer's weight."""
-COMPRESSED = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits", SPARSE})
+COMPRESSED = frozenset(
+    {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits", SPARSE, LOW_BIT}
+)
 """What passes make of them."""
 
 
@@ -42,7 +48,7 @@ def weight_entries(before: Model, after: Model) -> Iterator[WeightEntry]:
         if not name or found is None:
             continue
         new = found[1]
-        packed = found[0].op == SPARSE
+        type_after, zeros_after = _stored_as(*found)
         yield WeightEntry(
             name=name,
             op=str(node.op),
@@ -50,9 +56,9 @@ def weight_entries(before: Model, after: Model) -> Iterator[WeightEntry]:
             bytes_before=int(weight.nbytes),
             bytes_after=int(new.nbytes),
             type_before=type_name(weight),
-            type_after="sparse float" if packed else type_name(new),
+            type_after=type_after,
             zeros_before=_zeros(weight),
-            zeros_after=_packed_zeros(new) if packed else _zeros(new),
+            zeros_after=zeros_after,
         )
 
 
@@ -97,6 +103,15 @@ def _zeros(constant: Constant) -> float:
     return float(size - np.count_nonzero(constant.array())) / size
 
 
-def _packed_zeros(constant: Constant) -> float:
-    dense = unpack_sparse(np.asarray(constant.array(), dtype=np.uint8))
+def _stored_as(node: Node, weight: Constant) -> tuple[str, float]:
+    """How a weight is stored, in words, and its share of zeros."""
+    if node.op == SPARSE:
+        return "sparse float", _share_of_zeros(unpack_sparse(np.asarray(weight.array(), dtype=np.uint8)))
+    if node.op == LOW_BIT:
+        matrix = unpack_low_bit(np.asarray(weight.array(), dtype=np.uint8))
+        return f"{matrix.bits}-bit packed", _share_of_zeros(matrix.restored())
+    return type_name(weight), _zeros(weight)
+
+
+def _share_of_zeros(dense: NDArray[np.float32]) -> float:
     return float(dense.size - np.count_nonzero(dense)) / dense.size
