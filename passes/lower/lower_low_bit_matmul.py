@@ -9,9 +9,9 @@ from graphopt.analysis.cost_table import ANY_ISA, CostTable
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Function, Model, Node, is_graph_output, producer, uses
 from graphopt.passes.lower.epilogue import Following, as_bias, read_epilogue
-from graphopt.passes.lower.few_bits import CONTRIBUTED, FewBitMatrix, read_nbits, read_operand
+from graphopt.passes.lower.fewbits import CONTRIBUTED, FewBitMatrix, read_nbits, read_operand
 from graphopt.passes.lower.linear import STANDARD_DOMAINS
-from graphopt.passes.lower.low_bit_form import low_bit_matrix
+from graphopt.passes.lower.lowbit import low_bit_matrix
 from graphopt.passes.lower.rows import RowCounts
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label

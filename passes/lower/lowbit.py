@@ -12,7 +12,7 @@ from graphopt.solve.pack_low_bit import MAX_BLOCK, SMALL_BLOCK, LowBitMatrix
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphopt.passes.lower.few_bits import FewBitMatrix
+    from graphopt.passes.lower.fewbits import FewBitMatrix
 
 _BOOK_SIZE = 16
 _SCALE_SHARE = 256
