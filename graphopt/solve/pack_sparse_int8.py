@@ -116,14 +116,15 @@ def default_panel(n: int, unit: int) -> int:
 def stored_share(values: NDArray[np.int8], unit: int) -> float:
     """Return the share of the weights that the packed form stores, those that are zero in a stored block included."""
     k, n = values.shape
-    filled: int = np.count_nonzero(_filled(values, unit))
-    return filled * 4 * unit / (-(-k // 4) * 4 * -(-n // unit) * unit)
+    filled = int(np.count_nonzero(_filled(values, unit)))
+    places = int(-(-k // 4) * 4 * -(-n // unit) * unit)
+    return filled * 4 * unit / places
 
 
 def packed_bytes(values: NDArray[np.int8], unit: int) -> int:
     """Return about how many bytes `pack_sparse_int8` needs, a little too high."""
-    n: int = values.shape[1]
-    filled: int = np.count_nonzero(_filled(values, unit))
+    n = int(values.shape[1])
+    filled = int(np.count_nonzero(_filled(values, unit)))
     return filled * (4 * unit + 2) * 21 // 20 + 16 * n + 4096
 
 
@@ -249,7 +250,8 @@ def unpack_sparse_int8(packed: NDArray[np.uint8]) -> Int8Weight:
     indices = np.frombuffer(data, "<u2", steps * group, offsets[5]).reshape(steps, group).astype(np.int64)
     values = np.frombuffer(data, np.int8, steps * 16, offsets[6]).reshape(steps, group, unit, 4)
 
-    block_of_group = np.repeat(np.arange(len(blocks) - 1), blocks["group"][1:].astype(np.int64) - blocks["group"][:-1])
+    edges = blocks["group"].astype(np.int64)
+    block_of_group = np.repeat(np.arange(len(blocks) - 1), edges[1:] - edges[:-1])
     group_of_step = np.repeat(np.arange(groups), records[:, 0])
     block = block_of_group[group_of_step][:, None]
     unit_of = records[group_of_step, 1:]

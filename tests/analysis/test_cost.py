@@ -96,6 +96,12 @@ def test_the_sparse_kernel_counts_the_entries_of_its_packed_weight() -> None:
     assert cost_of(body, ', "ai.graphopt" : 1') == ("200*b", "256*b + 500", "64*b", 1)
 
 
+def test_the_sparse_int8_kernel_counts_the_blocks_of_its_packed_weight() -> None:
+    node = 'ai.graphopt.SparseInt8MatMul <K = 64, N = 16, output = "uint8", y_scale = 0.1> (x, w)'
+    body = f"g (uint8[b, 64] x, uint8[600] w) => (uint8 y) {{ y = {node} }}"
+    assert cost_of(body, ', "ai.graphopt" : 1') == ("800*b", "64*b + 600", "16*b", 1)
+
+
 def test_unknown_shapes_cost_none_and_are_counted() -> None:
     model = read("g (float x, bool c) => (float y) { a = own.Mystery (x)  y = Relu (a) }", ', "own" : 1')
     cost = Facts(model).get(Cost)

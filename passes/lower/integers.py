@@ -1,0 +1,360 @@
+"""Layers of 8-bit integers as quantized models write them, and what the operator that replaces them may take over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.graph import Constant, Function, constant_value, is_graph_output, producer, uses
+from graphopt.solve.pack_sparse_int8 import MAX_K
+from graphopt.target.reading import is_conversion, restored
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from graphopt.graph import Node, Tensor, Variable
+    from graphopt.target.reading import Restored
+
+STANDARD_DOMAINS = (None, "", "ai.onnx")
+Grid = tuple[float, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int8Layer:
+    """A layer whose operands are 8-bit integers, as it stands in the graph.
+
+    Attributes:
+        node: The MatMul, Gemm, Conv or MatMulInteger.
+        source: The node whose first input it reads: uint8, or the floats that are rounded.
+        x_grid: Scale and zero point of that; None where they are found in every run.
+        stored: The tensor that holds the integers of the weight.
+        values: They, int8; of shape [K, N] for products, of the shape of the weight for convolutions.
+        scales: float32 of shape [N].
+        fixes: int32 bias on the grid of the sums, of shape [N], or None.
+        bias: float32 bias of shape [N], or None.
+        activation: Attributes of the activation that follows.
+        y_grid: Scale and zero point of a uint8 result; None where it is float.
+        nodes: The node and those that go with it, in order; the last one gives the result.
+        operands: Nodes in front of it that go where nothing else reads them.
+    """
+
+    node: Node
+    source: Node
+    x_grid: Grid | None
+    stored: Tensor
+    values: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    fixes: NDArray[np.int32] | None
+    bias: NDArray[np.float32] | None
+    activation: dict[str, Any]
+    y_grid: Grid | None
+    nodes: tuple[Node, ...]
+    operands: tuple[Node, ...]
+
+    @property
+    def x(self) -> Tensor:
+        """What it reads."""
+        x: Tensor = self.source.inputs[0]
+        return x
+
+    @property
+    def output(self) -> Variable:
+        """The tensor that holds the result."""
+        output: Variable = self.nodes[-1].outputs[0]
+        return output
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes of grids and activation."""
+        made = dict(self.activation)
+        if self.x_grid is not None:
+            made |= {"x_scale": self.x_grid[0], "x_zero_point": self.x_grid[1]}
+        if self.y_grid is not None:
+            made |= {"output": "uint8", "y_scale": self.y_grid[0], "y_zero_point": self.y_grid[1]}
+        return made
+
+
+def match_static(node: Node) -> Int8Layer | str | None:
+    """Return a MatMul, Gemm or Conv between conversions, why it is left alone, or None where it is no such layer.
+
+    Args:
+        node: A MatMul, Gemm or Conv.
+    """
+    if len(node.inputs) < 2:
+        return None
+    x, weight = restored(node.inputs[0]), restored(node.inputs[1])
+    if x is None or x.is_constant or weight is None or not weight.is_constant:
+        return None
+    if isinstance(node.graph, Function):
+        return "it is in the body of a function, which has no initializers; inline the function first"
+    transposed = node.op == "Gemm" and bool(node.attrs.get("transB", 0))
+    along = 0 if node.op == "Conv" or transposed else 1
+    grid = _grid(x)
+    reason = (
+        grid
+        if isinstance(grid, str)
+        else _why_other_weight(weight, along, rank=None if node.op == "Conv" else 2)
+        or (_why_other_gemm(node) if node.op == "Gemm" else "")
+    )
+    if reason or isinstance(grid, str):
+        return reason
+    values, scale = weight.values, weight.scale
+    assert values is not None
+    assert scale is not None
+    values = np.ascontiguousarray(values.T) if transposed else values
+    n = values.shape[0] if node.op == "Conv" else values.shape[1]
+    scales = np.ascontiguousarray(np.broadcast_to(np.asarray(scale, np.float32).reshape(-1), (n,)))
+    layer = Int8Layer(
+        node=node,
+        source=x.node,
+        x_grid=grid,
+        stored=weight.integers,
+        values=values,
+        scales=scales,
+        fixes=None,
+        bias=None,
+        activation={},
+        y_grid=None,
+        nodes=(node,),
+        operands=(x.node, weight.node),
+    )
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        found = _with_bias(layer, node.inputs[2])
+        if found is None:
+            return f"its bias '{node.inputs[2].name}' is not a constant with one number per output"
+        layer = found
+    layer = _with_followers(layer, add=node.op == "MatMul")
+    return _with_rounding_of_x(layer, x)
+
+
+def match_dynamic(node: Node) -> Int8Layer | str | None:
+    """Return a MatMulInteger whose input a DynamicQuantizeLinear rounds, with what makes floats of its sums.
+
+    Args:
+        node: A MatMulInteger.
+    """
+    x = producer(node.inputs[0])
+    if x is None or x.op != "DynamicQuantizeLinear" or x.domain not in STANDARD_DOMAINS:
+        return None
+    if isinstance(node.graph, Function):
+        return "it is in the body of a function, which has no initializers; inline the function first"
+    if node.inputs[0] is not x.outputs[0] or len(node.inputs) < 3 or node.inputs[2] is not x.outputs[2]:
+        return "its zero point is not that of its input"
+    stored, turned = _turned(node.inputs[1])
+    values = constant_value(stored)
+    if values is None:
+        return f"its weight '{node.inputs[1].name}' is not constant"
+    zero = constant_value(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3].name else np.zeros((), np.int8)
+    if values.dtype != np.int8 or values.ndim != 2 or not values.size or zero is None or zero.any():
+        return "its weight is not a matrix of int8 with the zero point 0"
+    values = np.ascontiguousarray(values.T) if turned is not None else values
+    if values.shape[0] > MAX_K:
+        return f"its weight has {values.shape[0]} rows; the kernel takes up to {MAX_K}"
+    real = _scaled(node, x.outputs[1])
+    if real is None:
+        return "its sums are not multiplied with the scale of its input and a constant alone"
+    nodes, factor, scale = real
+    if scale.size not in {1, values.shape[1]} or scale.dtype != np.float32 or not _is_usable(scale):
+        return "the scales of its weight are not one positive number per output"
+    scales = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), values.shape[1:]))
+    layer = Int8Layer(
+        node=node,
+        source=x,
+        x_grid=None,
+        stored=stored,
+        values=values,
+        scales=scales,
+        fixes=None,
+        bias=None,
+        activation={},
+        y_grid=None,
+        nodes=(node, *nodes),
+        operands=(x, factor, *(() if turned is None else (turned,))),
+    )
+    return _with_followers(layer, add=True)
+
+
+def only_reader(tensor: Tensor, node: Node) -> Node | None:
+    """Return the node that alone reads a result, in the graph of ``node``."""
+    readers = uses(tensor)
+    if is_graph_output(tensor) or len(readers) != 1:
+        return None
+    reader: Node = readers[0].node
+    return reader if reader.graph is node.graph else None
+
+
+def _grid(x: Restored) -> Grid | str:
+    """The grid of activations, or why they are no bytes on one."""
+    name = x.integers.name
+    if x.number != "uint8":
+        return f"its input '{name}' is {x.number or 'of unknown type'}, not uint8"
+    if x.scale is None or x.scale.size != 1 or x.block or not _is_usable(x.scale) or x.scale.dtype != np.float32:
+        return f"its input '{name}' has no single constant scale"
+    if x.zero is None and len(x.node.inputs) > 2 and x.node.inputs[2].name:
+        return f"the zero point of its input '{name}' is not constant"
+    return float(x.scale.reshape(-1)[0]), 0 if x.zero is None else int(x.zero.reshape(-1)[0])
+
+
+def _why_other_weight(weight: Restored, along: int, *, rank: int | None) -> str:
+    values, name = weight.values, weight.integers.name
+    if constant_value(weight.integers) is None or values is None:
+        overridable = isinstance(weight.integers, Constant)
+        return f"its weight '{name}' is {'an input of the graph as well' if overridable else 'not stored as integers'}"
+    if values.dtype != np.int8 or not values.size or (rank is not None and values.ndim != rank):
+        return f"its weight '{name}' is {values.dtype} of shape {list(values.shape)}, not int8 of one layer"
+    if weight.zero is not None and weight.zero.any():
+        return f"its weight '{name}' has a zero point other than 0"
+    if weight.zero is None and len(weight.node.inputs) > 2 and weight.node.inputs[2].name:
+        return f"the zero points of its weight '{name}' are not constant"
+    scale = weight.scale
+    if scale is None or weight.block or scale.dtype != np.float32 or not _is_usable(scale):
+        return f"its weight '{name}' has no constant positive scales"
+    if scale.size > 1 and ((weight.axis or 0) % values.ndim != along or scale.size != values.shape[along]):
+        return f"the scales of its weight '{name}' are not one per output"
+    terms = values.size // values.shape[along]
+    return f"its weight '{name}' has {terms} rows; the kernel takes up to {MAX_K}" if terms > MAX_K else ""
+
+
+def _why_other_gemm(node: Node) -> str:
+    if node.attrs.get("transA", 0):
+        return "it has transA = 1"
+    for name in ("alpha", "beta"):
+        factor = node.attrs.get(name, 1.0)
+        if factor != 1.0 and (name == "alpha" or len(node.inputs) > 2):
+            return f"it has {name} = {factor:g}, not 1"
+    return ""
+
+
+def _is_usable(scale: NDArray[Any]) -> bool:
+    return bool(np.isfinite(scale).all() and (scale > 0).all())
+
+
+def _with_bias(layer: Int8Layer, tensor: Tensor) -> Int8Layer | None:
+    """The layer with its bias; None where that is not one constant number per output."""
+    n = layer.scales.size
+    found = restored(tensor)
+    if found is not None and found.values is not None and found.values.dtype == np.int32 and found.scale is not None:
+        fits = found.values.shape in {(n,), (1, n)} and found.scale.size in {1, n} and not found.block
+        if not fits or layer.x_grid is None or (found.zero is not None and found.zero.any()):
+            return None
+        product = np.float32(layer.x_grid[0]) * layer.scales
+        layer = replace(layer, operands=(*layer.operands, found.node))
+        values, scale = found.values.reshape(-1), np.asarray(found.scale, np.float32).reshape(-1)
+        if np.allclose(scale, product, rtol=1e-5, atol=0):
+            return replace(layer, fixes=np.asarray(values, np.int32))
+        return replace(layer, bias=(values.astype(np.float64) * scale).astype(np.float32))
+    bias = as_bias(tensor, n, rank=1 if layer.node.op == "Conv" else 2)
+    return None if bias is None else replace(layer, bias=bias)
+
+
+def as_bias(tensor: Tensor, n: int, *, rank: int) -> NDArray[np.float32] | None:
+    """The [N] vector that a constant adds to a result of at least this rank; None if it adds anything else."""
+    value: NDArray[Any] | None = constant_value(tensor)
+    if value is None or value.dtype != np.float32 or value.ndim > rank:
+        return None
+    if value.size != (value.shape[-1] if value.ndim else 1) or value.size not in {1, n}:
+        return None
+    return np.ascontiguousarray(np.broadcast_to(value.reshape(-1), (n,)))
+
+
+def _with_followers(layer: Int8Layer, *, add: bool) -> Int8Layer:
+    """The layer with the bias, the activation and the rounding that follow it, each the only reader."""
+    follower = only_reader(layer.output, layer.node)
+    if add and layer.bias is None and layer.fixes is None and follower is not None and _is(follower, "Add"):
+        other = follower.inputs[1] if follower.inputs[0] is layer.output else follower.inputs[0]
+        bias = as_bias(other, layer.scales.size, rank=1)
+        if bias is not None:
+            layer = replace(layer, bias=bias, nodes=(*layer.nodes, follower))
+            follower = only_reader(layer.output, layer.node)
+    activation = None if follower is None else activation_of(follower)
+    if follower is not None and activation is not None:
+        layer = replace(layer, activation=activation, nodes=(*layer.nodes, follower))
+        follower = only_reader(layer.output, layer.node)
+    if follower is not None and is_conversion(follower, "QuantizeLinear") and follower.inputs[0] is layer.output:
+        grid = _grid_of_rounding(follower)
+        if grid is not None:
+            layer = replace(layer, y_grid=grid, nodes=(*layer.nodes, follower))
+    return layer
+
+
+def _is(node: Node, op: str) -> bool:
+    return bool(node.op == op and node.domain in STANDARD_DOMAINS)
+
+
+def activation_of(node: Node) -> dict[str, Any] | None:
+    """Return an activation as the attributes of our operators, or None where they have none that does the same."""
+    if _is(node, "Relu"):
+        return {"activation": "relu"}
+    if _is(node, "Gelu"):
+        tanh = node.attrs.get("approximate", "none") == "tanh"
+        return {"activation": "gelu_tanh" if tanh else "gelu"}
+    if node.op == "Gelu" and node.domain == "com.microsoft":
+        return {"activation": "gelu"}
+    if not _is(node, "Clip"):
+        return None
+    bounds = [float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))]
+    for place, tensor in enumerate(node.inputs[1:3]):
+        if tensor is None or tensor.is_empty():
+            continue
+        value = constant_value(tensor)
+        if value is None or value.size != 1 or value.dtype != np.float32:
+            return None
+        bounds[place] = float(value.reshape(-1)[0])
+    if bounds == [0.0, 6.0]:
+        return {"activation": "relu6"}
+    if not bounds[0] <= bounds[1] or np.isinf(bounds).all():
+        return None
+    return {"activation": "clip", "low": bounds[0], "high": bounds[1]}
+
+
+def _grid_of_rounding(node: Node) -> Grid | None:
+    scale = constant_value(node.inputs[1])
+    written = len(node.inputs) > 2 and not node.inputs[2].is_empty()
+    zero = constant_value(node.inputs[2]) if written else np.zeros((), np.uint8)
+    if scale is None or zero is None or scale.size != 1 or zero.dtype != np.uint8 or scale.dtype != np.float32:
+        return None
+    other_type = not written and node.attrs.get("output_dtype", 0) not in {0, 2}
+    if other_type or node.attrs.get("saturate", 1) != 1 or not _is_usable(scale):
+        return None
+    return float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0])
+
+
+def _with_rounding_of_x(layer: Int8Layer, x: Restored) -> Int8Layer:
+    """The layer reading floats where it alone reads what a QuantizeLinear makes of them on the same grid."""
+    node = x.rounding
+    if node is None or len(uses(x.integers)) != 1 or is_graph_output(x.integers) or node.graph is not layer.node.graph:
+        return layer
+    source = node.inputs[0]
+    alone = len(uses(x.node.outputs[0])) == 1 and not is_graph_output(x.node.outputs[0])
+    if not alone or _grid_of_rounding(node) != layer.x_grid or source.onnx_dtype not in {None, 1}:
+        return layer
+    if constant_value(node.inputs[1]) is None or source.onnx_dtype is None:
+        return layer
+    return replace(layer, source=node, operands=(*layer.operands, node))
+
+
+def _turned(tensor: Tensor) -> tuple[Tensor, Node | None]:
+    """What holds a matrix, and the Transpose between."""
+    node = producer(tensor)
+    if node is not None and _is(node, "Transpose") and list(node.attrs.get("perm", [1, 0])) == [1, 0]:
+        return node.inputs[0], node
+    return tensor, None
+
+
+def _scaled(node: Node, step: Tensor) -> tuple[tuple[Node, Node], Node, NDArray[Any]] | None:
+    """Cast and Mul behind a MatMulInteger, the Mul of the scales, and the scales of the weight."""
+    cast = only_reader(node.outputs[0], node)
+    if cast is None or not _is(cast, "Cast") or cast.attrs.get("to") != 1:
+        return None
+    mul = only_reader(cast.outputs[0], node)
+    if mul is None or not _is(mul, "Mul"):
+        return None
+    factor = producer(mul.inputs[1] if mul.inputs[0] is cast.outputs[0] else mul.inputs[0])
+    if factor is None or not _is(factor, "Mul"):
+        return None
+    others = [tensor for tensor in factor.inputs if tensor is not step]
+    scale = constant_value(others[0]) if len(others) == 1 else None
+    if scale is None or scale.ndim > 1:
+        return None
+    return (cast, mul), factor, scale
