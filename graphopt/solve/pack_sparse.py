@@ -1,9 +1,8 @@
 """The packed form in which the SparseMatMul kernel reads a sparse matrix: one block of bytes, used in place.
 
 The layout is documented in ``kernels/sparse_matmul/packed.h`` and ``contract.h``; the kernel checks every field of it.
-In short: w of shape [K, N] is cut into blocks of ``k_block`` rows x ``panel_rows`` columns. Inside a block the columns
-of w with equally many entries form a run, and the entries of a run are interleaved in groups of eight columns, the rest
-in groups of four, two and one. An entry takes five bytes: its row within the block (uint8) and its value (float32).
+There are two kinds of forms. The unstructured one stores single weights, five bytes each. The block forms store blocks
+of 4, 8 or 16 consecutive outputs that share an input, with two bytes beside their values.
 """
 
 from __future__ import annotations
@@ -15,48 +14,83 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from graphopt.errors import KernelError
+from graphopt.solve.sparse_sections import (
+    BLOCK,
+    RUN,
+    STRIP,
+    STRIP_INDEX,
+    Sections,
+    blocks_with_entries,
+    pack_runs,
+    pack_strips,
+    unpack_runs,
+    unpack_strips,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAGIC: Final = b"GOSPMM\r\n"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _HEADER: Final = struct.Struct("<8s2I11Q4I")
 _HEADER_BYTES: Final = 128
 _ALIGNMENT: Final = 64
-_GROUP_ROWS: Final = 8
-_BLOCK: Final = np.dtype([("entry", "<u8"), ("run", "<u4"), ("row", "<u4")])
-_RUN: Final = np.dtype([("entries", "<u2"), ("rows", "<u2")])
+_HEADERS_BYTES: Final = 1024  # the header and what aligns the sections, at most
 
+BLOCK_ROWS: Final = (1, 4, 8, 16)
+"""Heights of the blocks of all forms: consecutive outputs that share an input; 1 is the unstructured form."""
 DEFAULT_K_BLOCK: Final = 128
 DEFAULT_PANEL_ROWS: Final = 512
+_STRIP_K_BLOCK: Final = 65536
+_STRIP_PANEL_ROWS: Final = 256
+_TALLEST: Final = BLOCK_ROWS[-1]
 _REPACK: Final = "Pack the matrix again."
 
 
 @dataclass(frozen=True, slots=True)
-class _Sections:
-    blocks: NDArray[np.void]
-    runs: NDArray[np.void]
-    rows: NDArray[np.uint16]
-    indices: NDArray[np.uint8]
-    values: NDArray[np.float32]
+class SparseForm:
+    """What one form makes of a matrix.
 
-    def arrays(self) -> tuple[NDArray[np.generic], ...]:
-        return (self.blocks, self.runs, self.rows, self.indices, self.values)
+    Attributes:
+        block_rows: One of `BLOCK_ROWS`.
+        stored: Weights that are stored, the zeros of blocks among them.
+        bytes: About how many bytes the packed matrix takes, a little too high.
+    """
+
+    block_rows: int
+    stored: int
+    bytes: int
+
+
+def sparse_forms(weight: NDArray[np.float32]) -> tuple[SparseForm, ...]:
+    """Return what the forms make of a matrix, the one that takes the fewest bytes first; of equals the taller.
+
+    Args:
+        weight: float32 of shape [K, N].
+    """
+    forms = (_form(weight, block_rows) for block_rows in BLOCK_ROWS)
+    return tuple(sorted(forms, key=lambda form: (form.bytes, -form.block_rows)))
 
 
 def pack_sparse(
-    weight: NDArray[np.float32], *, k_block: int = DEFAULT_K_BLOCK, panel_rows: int = DEFAULT_PANEL_ROWS
+    weight: NDArray[np.float32],
+    *,
+    block_rows: int | None = None,
+    k_block: int | None = None,
+    panel_rows: int | None = None,
 ) -> NDArray[np.uint8]:
     """Pack a matrix for SparseMatMul. Zeros of either sign are left out; NaN and infinities are entries.
 
     Args:
         weight: float32 of shape [K, N], both at least 1.
-        k_block: Rows of a block, 1 to 256. The kernel keeps that many rows of the transposed activations in L1.
-        panel_rows: Columns of a block, 1 to 4096. The kernel keeps their sums in L2.
+        block_rows: Height of the blocks, one of `BLOCK_ROWS`; by default that of the form that takes the fewest bytes.
+        k_block: Rows of a block, 1 to 256 (128 by default): the kernel keeps that many rows of the transposed
+            activations in L1. For the block forms 1 to 65536 (all of them by default).
+        panel_rows: Columns of a block, 1 to 4096 (512 by default): the kernel keeps their sums in L2. For the block
+            forms a multiple of 16 (256 by default), the columns of one task.
 
     Returns:
-        uint8 of shape [bytes], the same for the same arguments everywhere. About five bytes per entry.
+        uint8 of shape [bytes], the same for the same arguments everywhere.
 
     Raises:
         KernelError: The matrix is not float32 of rank 2 with at least one element, or a size is out of range.
@@ -64,18 +98,19 @@ def pack_sparse(
     if weight.dtype != np.float32 or weight.ndim != 2 or weight.size == 0:
         what = f"a weight of type {weight.dtype} and shape {list(weight.shape)} cannot be packed"
         raise KernelError(what, must="It must be float32 of shape [K, N] and not empty.")
-    if not 1 <= k_block <= 256 or not 1 <= panel_rows <= 4096:
-        what = f"blocks of {k_block} x {panel_rows} cannot be packed"
-        raise KernelError(what, must="k_block must be 1 to 256 and panel_rows 1 to 4096.")
-    panels = [_panel(weight[:, at : at + panel_rows], k_block) for at in range(0, weight.shape[1], panel_rows)]
-    return _assemble(weight.shape, k_block, panel_rows, _joined(panels))
-
-
-def packed_bytes(entries: int, k: int, n: int) -> int:
-    """Return about how many bytes `pack_sparse` needs for a [k, n] matrix with so many entries, a little too high."""
-    pairs = min(entries, n * -(-k // DEFAULT_K_BLOCK))
-    blocks = -(-k // DEFAULT_K_BLOCK) * -(-n // DEFAULT_PANEL_ROWS)
-    return entries * 5 + pairs * 2 + blocks * (16 + 4 * 48) + 1024
+    height = sparse_forms(weight)[0].block_rows if block_rows is None else block_rows
+    if height not in BLOCK_ROWS:
+        what = f"blocks of {height} rows cannot be packed"
+        raise KernelError(what, must=f"block_rows must be one of {', '.join(map(str, BLOCK_ROWS))}.")
+    deep, wide = (DEFAULT_K_BLOCK, DEFAULT_PANEL_ROWS) if height == 1 else (_STRIP_K_BLOCK, _STRIP_PANEL_ROWS)
+    deep, wide = deep if k_block is None else k_block, wide if panel_rows is None else panel_rows
+    most, step = (256, 1) if height == 1 else (_STRIP_K_BLOCK, _TALLEST)
+    if not 1 <= deep <= most or not 1 <= wide <= 4096 or wide % step:
+        what = f"blocks of {deep} x {wide} cannot be packed"
+        multiple = "" if step == 1 else f" and a multiple of {step}"
+        raise KernelError(what, must=f"k_block must be 1 to {most} and panel_rows 1 to 4096{multiple}.")
+    sections = pack_runs(weight, deep, wide) if height == 1 else pack_strips(weight, height, deep)
+    return _assemble(weight.shape, deep, wide, height, sections)
 
 
 def unpack_sparse(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -88,122 +123,64 @@ def unpack_sparse(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     if len(data) < _HEADER_BYTES or data[:8] != _MAGIC:
         raise KernelError("the bytes are not a packed matrix", do=_REPACK)
     fields = _HEADER.unpack_from(data)
-    version, _, total, k, n, entries, runs, listed, *offsets, k_block, panel_rows, group, _ = fields[1:]
+    version, _, total, k, n, entries, runs, listed, *offsets, k_block, panel_rows, height, _ = fields[1:]
     hashed = struct.unpack_from("<Q", data, _HEADER.size)[0] == _fnv1a(data[: _HEADER.size])
-    if version != _VERSION or total != len(data) or group != _GROUP_ROWS or not hashed:
+    if version != _VERSION or total != len(data) or height not in BLOCK_ROWS or not hashed:
         raise KernelError(f"a packed matrix of version {version} with {len(data)} bytes cannot be read", do=_REPACK)
-    k_blocks, panels = -(-k // k_block), -(-n // panel_rows)
-    blocks = np.frombuffer(data, _BLOCK, panels * k_blocks + 1, offsets[0])
-    run = np.frombuffer(data, _RUN, runs, offsets[1])
-    rows = np.frombuffer(data, "<u2", listed, offsets[2])
-    indices = np.frombuffer(data, "u1", entries, offsets[3])
-    values = np.frombuffer(data, "<f4", entries, offsets[4])
-
-    block_of_row = np.repeat(np.arange(panels * k_blocks), _steps(blocks["row"]))
-    run_of_row = np.repeat(np.arange(runs), run["rows"])
-    row_starts = np.concatenate([[0], np.cumsum(run["rows"], dtype=np.int64)])[:-1]
-    entry_starts = np.concatenate([[0], np.cumsum(run["rows"].astype(np.int64) * run["entries"])])[:-1]
-    in_run = np.arange(listed) - row_starts[run_of_row]
-    first, stride = _interleaved(
-        in_run, run["rows"].astype(np.int64)[run_of_row], run["entries"].astype(np.int64)[run_of_row]
+    k_blocks, across = -(-k // k_block), -(-n // (panel_rows if height == 1 else height))
+    sections = Sections(
+        np.frombuffer(data, BLOCK if height == 1 else STRIP, across * k_blocks + 1, offsets[0]),
+        np.frombuffer(data, RUN, runs, offsets[1]),
+        np.frombuffer(data, "<u2", listed, offsets[2]),
+        np.frombuffer(data, "u1" if height == 1 else STRIP_INDEX, entries, offsets[3]),
+        np.frombuffer(data, "<f4", entries * height, offsets[4]),
     )
-    counts = run["entries"].astype(np.int64)[run_of_row]
-    at = np.repeat(entry_starts[run_of_row] + first, counts) + _ranks(counts) * np.repeat(stride, counts)
-    column = np.repeat(block_of_row // k_blocks * panel_rows + rows, counts)
-    row = np.repeat(block_of_row % k_blocks * k_block, counts) + indices[at]
-    dense = np.zeros((k, n), np.float32)
-    dense[row, column] = values[at]
-    return dense
+    if height == 1:
+        return unpack_runs(sections, (k, n), k_block, panel_rows)
+    return unpack_strips(sections, (k, n), height, k_block)
 
 
-def _panel(weight: NDArray[np.float32], k_block: int) -> _Sections:
-    """The sections of one panel; its last block record is the end of its last block."""
-    k_blocks = -(-weight.shape[0] // k_block)
-    column, row = np.nonzero(weight.T)  # by column of w, then by row
+def packed_form(packed: NDArray[np.uint8]) -> SparseForm:
+    """Return the form of packed bytes, by their header alone.
 
-    # A pair is a column of w within a K-block; its entries are consecutive here.
-    pair_key = column * k_blocks + row // k_block
-    starts = np.flatnonzero(np.diff(pair_key, prepend=-1))
-    counts = np.diff(starts, append=len(pair_key))
-    pair_column, pair_block = np.divmod(pair_key[starts], k_blocks)
-
-    # Order of the file: by block, then the longest first, then by column.
-    order = np.lexsort((pair_column, -counts, pair_block))
-    sorted_block, sorted_counts = pair_block[order], counts[order]
-    new_run = np.flatnonzero((np.diff(sorted_block, prepend=-1) != 0) | (np.diff(sorted_counts, prepend=-1) != 0))
-    run_rows = np.diff(new_run, append=len(order))
-    run_entries = sorted_counts[new_run]
-    run_of_pair = np.repeat(np.arange(len(new_run)), run_rows)
-    run_starts = np.concatenate([[0], np.cumsum(run_rows * run_entries)]).astype(np.int64)
-
-    first, stride = _interleaved(
-        np.arange(len(order)) - new_run[run_of_pair], run_rows[run_of_pair], run_entries[run_of_pair]
-    )
-    ranks = _ranks(sorted_counts)
-    target = np.repeat(run_starts[run_of_pair] + first, sorted_counts) + ranks * np.repeat(stride, sorted_counts)
-    source = np.repeat(starts[order], sorted_counts) + ranks
-    indices = np.empty(len(row), np.uint8)
-    indices[target] = (row % k_block).astype(np.uint8)[source]
-    values = np.empty(len(row), "<f4")
-    values[target] = weight[row[source], column[source]]
-
-    blocks = np.zeros(k_blocks + 1, _BLOCK)
-    edges = np.arange(k_blocks + 1)
-    blocks["row"] = np.searchsorted(sorted_block, edges)
-    blocks["run"] = np.searchsorted(sorted_block[new_run], edges)
-    blocks["entry"] = run_starts[blocks["run"]]
-    runs = np.zeros(len(new_run), _RUN)
-    runs["entries"], runs["rows"] = run_entries, run_rows
-    return _Sections(blocks, runs, pair_column[order].astype("<u2"), indices, values)
+    Raises:
+        KernelError: The bytes are not those of a packed matrix of this version.
+    """
+    data = packed[:_HEADER_BYTES].tobytes()
+    if len(data) < _HEADER_BYTES or data[:8] != _MAGIC:
+        raise KernelError("the bytes are not a packed matrix", do=_REPACK)
+    fields = _HEADER.unpack_from(data)
+    entries, height = fields[6], fields[-2]
+    return SparseForm(height, entries * height, len(packed))
 
 
-def _joined(panels: list[_Sections]) -> _Sections:
-    blocks = [np.zeros(1, _BLOCK)]
-    for panel in panels:
-        begin = blocks[-1][-1]
-        moved = panel.blocks[1:].copy()
-        for field in ("entry", "run", "row"):
-            moved[field] += begin[field]
-        blocks.append(moved)
-    joined = [np.concatenate([panel.arrays()[i] for panel in panels]) for i in range(1, 5)]
-    return _Sections(np.concatenate(blocks), *joined)
+def _form(weight: NDArray[np.float32], block_rows: int) -> SparseForm:
+    k, n = weight.shape
+    if block_rows > 1:
+        entries = int(np.count_nonzero(blocks_with_entries(weight, block_rows)))
+        starts = -(-n // block_rows) * -(-k // _STRIP_K_BLOCK)
+        stored, beside = entries * block_rows, entries * STRIP_INDEX.itemsize + starts * STRIP.itemsize
+    else:
+        stored = int(np.count_nonzero(weight))
+        k_blocks = -(-k // DEFAULT_K_BLOCK)
+        pairs = min(stored, n * k_blocks)  # columns of w within a K-block
+        blocks = k_blocks * -(-n // DEFAULT_PANEL_ROWS)
+        runs = min(blocks * 48, pairs)
+        beside = stored + pairs * 2 + runs * RUN.itemsize + blocks * BLOCK.itemsize
+    return SparseForm(block_rows, stored, stored * 4 + beside + _HEADERS_BYTES)
 
 
-def _interleaved(
-    in_run: NDArray[np.int64], run_rows: NDArray[np.int64], run_entries: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where, from the start of its run, each row has its first entry, and how far apart its entries lie."""
-    rest = run_rows % _GROUP_ROWS
-    start, size = in_run // _GROUP_ROWS * _GROUP_ROWS, np.full_like(in_run, _GROUP_ROWS)
-    in_rest = in_run >= run_rows - rest
-    begin = run_rows - rest
-    for part in (4, 2, 1):
-        here = in_rest & (rest & part != 0) & (in_run >= begin) & (in_run < begin + part)
-        start, size = np.where(here, begin, start), np.where(here, part, size)
-        begin = begin + (rest & part)
-    return start * run_entries + in_run - start, size
-
-
-def _steps(rising: NDArray[np.uint32]) -> NDArray[np.int64]:
-    wide = rising.astype(np.int64)
-    return wide[1:] - wide[:-1]
-
-
-def _ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, ... counts[0]-1, 0, 1, ... counts[1]-1, and so on."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-
-
-def _assemble(shape: tuple[int, ...], k_block: int, panel_rows: int, sections: _Sections) -> NDArray[np.uint8]:
+def _assemble(
+    shape: tuple[int, ...], k_block: int, panel_rows: int, block_rows: int, sections: Sections
+) -> NDArray[np.uint8]:
     offsets: list[int] = []
     end = _HEADER_BYTES
     for array in sections.arrays():
         start = -(-end // _ALIGNMENT) * _ALIGNMENT
         offsets.append(start)
         end = start + array.nbytes
-    sizes = (end, *shape, len(sections.values), len(sections.runs), len(sections.rows))
-    header = _HEADER.pack(_MAGIC, _VERSION, _HEADER_BYTES, *sizes, *offsets, k_block, panel_rows, _GROUP_ROWS, 0)
+    sizes = (end, *shape, len(sections.indices), len(sections.runs), len(sections.rows))
+    header = _HEADER.pack(_MAGIC, _VERSION, _HEADER_BYTES, *sizes, *offsets, k_block, panel_rows, block_rows, 0)
     packed = np.zeros(end, np.uint8)
     packed[:_HEADER_BYTES] = np.frombuffer(header + struct.pack("<Q", _fnv1a(header)), np.uint8)
     for start, array in zip(offsets, sections.arrays(), strict=True):

@@ -10,12 +10,13 @@ namespace {
 
 #include "base/activation_lane.h"
 
-struct Lane : FloatLane {
-  // The second operand is returned if either is NaN: NaN passes.
-  static Vec relu(Vec a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
+#include "sparse_matmul/lane_four.h"
 
-  template <bool with_relu>
-  static void transpose(const float* src, size_t ld_src, unsigned rows, float* dst, size_t ld_dst) {
+struct Lane : FloatLane {
+  static constexpr unsigned sums_at_once = 8;
+
+  template <class Sink>
+  static void transpose(const float* src, size_t ld_src, unsigned rows, Sink sink) {
     __m256 r[8], t[8];
 #pragma GCC unroll 8
     for (unsigned i = 0; i < 8; ++i) r[i] = i < rows ? load(src + i * ld_src) : zero();
@@ -33,10 +34,8 @@ struct Lane : FloatLane {
     }
 #pragma GCC unroll 4
     for (unsigned i = 0; i < 4; ++i) {
-      const __m256 low = _mm256_permute2f128_ps(r[i], r[4 + i], 0x20);
-      const __m256 high = _mm256_permute2f128_ps(r[i], r[4 + i], 0x31);
-      store(dst + i * ld_dst, with_relu ? relu(low) : low);
-      store(dst + (4 + i) * ld_dst, with_relu ? relu(high) : high);
+      sink(i, _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
+      sink(4 + i, _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
     }
   }
 
@@ -70,12 +69,24 @@ struct Lane : FloatLane {
   };
 };
 
+#include "sparse_matmul/store.h"
+
+#include "sparse_matmul/strips.h"
 #include "sparse_matmul/tile.h"
 
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 4 * Lane::lanes, 1, pack, panel, vector};
+  static constexpr Kernels kernels = {
+      Lane::lanes,
+      pack,
+      vector_method(),
+      1,
+      tile_method(),
+      {direct_method<Four, 4>(), direct_method<Lane, 8>(), direct_method<Lane, 16>()},
+      {{}, columns_method<Lane, 8, 12>(), columns_method<Lane, 16, 12>()},
+      {rows_method<4>(), {}, {}},
+      {0, SIZE_MAX, SIZE_MAX}};
   return kernels;
 }
 

@@ -6,16 +6,22 @@
 namespace graphopt::sparse_matmul {
 namespace {
 
+namespace narrow {
+#include "base/lane_avx2.h"
+}
 #include "base/lane_avx512.h"
 
 #include "base/activation_lane.h"
 
-struct Lane : FloatLane {
-  // The second operand is returned if either is NaN: NaN passes.
-  static Vec relu(Vec a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
+#include "sparse_matmul/lane_four.h"
 
-  template <bool with_relu>
-  static void transpose(const float* src, size_t ld_src, unsigned rows, float* dst, size_t ld_dst) {
+using Eight = narrow::FloatLane;
+
+struct Lane : FloatLane {
+  static constexpr unsigned sums_at_once = 8;
+
+  template <class Sink>
+  static void transpose(const float* src, size_t ld_src, unsigned rows, Sink sink) {
     __m512 r[16], t[16];
 #pragma GCC unroll 16
     for (unsigned i = 0; i < 16; ++i) r[i] = i < rows ? load(src + i * ld_src) : zero();
@@ -46,7 +52,7 @@ struct Lane : FloatLane {
       r[12 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0xdd);
     }
 #pragma GCC unroll 16
-    for (unsigned i = 0; i < 16; ++i) store(dst + i * ld_dst, with_relu ? relu(r[i]) : r[i]);
+    for (unsigned i = 0; i < 16; ++i) sink(i, r[i]);
   }
 
   // A K-block of one row of x, held in registers where it has at most 128 columns: sixteen entries pick theirs with
@@ -104,12 +110,24 @@ struct Lane : FloatLane {
   };
 };
 
+#include "sparse_matmul/store.h"
+
+#include "sparse_matmul/strips.h"
 #include "sparse_matmul/tile.h"
 
 }  // namespace
 
 const Kernels& avx512_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 4 * Lane::lanes, 2, pack, panel, vector};
+  static constexpr Kernels kernels = {
+      Lane::lanes,
+      pack,
+      vector_method(),
+      2,
+      tile_method(),
+      {direct_method<Four, 4>(), direct_method<Eight, 8>(), direct_method<Lane, 16>()},
+      {columns_method<Four, 4, 8>(), columns_method<Eight, 8, 8>(), columns_method<Lane, 16, 16>()},
+      {rows_method<4>(), rows_method<8>(), {}},
+      {8, 8, SIZE_MAX}};
   return kernels;
 }
 

@@ -65,7 +65,7 @@ class Kernel {
     GRAPHOPT_TRY(node_.output(context, 0, x.dims, x.rank, &y));
     if (call.m == 0) return nullptr;
     call.y = static_cast<float*>(y);
-    return node_.parallel(context, Work(call, kernels_for(isa_choice().isa, call.m)));
+    return node_.parallel(context, Work(call, choose(isa_choice().isa, w_, call.m)));
   }
 
   // [..., K] -> [..., N]; symbolic dimensions keep their names.

@@ -13,7 +13,9 @@ class Reader : BlobReader {
   using BlobReader::BlobReader;
 
   bool read(PackedMatrix* out) {
-    return read_header(out) && read_sections(out) && check_block_table(*out) && check_blocks(*out);
+    if (!read_header(out)) return false;
+    if (out->block_rows == 1) return read_sections(out) && check_block_table(*out) && check_blocks(*out);
+    return read_strip_sections(out) && check_strip_table(*out) && check_strips(*out);
   }
 
  private:
@@ -24,19 +26,27 @@ class Reader : BlobReader {
     const uint64_t k = field<uint64_t>(24), n = field<uint64_t>(32), entries = field<uint64_t>(40);
     if (k == 0 || n == 0 || k >= max_dimension || n >= max_dimension)
       return refuse("K or N is zero or not below 2^31");
-    if (entries > max_entries || entries > k * n) return refuse("more entries than the matrix has places");
+    const uint32_t block_rows = field<uint32_t>(112);
+    if (block_rows != 1 && block_rows != 4 && block_rows != 8 && block_rows != 16)
+      return refuse("blocks of %u rows; there are blocks of 1, 4, 8 and 16", block_rows);
+    const uint64_t strips = (n + block_rows - 1) / block_rows;
+    if (entries > max_entries || entries > k * strips) return refuse("more entries than the matrix has places");
     runs_ = field<uint64_t>(48);
     listed_rows_ = field<uint64_t>(56);
-    if (runs_ > listed_rows_ || listed_rows_ > entries || listed_rows_ > UINT32_MAX)
+    if (block_rows == 1 && (runs_ > listed_rows_ || listed_rows_ > entries || listed_rows_ > UINT32_MAX))
       return refuse("the numbers of runs, listed rows and entries do not rise");
+    if (block_rows != 1 && (runs_ != 0 || listed_rows_ != 0)) return refuse("runs or listed rows, which strips have not");
 
     const uint32_t k_block = field<uint32_t>(104), panel_rows = field<uint32_t>(108);
-    if (k_block == 0 || k_block > max_k_block)
-      return refuse("a K-block of %u; it must be 1 to %u", k_block, max_k_block);
+    const uint32_t most = block_rows == 1 ? max_k_block : max_strip_k_block;
+    if (k_block == 0 || k_block > most) return refuse("a K-block of %u; it must be 1 to %u", k_block, most);
     if (panel_rows == 0 || panel_rows > max_panel_rows)
       return refuse("panels of %u rows; they must have 1 to %u", panel_rows, max_panel_rows);
-    if (field<uint32_t>(112) != group_rows) return refuse("groups that do not have %u rows", group_rows);
+    if (block_rows != 1 && panel_rows % tallest_block != 0)
+      return refuse("panels of %u rows, which is no multiple of %u", panel_rows, tallest_block);
 
+    out->block_rows = block_rows;
+    out->strips = static_cast<size_t>(strips);
     out->k = static_cast<size_t>(k);
     out->n = static_cast<size_t>(n);
     out->entries = static_cast<size_t>(entries);
@@ -56,6 +66,44 @@ class Reader : BlobReader {
            section(80, listed_rows_ * row_bytes, &out->rows, "rows") &&
            section(88, out->entries, &out->indices, "indices") &&
            section(96, out->entries * sizeof(float), &out->values, "values") && end();
+  }
+
+  bool read_strip_sections(PackedMatrix* out) {
+    const uint64_t blocks = static_cast<uint64_t>(out->strips) * out->k_blocks;
+    if (blocks >= max_entries) return refuse("too many blocks");
+    return section(64, (blocks + 1) * strip_bytes, &out->blocks, "blocks") && section(72, 0, &out->runs, "runs") &&
+           section(80, 0, &out->rows, "rows") &&
+           section(88, out->entries * strip_index_bytes, &out->indices, "indices") &&
+           section(96, out->entries * out->block_rows * sizeof(float), &out->values, "values") && end();
+  }
+
+  bool check_strip_table(const PackedMatrix& w) {
+    const size_t count = w.strips * w.k_blocks;
+    uint64_t entry = 0;
+    for (size_t b = 0; b <= count; ++b) {
+      const uint64_t next = load_as<uint64_t>(w.blocks + b * strip_bytes);
+      if (next < entry) return refuse("the start of block %zu lies before that of the block before it", b);
+      if (b == 0 && next != 0) return refuse("block 0 does not start at 0");
+      entry = next;
+    }
+    return entry == w.entries || refuse("the blocks do not end where the sections end");
+  }
+
+  bool check_strips(const PackedMatrix& w) {
+    const size_t count = w.strips * w.k_blocks;
+    size_t entry = 0;
+    for (size_t b = 0; b < count; ++b) {
+      const size_t k_left = w.k - b % w.k_blocks * w.k_block;
+      const int width = static_cast<int>(k_left < w.k_block ? k_left : w.k_block);
+      const size_t next = load_as<uint64_t>(w.blocks + (b + 1) * strip_bytes);
+      for (int last = -1; entry < next; ++entry) {
+        const int index = load_as<uint16_t>(w.indices + entry * strip_index_bytes);
+        if (index <= last || index >= width)
+          return refuse("index %d in block %zu is out of order or outside its %d columns", index, b, width);
+        last = index;
+      }
+    }
+    return true;
   }
 
   bool check_block_table(const PackedMatrix& w) {

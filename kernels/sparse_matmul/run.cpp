@@ -25,51 +25,76 @@ unsigned long long next_serial() {
   return ++last;
 }
 
-}  // namespace
+constexpr size_t tile_bytes = 512 * 1024;  // of x, which then stays in L2 while the strips pass
 
-const Kernels& kernels_for(Isa isa, size_t m) {
+const Kernels& kernels_of(Isa isa) {
+  static const IsaTable<Kernels> table = [] {
+    IsaTable<Kernels> made;
+    made.set(Isa::scalar, scalar_kernels());
 #if defined(GRAPHOPT_X86)
-  // Half of the sixteen lanes would be idle, and narrow vectors are loaded twice as fast.
-  const bool narrow = m > avx512_kernels().max_vectors && m <= avx2_kernels().lanes;
-  if (isa_includes(isa, Isa::avx512) && !narrow) return avx512_kernels();
-  if (isa_includes(isa, Isa::avx2)) return avx2_kernels();
+    made.set(Isa::avx2, avx2_kernels()).set(Isa::avx512, avx512_kernels());
+#elif defined(GRAPHOPT_ARM64)
+    made.set(Isa::neon, neon_kernels());
 #endif
-  (void)isa;
-  (void)m;
-  return scalar_kernels();
+    return made;
+  }();
+  return table.best(isa);
 }
 
-Work::Work(const Call& call, const Kernels& kernels)
+// Whole steps of rows are shared out evenly: 13 of them over 4 tiles go as 4, 3, 3, 3.
+size_t first_step(size_t tile, size_t steps, size_t tiles) { return (tile * steps + tiles - 1) / tiles; }
+
+}  // namespace
+
+Choice choose(Isa isa, const PackedMatrix& w, size_t m) {
+  const Kernels* kernels = &kernels_of(isa);
+  if (w.block_rows == 1) {
+    if (m <= kernels->vectors_up_to) return {kernels, &kernels->vector, 1};
+    // Half of sixteen lanes would be idle, and narrow vectors are loaded twice as fast.
+    if (kernels->lanes == 16 && m <= 8) kernels = &kernels_of(isa_below(Isa::avx512));
+    return {kernels, &kernels->tile, kernels->tile.most_rows};
+  }
+  const int form = strip_form(w.block_rows);
+  const Method* method = m <= kernels->direct[form].most_rows  ? &kernels->direct[form]
+                         : m <= kernels->columns_up_to[form] ? &kernels->columns[form]
+                                                              : &kernels->rows[form];
+  const bool wide = method == &kernels->rows[form] && w.k * method->most_rows * sizeof(float) > tile_bytes;
+  return {kernels, method, wide ? kernels->lanes : method->most_rows};
+}
+
+Work::Work(const Call& call, const Choice& choice)
     : call_(call),
-      kernels_(kernels),
-      tiles_(call.m <= kernels.max_vectors ? call.m : (call.m + kernels.max_width - 1) / kernels.max_width),
-      panels_(call.w->panels),
+      choice_(choice),
+      steps_((call.m + choice.method->row_step - 1) / choice.method->row_step),
+      tiles_((call.m + choice.most_rows - 1) / choice.most_rows),
       serial_(next_serial()) {}
 
 bool Work::run(size_t task) const {
-  const size_t tile = task / panels_, panel = task % panels_;
-  if (call_.m <= kernels_.max_vectors) {
-    kernels_.vector(call_, tile, panel);
+  const PackedMatrix& w = *call_.w;
+  const Method& method = *choice_.method;
+  const size_t tile = task / w.panels, panel = task % w.panels;
+  const size_t m0 = first_step(tile, steps_, tiles_) * method.row_step;
+  const size_t next = first_step(tile + 1, steps_, tiles_) * method.row_step;
+  const unsigned rows = static_cast<unsigned>((next < call_.m ? next : call_.m) - m0);
+  if (!method.transposed) {
+    method.run(call_, m0, rows, panel, nullptr, nullptr);
     return true;
   }
-  // Whole groups of lanes are shared out evenly: 13 of them over 4 tiles go as 4, 3, 3, 3.
-  const size_t groups = (call_.m + kernels_.lanes - 1) / kernels_.lanes;
-  const size_t m0 = (tile * groups + tiles_ - 1) / tiles_ * kernels_.lanes;
-  const size_t next = ((tile + 1) * groups + tiles_ - 1) / tiles_ * kernels_.lanes;
-  const unsigned rows = static_cast<unsigned>((next < call_.m ? next : call_.m) - m0);
-  const size_t width = round_up(rows, kernels_.lanes);
-
-  const size_t packed = width * round_up(call_.w->k, kernels_.lanes);
-  const size_t sums = width * round_up(call_.w->panel_rows, kernels_.lanes);
-  float* memory = static_cast<float*>(held.memory.reserve((packed + sums) * sizeof(float)));
+  const size_t lanes = choice_.kernels->lanes;
+  const size_t width = round_up(rows, lanes);
+  const size_t packed = width * round_up(w.k, lanes);
+  const size_t sums_rows = method.sums == Method::Sums::panel   ? round_up(w.panel_rows, lanes)
+                           : method.sums == Method::Sums::lanes ? lanes
+                                                                : 0;
+  float* memory = static_cast<float*>(held.memory.reserve((packed + width * sums_rows) * sizeof(float)));
   if (memory == nullptr) return false;
   if (held.serial != serial_ || held.tile != tile || held.grown != held.memory.grown) {
-    kernels_.pack(call_, m0, rows, memory);
+    choice_.kernels->pack(call_, m0, rows, memory);
     held.serial = serial_;
     held.tile = tile;
     held.grown = held.memory.grown;
   }
-  kernels_.panel(call_, m0, rows, panel, memory, memory + packed);
+  method.run(call_, m0, rows, panel, memory, memory + packed);
   return true;
 }
 

@@ -8,14 +8,56 @@ namespace {
 
 #include "base/activation_lane.h"
 
+// N floats at addresses that need not be aligned.
+template <unsigned N>
+struct Few {
+  static constexpr unsigned lanes = N;
+  struct Vec {
+    float v[N];
+  };
+  static Vec zero() { return set1(0.0f); }
+  static Vec set1(float a) {
+    Vec r;
+    for (float& v : r.v) v = a;
+    return r;
+  }
+  static Vec load(const float* at) {
+    Vec r;
+    __builtin_memcpy(r.v, at, sizeof r.v);
+    return r;
+  }
+  static void store(float* at, const Vec& a) { __builtin_memcpy(at, a.v, sizeof a.v); }
+  static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    Vec r;
+    for (unsigned i = 0; i < N; ++i) r.v[i] = a.v[i] * b.v[i] + c.v[i];
+    return r;
+  }
+  static Vec add(const Vec& a, const Vec& b) {
+    Vec r;
+    for (unsigned i = 0; i < N; ++i) r.v[i] = a.v[i] + b.v[i];
+    return r;
+  }
+  static Vec at_least(const Vec& a, const Vec& low) {
+    Vec r;
+    for (unsigned i = 0; i < N; ++i) r.v[i] = a.v[i] < low.v[i] ? low.v[i] : a.v[i];
+    return r;
+  }
+  static Vec at_most(const Vec& a, const Vec& high) {
+    Vec r;
+    for (unsigned i = 0; i < N; ++i) r.v[i] = a.v[i] > high.v[i] ? high.v[i] : a.v[i];
+    return r;
+  }
+};
+
 struct Lane : FloatLane {
-  template <bool relu>
-  static void transpose(const float* src, size_t ld_src, unsigned rows, float* dst, size_t ld_dst) {
+  static constexpr unsigned sums_at_once = 8;
+
+  template <class Sink>
+  static void transpose(const float* src, size_t ld_src, unsigned rows, Sink sink) {
     for (unsigned c = 0; c < lanes; ++c) {
-      for (unsigned r = 0; r < lanes; ++r) {
-        const float a = r < rows ? src[r * ld_src + c] : 0.0f;
-        dst[c * ld_dst + r] = relu && a < 0.0f ? 0.0f : a;
-      }
+      Vec column;
+      for (unsigned r = 0; r < lanes; ++r) column.v[r] = r < rows ? src[r * ld_src + c] : 0.0f;
+      sink(c, column);
     }
   }
 
@@ -35,12 +77,24 @@ struct Lane : FloatLane {
   };
 };
 
+#include "sparse_matmul/store.h"
+
+#include "sparse_matmul/strips.h"
 #include "sparse_matmul/tile.h"
 
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 4 * Lane::lanes, 1, pack, panel, vector};
+  static constexpr Kernels kernels = {
+      Lane::lanes,
+      pack,
+      vector_method(),
+      1,
+      tile_method(),
+      {direct_method<Few<4>, 4>(), direct_method<Few<4>, 8>(), direct_method<Few<4>, 16>()},
+      {columns_method<Few<4>, 4, 8>(), columns_method<Few<4>, 8, 8>(), columns_method<Few<4>, 16, 8>()},
+      {},
+      {SIZE_MAX, SIZE_MAX, SIZE_MAX}};
   return kernels;
 }
 

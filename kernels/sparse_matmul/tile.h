@@ -1,22 +1,12 @@
-// The algorithm of all instruction sets, written once over a vector type. Each implementation defines `Lane` in an
-// anonymous namespace and includes this file inside it, so that every function here is private to that file.
+// The algorithm of the unstructured form for all instruction sets, written once over a vector type. Included inside an
+// anonymous namespace after store.h, so that every function here is private to the file that includes it.
 //
-// Lane: a FloatLane (base/activation_lane.h) with
-// transpose<relu>(src, ld_src, rows, dst, ld_dst): lanes x lanes, missing rows read as zero; class Columns(x, count), a
+// Lane: as store.h has it, with sums_at_once, the sums that hide the latency of FMA, and class Columns(x, count), a
 // K-block of one row of x, with dot(indices, values, end, group, sums): sums[r] over the entries at r, r + group, ...
 //
 // x is transposed to p[k][width] so that one entry of w meets `width` rows of x at once. A K-block of p stays in L1
 // while the rows of a panel pass over it; the sums of a panel stay in L2. Rows of a run have equally many entries, so
 // several go together with one loop count, which hides the latency of FMA and keeps the branch predictor right.
-
-#define GRAPHOPT_UNROLL _Pragma("GCC unroll 16")
-
-template <class T>
-inline T load_as(const unsigned char* at) {
-  T value;
-  __builtin_memcpy(&value, at, sizeof value);
-  return value;
-}
 
 // Blocks of NB vectors of x against R rows of w, entry j of row r at offset j * stride + r.
 template <unsigned NB, unsigned R>
@@ -57,7 +47,8 @@ inline void group_part(const float* p, const unsigned char* indices, const unsig
 
 template <unsigned NB>
 inline void block(const PackedMatrix& w, size_t block, const float* p, float* panel_sums) {
-  constexpr unsigned together = NB >= 8 ? 1 : NB >= 3 ? 2 : NB == 2 ? 4 : 8;
+  constexpr unsigned rows_at_once = Lane::sums_at_once / NB;
+  constexpr unsigned together = rows_at_once >= 8 ? 8 : rows_at_once >= 4 ? 4 : 2;
   const unsigned char* here = w.blocks + block * block_bytes;
   const size_t first = load_as<uint64_t>(here);
   const unsigned char* indices = w.indices + first;
@@ -94,80 +85,6 @@ inline void block(const PackedMatrix& w, size_t block, const float* p, float* pa
   }
 }
 
-inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-
-inline void pack(const Call& call, size_t m0, unsigned rows, float* p) {
-  constexpr unsigned lanes = Lane::lanes;
-  const size_t k = call.w->k;
-  const size_t width = (rows + lanes - 1) / lanes * lanes;
-  const size_t whole = k / lanes * lanes;
-  for (unsigned i = 0; i < rows; i += lanes) {
-    const float* x = call.x + (m0 + i) * k;
-    const unsigned present = static_cast<unsigned>(smaller(rows - i, lanes));
-    for (size_t j = 0; j < whole; j += lanes) Lane::template transpose<false>(x + j, k, present, p + j * width + i, width);
-    for (size_t j = whole; j < k; ++j) {
-      for (unsigned r = 0; r < lanes; ++r) p[j * width + i + r] = r < present ? x[r * k + j] : 0.0f;
-    }
-  }
-}
-
-// sums[n][width] -> y[m][n] for one panel.
-template <bool relu>
-inline void unpack(const Call& call, size_t m0, unsigned rows, size_t width, size_t n0, size_t columns, const float* sums) {
-  constexpr unsigned lanes = Lane::lanes;
-  alignas(64) float corner[lanes * lanes];
-  for (unsigned i = 0; i < rows; i += lanes) {
-    const size_t present = smaller(rows - i, lanes);
-    for (size_t n = 0; n < columns; n += lanes) {
-      const size_t wide = smaller(columns - n, lanes);
-      float* y = call.y + (m0 + i) * call.w->n + n0 + n;
-      if (present == lanes && wide == lanes) {
-        Lane::template transpose<relu>(sums + n * width + i, width, lanes, y, call.w->n);
-        continue;
-      }
-      Lane::template transpose<relu>(sums + n * width + i, width, static_cast<unsigned>(wide), corner, lanes);
-      for (size_t r = 0; r < present; ++r) {
-        if (wide == lanes) {
-          Lane::store(y + r * call.w->n, Lane::load(corner + r * lanes));
-        } else {
-          for (size_t c = 0; c < wide; ++c) y[r * call.w->n + c] = corner[r * lanes + c];
-        }
-      }
-    }
-  }
-}
-
-// What is left of the epilogue, while y is still in L1: the residual and every activation that is no Relu.
-inline void finish(const Call& call, size_t m0, size_t rows, size_t n0, size_t columns) {
-  constexpr unsigned lanes = Lane::lanes;
-  for (size_t r = 0; r < rows; ++r) {
-    float* y = call.y + (m0 + r) * call.w->n + n0;
-    const float* residual = call.residual ? call.residual + (m0 + r) * call.w->n + n0 : nullptr;
-    for (size_t c = 0; c < columns; c += lanes) {
-      alignas(64) float part[lanes] = {}, added[lanes] = {};
-      const size_t wide = smaller(columns - c, lanes);
-      float* at = y + c;
-      const float* more = residual ? residual + c : added;
-      if (wide < lanes) {
-        for (size_t i = 0; i < wide; ++i) part[i] = y[c + i];
-        for (size_t i = 0; residual && i < wide; ++i) added[i] = residual[c + i];
-        at = part;
-        more = added;
-      }
-      const typename Lane::Vec sum = residual ? Lane::add(Lane::load(at), Lane::load(more)) : Lane::load(at);
-      Lane::store(at, activate<Lane>(sum, call.epilogue));
-      for (size_t i = 0; wide < lanes && i < wide; ++i) y[c + i] = part[i];
-    }
-  }
-}
-
-inline bool relu_alone(const Call& call) {
-  return call.epilogue.activation == Activation::relu && call.residual == nullptr;
-}
-inline bool nothing_left(const Call& call) {
-  return relu_alone(call) || (call.epilogue.activation == Activation::none && call.residual == nullptr);
-}
-
 template <unsigned NB>
 inline void panel_of_width(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums) {
   constexpr size_t width = NB * Lane::lanes;
@@ -180,16 +97,12 @@ inline void panel_of_width(const Call& call, size_t m0, unsigned rows, size_t pa
     for (unsigned i = 0; i < NB; ++i) Lane::store(sums + n * width + i * Lane::lanes, start);
   }
   for (size_t kb = 0; kb < w.k_blocks; ++kb) block<NB>(w, panel * w.k_blocks + kb, p + kb * w.k_block * width, sums);
-  if (relu_alone(call)) {
-    unpack<true>(call, m0, rows, width, n0, columns, sums);
-  } else {
-    unpack<false>(call, m0, rows, width, n0, columns, sums);
-  }
-  if (!nothing_left(call)) finish(call, m0, rows, n0, columns);
+  store_transposed(call, m0, rows, width, n0, columns, sums);
+  bend(call, m0, rows, n0, columns);
 }
 
 // One row of x: the entries of a group lie side by side and are multiplied as they lie.
-inline void vector(const Call& call, size_t m0, size_t panel) {
+inline void vector(const Call& call, size_t m0, unsigned, size_t panel, const float*, float*) {
   const PackedMatrix& w = *call.w;
   const size_t n0 = panel * w.panel_rows;
   const size_t columns = smaller(w.panel_rows, w.n - n0);
@@ -220,7 +133,10 @@ inline void vector(const Call& call, size_t m0, size_t panel) {
       }
     }
   }
-  if (call.residual != nullptr || call.epilogue.activation != Activation::none) finish(call, m0, 1, n0, columns);
+  if (call.residual || call.epilogue.activation != Activation::none) {
+    store_few(call, m0, n0, columns, y, bounds_of(call.epilogue));
+  }
+  bend(call, m0, 1, n0, columns);
 }
 
 inline void panel(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums) {
@@ -230,4 +146,10 @@ inline void panel(const Call& call, size_t m0, unsigned rows, size_t panel, cons
     case 3: return panel_of_width<3>(call, m0, rows, panel, p, sums);
     default: return panel_of_width<4>(call, m0, rows, panel, p, sums);
   }
+}
+
+// Rows one by one.
+constexpr Method vector_method() { return {"vector", 1, 1, false, Method::Sums::none, vector}; }
+constexpr Method tile_method() {
+  return {"tile", 4 * Lane::lanes, Lane::lanes, true, Method::Sums::panel, panel};
 }

@@ -13,7 +13,7 @@ from graphopt.graph import Constant, Model, Node, Tensor, is_graph_output, uses
 from graphopt.passes.lower.linear import Linear, is_linear, match_linear
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
-from graphopt.solve.pack_sparse import pack_sparse, packed_bytes
+from graphopt.solve.pack_sparse import SparseForm, pack_sparse, sparse_forms
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from graphopt.graph import Rewriter
 
 _DOMAIN = "ai.graphopt"
-_KERNEL = "sparse-matmul"
 _SAMPLES = 8
 _HEADERS_BYTES = 4096  # what the packed form of a tiny matrix may have beside its entries
 
@@ -81,69 +80,96 @@ class LowerSparseMatmul(Pass):
         types = facts.get(Types)
         sizes = _sizes_in_data(model, types, facts)
         found = {node: self._judge(node, types, sizes, table) for _, node in model.walk() if is_linear(node)}
-        packed: dict[tuple[Tensor, bool], Constant] = {}
-        for node, layer in found.items():
-            reason = layer if isinstance(layer, str) else _why_weight_stays(layer, found)
-            if isinstance(layer, str) or reason:
+        packed: dict[tuple[Tensor, bool, int], Constant] = {}
+        for node, chosen in found.items():
+            reason = chosen if isinstance(chosen, str) else _why_weight_stays(chosen.layer, found)
+            if isinstance(chosen, str) or reason:
                 yield Skip(node, reason)
                 continue
-            yield self._patch(layer, packed, table)
+            yield _patch(chosen, packed)
 
-    def _judge(self, node: Node, types: Types, sizes: list[dict[str, int]], table: CostTable) -> Linear | str:
+    def _judge(self, node: Node, types: Types, sizes: list[dict[str, int]], table: CostTable) -> _Chosen | str:
         layer = match_linear(node, types, sizes)
         if isinstance(layer, str):
             return layer
         if layer.rows is None and self.rows:
             layer = replace(layer, rows=self.rows)
-        sparsity = _sparsity(layer)
-        needed = table.break_even(_KERNEL, layer.rows, layer.k * layer.n, self.isa)
-        if needed is not None and sparsity >= needed:
-            return _why_file_grows(layer) or layer
+        weights = layer.k * layer.n
+        forms = sparse_forms(layer.weight())
+        by_kernel = {_kernel(form): form for form in forms}
+        levels = [(kernel, _level(form, weights)) for kernel, form in by_kernel.items()]
+        best = table.fastest(levels, layer.rows, weights, self.isa)
+        if best is not None:
+            kernel, _, speedup = best
+            return _why_file_grows(by_kernel[kernel], weights) or _Chosen(layer, by_kernel[kernel], speedup)
+        needed = table.break_even(_kernel(forms[0]), layer.rows, weights, self.isa)
         rows = "an unknown number of" if layer.rows is None else str(layer.rows)
         size = f"for {rows} rows of activations and a weight of {layer.k} x {layer.n}"
-        share = f"its weight has {sparsity:.1%} zeros"
+        share = f"its weight has {_zeros(forms[0], weights)}"
         return (
             f"{share}; {size} the sparse kernel is faster from {needed:.1%} on"
             if needed is not None
             else f"{share}; {size} the sparse kernel is not known to be faster at any sparsity"
         )
 
-    def _patch(self, layer: Linear, packed: dict[tuple[Tensor, bool], Constant], table: CostTable) -> Patch:
-        sparsity = _sparsity(layer)
-        speedup = table.predicted(_KERNEL, layer.rows, layer.k * layer.n, sparsity, self.isa)
-        extras = "".join(f" and {node.op} '{node_label(node)}'" for node in layer.nodes[1:])
-        label = node_label(layer.node)
 
-        def apply(rewriter: Rewriter) -> None:
-            key = (layer.stored_weight, layer.transposed)
-            if key not in packed:
-                blob = pack_sparse(layer.weight())
-                packed[key] = rewriter.constant(blob, name=f"{layer.stored_weight.name}_packed", near=layer.node)
-            inputs: list[Tensor] = [layer.node.inputs[0], packed[key]]
-            if layer.bias is not None:
-                inputs.append(rewriter.constant(layer.bias, name=f"{label}_bias", near=layer.node))
-            attributes: dict[str, Any] = {"K": layer.k, "N": layer.n}
-            if layer.relu:
-                attributes["activation"] = "relu"
-            result = rewriter.op(
-                "SparseMatMul",
-                inputs,
-                attrs=attributes,
-                domain=_DOMAIN,
-                like=layer.output,
-                near=layer.nodes[-1],
-                origin=layer.nodes,
-            )
-            rewriter.replace_tensor(layer.output, result)
-            rewriter.erase(layer.nodes)
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    layer: Linear
+    form: SparseForm
+    speedup: float
 
-        record = LayerRecord(
-            label,
-            layer.node.op,
-            f"SparseMatMul, {sparsity:.1%} zeros",
-            reason=f"at least {speedup:.1f} times as fast as dense by the cost table",
+
+def _patch(chosen: _Chosen, packed: dict[tuple[Tensor, bool, int], Constant]) -> Patch:
+    layer, form = chosen.layer, chosen.form
+    extras = "".join(f" and {node.op} '{node_label(node)}'" for node in layer.nodes[1:])
+    label = node_label(layer.node)
+
+    def apply(rewriter: Rewriter) -> None:
+        key = (layer.stored_weight, layer.transposed, form.block_rows)
+        if key not in packed:
+            blob = pack_sparse(layer.weight(), block_rows=form.block_rows)
+            packed[key] = rewriter.constant(blob, name=f"{layer.stored_weight.name}_packed", near=layer.node)
+        inputs: list[Tensor] = [layer.node.inputs[0], packed[key]]
+        if layer.bias is not None:
+            inputs.append(rewriter.constant(layer.bias, name=f"{label}_bias", near=layer.node))
+        attributes: dict[str, Any] = {"K": layer.k, "N": layer.n}
+        if layer.relu:
+            attributes["activation"] = "relu"
+        result = rewriter.op(
+            "SparseMatMul",
+            inputs,
+            attrs=attributes,
+            domain=_DOMAIN,
+            like=layer.output,
+            near=layer.nodes[-1],
+            origin=layer.nodes,
         )
-        return Patch(f"run {layer.node.op} '{label}'{extras} on the sparse kernel", layer.nodes, apply, (record,))
+        rewriter.replace_tensor(layer.output, result)
+        rewriter.erase(layer.nodes)
+
+    record = LayerRecord(
+        label,
+        layer.node.op,
+        f"SparseMatMul, {_zeros(form, layer.k * layer.n)}",
+        reason=f"at least {chosen.speedup:.1f} times as fast as dense by the cost table",
+    )
+    return Patch(f"run {layer.node.op} '{label}'{extras} on the sparse kernel", layer.nodes, apply, (record,))
+
+
+def _kernel(form: SparseForm) -> str:
+    """The name of the form in the cost table."""
+    return "sparse-matmul" if form.block_rows == 1 else f"sparse-matmul-{form.block_rows}x1"
+
+
+def _level(form: SparseForm, weights: int) -> float:
+    """The share of weights that are not stored. The last block may reach beyond the outputs."""
+    return max(0.0, 1 - form.stored / weights)
+
+
+def _zeros(form: SparseForm, weights: int) -> str:
+    blocks = f" in blocks of {form.block_rows} outputs" if form.block_rows > 1 else ""
+    return f"{_level(form, weights):.1%} zeros{blocks}"
 
 
 def _sizes_in_data(model: Model, types: Types, facts: Facts) -> list[dict[str, int]]:
@@ -162,25 +188,20 @@ def _sizes_in_data(model: Model, types: Types, facts: Facts) -> list[dict[str, i
     return found
 
 
-def _sparsity(layer: Linear) -> float:
-    return 1 - np.count_nonzero(layer.weight()) / (layer.k * layer.n)
+def _why_file_grows(form: SparseForm, weights: int) -> str:
+    before = weights * np.dtype(np.float32).itemsize
+    grows = form.bytes > before + _HEADERS_BYTES
+    return f"its weight of {before} bytes would take {form.bytes} bytes, so that the file would grow" if grows else ""
 
 
-def _why_file_grows(layer: Linear) -> str:
-    weight = layer.weight()
-    after = packed_bytes(int(np.count_nonzero(weight)), layer.k, layer.n)
-    grows = after > weight.nbytes + _HEADERS_BYTES
-    return f"its weight of {weight.nbytes} bytes would take {after} bytes, so that the file would grow" if grows else ""
-
-
-def _why_weight_stays(layer: Linear, found: dict[Node, Linear | str]) -> str:
+def _why_weight_stays(layer: Linear, found: dict[Node, _Chosen | str]) -> str:
     """The reader of the weight that needs it dense, as a reason; nothing if there is none."""
     weight = layer.stored_weight
     if is_graph_output(weight):
         return f"its weight '{weight.name}' is an output of the graph, so that the file would grow"
     for use in uses(weight):
         other = found.get(use.node)
-        lowered = isinstance(other, Linear) and use.index == 1 and use.node.graph is layer.node.graph
+        lowered = isinstance(other, _Chosen) and use.index == 1 and use.node.graph is layer.node.graph
         if not lowered:
             return f"its weight '{weight.name}' is also read by '{node_label(use.node)}', so that the file would grow"
     return ""

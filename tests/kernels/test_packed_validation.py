@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from graphopt.solve.pack_sparse import pack_sparse
+from graphopt.solve.pack_sparse import BLOCK_ROWS, pack_sparse
 from kernel_calls import Library, sparse
 
 HEADER_FIELDS = {
@@ -27,7 +27,7 @@ HEADER_FIELDS = {
     "offset of values": (96, 8),
     "k_block": (104, 4),
     "panel_rows": (108, 4),
-    "group_rows": (112, 4),
+    "block_rows": (112, 4),
     "reserved": (116, 4),
     "hash": (120, 8),
 }
@@ -41,39 +41,50 @@ def rehash(packed: np.ndarray) -> np.ndarray:
     return packed
 
 
-def example() -> np.ndarray:
-    return pack_sparse(sparse(200, 90, 0.3), k_block=64, panel_rows=40)
+def example(block_rows: int = 1) -> np.ndarray:
+    if block_rows == 1:
+        return pack_sparse(sparse(200, 90, 0.3), block_rows=1, k_block=64, panel_rows=40)
+    return pack_sparse(sparse(200, 90, 0.1), block_rows=block_rows, k_block=64, panel_rows=48)
+
+
+block_rows_any = pytest.mark.parametrize("block_rows", BLOCK_ROWS)
 
 
 def test_check_valid_is_accepted(library: Library) -> None:
-    assert library.check(example()) == ""
-    assert library.check(rehash(example())) == ""
+    for block_rows in BLOCK_ROWS:
+        assert library.check(example(block_rows)) == ""
+        assert library.check(rehash(example(block_rows))) == ""
     assert library.check(pack_sparse(np.zeros((5, 3), np.float32))) == ""
 
 
 @pytest.mark.parametrize("field", HEADER_FIELDS)
-def test_check_every_flipped_header_bit_is_refused(library: Library, field: str) -> None:
+@block_rows_any
+def test_check_every_flipped_header_bit_is_refused(library: Library, field: str, block_rows: int) -> None:
     start, size = HEADER_FIELDS[field]
     for bit in range(8 * size):
-        packed = example()
+        packed = example(block_rows)
         packed[start + bit // 8] ^= 1 << bit % 8
         assert library.check(packed), f"bit {bit} of {field}"
 
 
 @pytest.mark.parametrize("field", [f for f in HEADER_FIELDS if f not in {"hash", "K", "N", "k_block", "panel_rows"}])
-def test_check_every_flipped_header_bit_with_a_correct_hash_is_refused(library: Library, field: str) -> None:
+@block_rows_any
+def test_check_every_flipped_header_bit_with_a_correct_hash_is_refused(
+    library: Library, field: str, block_rows: int
+) -> None:
     start, size = HEADER_FIELDS[field]
     for bit in range(8 * size):
-        packed = example()
+        packed = example(block_rows)
         packed[start + bit // 8] ^= 1 << bit % 8
         assert library.check(rehash(packed)), f"bit {bit} of {field}"
 
 
 @pytest.mark.parametrize("field", ["K", "N", "k_block", "panel_rows"])
-def test_check_forged_sizes_are_refused_or_harmless(library: Library, isa: str, field: str) -> None:
+@block_rows_any
+def test_check_forged_sizes_are_refused_or_harmless(library: Library, isa: str, field: str, block_rows: int) -> None:
     start, size = HEADER_FIELDS[field]
     for bit in range(8 * size):
-        packed = example()
+        packed = example(block_rows)
         packed[start + bit // 8] ^= 1 << bit % 8
         if library.check(rehash(packed)) == "":
             k, n = struct.unpack_from("<2Q", packed.tobytes(), 24)
@@ -81,8 +92,9 @@ def test_check_forged_sizes_are_refused_or_harmless(library: Library, isa: str, 
             assert np.all(np.isfinite(y))
 
 
-def test_check_every_truncation_is_refused(library: Library) -> None:
-    packed = example()
+@block_rows_any
+def test_check_every_truncation_is_refused(library: Library, block_rows: int) -> None:
+    packed = example(block_rows)
     for size in [*range(300), *range(300, len(packed), 97), len(packed) - 1]:
         assert library.check(packed[:size].copy())
         if size >= 128:
@@ -125,20 +137,62 @@ def test_check_damaged_section_is_refused(library: Library, section: int, offset
     assert reason in library.check(packed)
 
 
+@pytest.mark.parametrize(
+    ("section", "offset", "value", "reason"),
+    [
+        (0, 0, "<Q1", "block 0 does not start at 0"),
+        (0, 8, "<Q999999", "before that of the block before it"),
+        (0, 8, "<Q18446744073709551615", "before that of the block before it"),
+        (0, -1, "<Q3", "before that of the block before it"),
+        (3, 0, "<H64", "outside its 64 columns"),
+        (3, 0, "<H65535", "outside its 64 columns"),
+        (3, 2, "<H0", "out of order"),
+    ],
+)
+def test_check_damaged_strips_are_refused(library: Library, section: int, offset: int, value: str, reason: str) -> None:
+    packed = example(8)
+    starts, k_blocks = sections(packed), 4
+    at = starts[section] + (offset if offset >= 0 else -(-90 // 8) * k_blocks * 8)
+    data = struct.pack(value[:2], int(value[2:]))
+    packed[at : at + len(data)] = np.frombuffer(data, np.uint8)
+    assert reason in library.check(packed)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "reason"),
+    [
+        (48, "<Q1", "which strips have not"),
+        (56, "<Q1", "which strips have not"),
+        (104, "<I0", "a K-block of 0; it must be 1 to 65536"),
+        (104, "<I65537", "a K-block of 65537"),
+        (108, "<I40", "panels of 40 rows, which is no multiple of 16"),
+        (108, "<I8192", "they must have 1 to 4096"),
+        (112, "<I2", "blocks of 2 rows; there are blocks of 1, 4, 8 and 16"),
+        (112, "<I0", "blocks of 0 rows"),
+        (40, "<Q99999", "more entries than the matrix has places"),
+    ],
+)
+def test_check_forged_field_of_strips_is_refused(library: Library, at: int, value: str, reason: str) -> None:
+    packed = example(4)
+    data = struct.pack(value[:2], int(value[2:]))
+    packed[at : at + len(data)] = np.frombuffer(data, np.uint8)
+    assert reason in library.check(rehash(packed))
+
+
 def test_check_rows_out_of_order_are_refused(library: Library) -> None:
-    packed = pack_sparse(np.ones((4, 6), np.float32))
+    packed = pack_sparse(np.ones((4, 6), np.float32), block_rows=1)
     rows = sections(packed)[2]
     packed[rows + 2 : rows + 4] = 0
     assert "out of order" in library.check(packed)
 
 
 def test_check_index_beyond_the_last_short_block_is_refused(library: Library) -> None:
-    packed = pack_sparse(np.ones((130, 1), np.float32), k_block=128)
+    packed = pack_sparse(np.ones((130, 1), np.float32), block_rows=1, k_block=128)
     packed[sections(packed)[3] + 128] = 2
     assert "outside its 2 columns" in library.check(packed)
 
 
 def test_check_other_version_names_both(library: Library) -> None:
     packed = example()
-    packed[8] = 2
-    assert library.check(packed) == "format version 2; this library reads version 1"
+    packed[8] = 1
+    assert library.check(packed) == "format version 1; this library reads version 2"

@@ -155,7 +155,7 @@ def flipped(at: int) -> np.ndarray:
         ({"weight_is_input": True}, "is not a constant initializer"),
         ({"packed": pack_sparse(sparse(K, N, 0.3))[:100]}, "100 bytes are shorter than the header"),
         ({"packed": flipped(24)}, "does not match its hash"),
-        ({"packed": flipped(8)}, "format version 0; this library reads version 1"),
+        ({"packed": flipped(8)}, "format version 3; this library reads version 2"),
         ({"packed": pack_sparse(sparse(K, N, 0.3)).reshape(1, -1)}, "uint8 tensor of rank 1"),
         ({"packed": np.zeros(0, np.uint8)}, "0 bytes are shorter"),
         ({"K": K + 1}, f"K = {K} and N = {N}, and the node's attributes say {K + 1} and {N}"),
