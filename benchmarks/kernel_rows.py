@@ -83,7 +83,7 @@ def _rows() -> list[Row]:
     add("4-bit M>=4", "low-bit-matmul", 4, SQUARE_BATCHES, 2, 3, "matmul-nbits", 4)
     add("2-bit M=1", "low-bit-matmul", 2, (SQUARE, WIDE), 1.5, 3, "matmul-nbits", 2)
     add("ternary M=1", "low-bit-matmul-ternary", 2, (SQUARE, WIDE), 1.5, 3, "matmul-nbits", 2)
-    add("1-bit M=1", "low-bit-matmul", 1, (SQUARE, WIDE), 5, 6, "matmul-nbits", 4)
+    add("1-bit M=1", "low-bit-matmul-128", 1, (SQUARE, WIDE), 5, 6, "matmul-nbits", 4)
     add("int8 1x4 GEMM", "sparse-int8-matmul-1x4", 0.9, BATCHES, 7, 12)
     add("int8 1x4 GEMM", "sparse-int8-matmul-1x4", 0.9, BATCHES, 2.4, 4, "dense-int8-matmul", 8)
     return rows
@@ -95,6 +95,12 @@ ALSO = (
     *(("sparse-matmul", level, SMALL) for level in (0.8, 0.9, 0.95)),
     *(("sparse-matmul", 0.7, size) for size in BATCHES),
     *(("low-bit-matmul", bits, size) for bits in (8, 3, 2, 1) for size in (SQUARE, *SQUARE_BATCHES)),
+    *(
+        (f"{name}-128", bits, size)
+        for name in ("low-bit-matmul", "matmul-nbits")
+        for bits in (2, 4)
+        for size in (SQUARE,)
+    ),
     *(("sparse-int8-matmul-4x4", 0.9, size) for size in BATCHES),
     *(("sparse-int8-matmul-1x4", level, size) for level in (0.8, 0.95) for size in BATCHES),
     *((f"sparse-int8-conv-{block}", 0.9, size) for block in ("1x4", "4x4") for size in WINDOWS),

@@ -56,6 +56,8 @@ KERNELS: Final[Mapping[str, str]] = {
     "sparse-conv-1x1-chained": SPARSITY,
     "sparse-conv-1x1-4x1-chained": SPARSITY,
     "low-bit-matmul": BITS,
+    "low-bit-matmul-128": BITS,
+    "low-bit-matmul-ternary": BITS,
     "low-bit-matmul-float": BITS,
     "sparse-int8-matmul-1x4": SPARSITY,
     "sparse-int8-matmul-4x4": SPARSITY,
@@ -64,12 +66,14 @@ KERNELS: Final[Mapping[str, str]] = {
     "dense-int8-matmul": BITS,
     "dense-int8-conv": BITS,
     "matmul-nbits": BITS,
+    "matmul-nbits-128": BITS,
 }
 """Every alternative to a dense float32 layer, and what its level counts.
 
 ``sparsity``: the share of zeros of the dense weight, 0..1. ``bits``: bits per weight. ``4x1`` and the like are blocks
 (outputs x inputs); ``1x1`` convolutions have no window; ``chained`` convolutions read and write padded planes instead
-of NCHW. ``dense-int8`` and ``matmul-nbits`` are operators of ONNX Runtime.
+of NCHW. Low-bit weights are in blocks of 32 inputs where no other number is named. ``dense-int8`` and
+``matmul-nbits`` are operators of ONNX Runtime.
 """
 
 

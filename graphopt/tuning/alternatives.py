@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from graphopt.solve.pack_low_bit import LowBitMatrix, pack_low_bit
 from graphopt.solve.pack_sparse import pack_sparse
+from graphopt.solve.pack_sparse_conv import pack_sparse_conv
+from graphopt.solve.pack_sparse_int8 import pack_sparse_int8
 from graphopt.tuning.stacks import ConvSize, MatmulSize, Size, Stack
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 DOMAIN = "ai.graphopt"
 CONTRIBUTED = "com.microsoft"
 NBITS_BLOCK = 32
-"""Inputs that share a scale in every low-bit alternative."""
+"""Inputs that share a scale in low-bit alternatives that do not name another number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,9 @@ class Alternative(Protocol):
 class _Plain:
     """A layer that reads and writes float32 as the dense operator does."""
 
-    exact = True
+    @property
+    def exact(self) -> bool:
+        return True
 
     def open(self, stack: Stack, x: str, size: Size) -> str:
         return x
@@ -99,7 +104,7 @@ class _SparseMatmul(_Plain):
 
     def make(self, rng: np.random.Generator, size: Size, level: float) -> Weights:
         dense = sparse(rng, size, level, outputs=self.block)
-        return Weights(dense, (pack_sparse(dense),))
+        return Weights(dense, (pack_sparse(dense, block_rows=self.block),))
 
     def write(self, stack: Stack, x: str, weights: Weights, size: Size) -> str:
         assert isinstance(size, MatmulSize)
@@ -154,6 +159,103 @@ class _MatmulNbits(_Plain):
             block_size=self.block,
             accuracy_level=4,
         )
+
+
+@dataclass(frozen=True)
+class _LowBitMatmul(_Plain):
+    """LowBitMatMul on blocks as MatMulNBits has them."""
+
+    kernel: str = "low-bit-matmul"
+    activations: str = "int8"
+    ternary: bool = False
+    block: int = NBITS_BLOCK
+
+    @property
+    def exact(self) -> bool:
+        return self.activations == "float"
+
+    def make(self, rng: np.random.Generator, size: Size, level: float) -> Weights:
+        bits = int(level)
+        if self.ternary:
+            assert isinstance(size, MatmulSize)
+            codes = rng.integers(0, 3, size.weight_shape, dtype=np.uint8)
+            scales = rng.uniform(0.5, 1.5, (-(-size.k // self.block), size.n)) * np.sqrt(1.5 / size.k)
+            matrix = LowBitMatrix(codes, scales.astype(np.float32), bits, self.block, 1)
+        else:
+            grouped, scales, _ = few_bits(rng, size, bits, self.block)
+            codes = np.ascontiguousarray(grouped.reshape(grouped.shape[0], -1)[:, : size.weight_shape[0]].T)
+            zero = max(2 ** (bits - 1), 1)
+            matrix = LowBitMatrix(codes, np.ascontiguousarray(scales.T), bits, self.block, zero)
+        return Weights(matrix.restored(), (pack_low_bit(matrix), np.array([bits])))
+
+    def write(self, stack: Stack, x: str, weights: Weights, size: Size) -> str:
+        assert isinstance(size, MatmulSize)
+        return stack.node(
+            "LowBitMatMul",
+            [x, stack.constant(weights.stored[0])],
+            DOMAIN,
+            K=size.k,
+            N=size.n,
+            bits=int(weights.stored[1][0]),
+            block_size=self.block,
+            activations=self.activations,
+        )
+
+
+@dataclass(frozen=True)
+class _SparseInt8Matmul(_Plain):
+    """SparseInt8MatMul on blocks of four inputs, the activations rounded in every run."""
+
+    kernel: str
+    unit: int
+    exact: bool = False
+
+    def make(self, rng: np.random.Generator, size: Size, level: float) -> Weights:
+        values = sparse(rng, size, level, outputs=self.unit, inputs=4)
+        scales = (np.maximum(np.abs(values).max(axis=0), 1e-6) / 127).astype(np.float32)
+        codes = np.rint(values / scales).astype(np.int8)
+        return Weights(codes * scales, (pack_sparse_int8(codes, scales, unit=self.unit),))
+
+    def write(self, stack: Stack, x: str, weights: Weights, size: Size) -> str:
+        assert isinstance(size, MatmulSize)
+        inputs = [x, stack.constant(weights.stored[0])]
+        return stack.node("SparseInt8MatMul", inputs, DOMAIN, K=size.k, N=size.n)
+
+
+@dataclass(frozen=True)
+class _SparseConv:
+    """SparseConv on entries or on blocks of adjacent output channels, between NCHW or between padded planes."""
+
+    kernel: str
+    block: int = 1
+    chained: bool = False
+    exact: bool = True
+
+    def make(self, rng: np.random.Generator, size: Size, level: float) -> Weights:
+        dense = sparse(rng, size, level, outputs=self.block)
+        return Weights(dense, (pack_sparse_conv(dense, block=self.block),))
+
+    def open(self, stack: Stack, x: str, size: Size) -> str:
+        return stack.node("ToPadded", [x], DOMAIN) if self.chained else x
+
+    def write(self, stack: Stack, x: str, weights: Weights, size: Size) -> str:
+        assert isinstance(size, ConvSize)
+        layout = "padded" if self.chained else "nchw"
+        return stack.node(
+            "SparseConv",
+            [x, stack.constant(weights.stored[0])],
+            DOMAIN,
+            **size.attributes,
+            out_channels=size.channels,
+            layout_in=layout,
+            layout_out=layout,
+            activation="relu",
+            **({"spatial": [size.side] * 2} if self.chained else {}),
+        )
+
+    def close(self, stack: Stack, y: str, size: Size) -> str:
+        assert isinstance(size, ConvSize)
+        return stack.node("FromPadded", [y], DOMAIN, spatial=[size.side] * 2) if self.chained else y
 
 
 @dataclass(frozen=True)
@@ -234,13 +336,31 @@ MATMULS: tuple[Alternative, ...] = (
     _SparseMatmul("sparse-matmul-16x1", 16),
     _DenseInt8Matmul(),
     _MatmulNbits(),
+    _MatmulNbits("matmul-nbits-128", block=128),
+    _LowBitMatmul(),
+    _LowBitMatmul("low-bit-matmul-128", block=128),
+    _LowBitMatmul("low-bit-matmul-ternary", ternary=True),
+    _LowBitMatmul("low-bit-matmul-float", activations="float"),
+    _SparseInt8Matmul("sparse-int8-matmul-1x4", 1),
+    _SparseInt8Matmul("sparse-int8-matmul-4x4", 4),
 )
 """Alternatives to a dense matrix product."""
 
-CONVOLUTIONS: tuple[Alternative, ...] = (_DenseInt8Conv(),)
+CONVOLUTIONS: tuple[Alternative, ...] = (
+    _SparseConv("sparse-conv"),
+    _SparseConv("sparse-conv-4x1", 4),
+    _SparseConv("sparse-conv-chained", chained=True),
+    _SparseConv("sparse-conv-4x1-chained", 4, chained=True),
+    _DenseInt8Conv(),
+)
 """Alternatives to a dense convolution with a window."""
 
-POINTWISE: tuple[Alternative, ...] = ()
+POINTWISE: tuple[Alternative, ...] = (
+    _SparseConv("sparse-conv-1x1"),
+    _SparseConv("sparse-conv-1x1-4x1", 4),
+    _SparseConv("sparse-conv-1x1-chained", chained=True),
+    _SparseConv("sparse-conv-1x1-4x1-chained", 4, chained=True),
+)
 """Alternatives to a dense convolution without one."""
 
 ALTERNATIVES = {each.kernel: each for each in (*MATMULS, *CONVOLUTIONS, *POINTWISE)}

@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 MARGIN = 0.1
 """How much faster than dense a kernel must be before a layer is lowered."""
 
+_BITS = {
+    "matmul-nbits": (2, 4, 8),
+    "matmul-nbits-128": (2, 4, 8),
+    "dense-int8-matmul": (8,),
+    "dense-int8-conv": (8,),
+    "low-bit-matmul-ternary": (2,),
+}
+"""Bits that not every low-bit alternative has."""
+
 Progress = Callable[[str, int, int], None]
 """Told what is being measured, how many sizes are done, and how many there are."""
 
@@ -65,7 +74,7 @@ QUICK = Plan(
     channels=(16, 64, 128),
     pointwise=(32, 128, 256),
     sparsities=(0.6, 0.8, 0.9, 0.95),
-    bits=(2, 4, 8),
+    bits=(1, 2, 3, 4, 8),
     seconds=0.25,
     layers=2,
 )
@@ -144,8 +153,7 @@ def _entries(plan: Plan, alternatives: Sequence[Alternative]) -> list[tuple[Alte
 def levels_of(kernel: str, plan: Plan) -> tuple[float, ...]:
     """Return the levels of a plan that a kernel has."""
     if KERNELS[kernel] == BITS:
-        known = {"matmul-nbits": (2, 4, 8), "dense-int8-matmul": (8,), "dense-int8-conv": (8,)}
-        return tuple(float(bits) for bits in plan.bits if bits in known.get(kernel, plan.bits))
+        return tuple(float(bits) for bits in plan.bits if bits in _BITS.get(kernel, plan.bits))
     return plan.sparsities
 
 

@@ -120,15 +120,15 @@ def race(
         candidate = Candidate(stack_of(alternative, weights, size), x, threads=threads)
         exact = expected(x, [each.dense for each in weights], size)
         sqnr = _checked(candidate.results(), exact, alternative, size)
-        kept = np.count_nonzero(weights[0].dense) / size.weights
-        drawn.append((sqnr, kept, sum(part.nbytes for part in weights[0].stored)))
+        share = np.count_nonzero(weights[0].dense) / size.weights
+        drawn.append((sqnr, share, sum(part.nbytes for part in weights[0].stored)))
         candidates.append(candidate)
         del weights, exact
     gc.collect()
     times = timings(candidates, seconds=seconds, threads=threads)
     dense = statistics.median(times[0]) / layers
     found = []
-    for (alternative, level), (sqnr, kept, stored), mine in zip(entries, drawn, times[1:], strict=True):
+    for (alternative, level), (ratio, kept, stored), mine in zip(entries, drawn, times[1:], strict=True):
         middle = statistics.median(mine)
         found.append(
             Timed(
@@ -141,7 +141,7 @@ def race(
                 len(mine),
                 kept,
                 stored,
-                sqnr,
+                ratio,
             )
         )
     return found
@@ -173,11 +173,11 @@ def expected(x: Floats, dense: Sequence[Floats], size: Size) -> list[Floats]:
 
 def _checked(found: Sequence[Floats], exact: Sequence[Floats], alternative: Alternative, size: Size) -> float:
     """Return the lowest ratio of signal to error of any output in dB, or raise if it is too low."""
-    lowest = np.inf
+    lowest = float("inf")
     for y, wanted in zip(found, exact, strict=True):
         error = y.astype(np.float64) - wanted
         power, noise = float(np.vdot(wanted, wanted)), float(np.vdot(error, error))
-        ratio = 10 * np.log10(power / noise) if noise else np.inf
+        ratio = float(10 * np.log10(power / noise)) if noise else float("inf")
         far = alternative.exact and np.abs(error).max(initial=0) > _WORST * np.abs(wanted).max(initial=0)
         if not ratio >= (_EXACT_DB if alternative.exact else _ROUNDED_DB) or far:
             raise KernelError(
@@ -186,5 +186,5 @@ def _checked(found: Sequence[Floats], exact: Sequence[Floats], alternative: Alte
                 must="It must agree with the dense operator; nothing was timed.",
                 do="Please report this with the output of graphopt doctor",
             )
-        lowest = min(lowest, float(ratio))
+        lowest = min(lowest, ratio)
     return lowest
