@@ -42,8 +42,8 @@ struct Lane : LaneBase {
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel,
-                                      finish_rows};
+  static constexpr Kernels kernels = {"avx2", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows,
+                                      panel, finish_rows};
   return kernels;
 }
 

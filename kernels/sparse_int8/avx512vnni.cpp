@@ -126,8 +126,8 @@ struct Lane {
 }  // namespace
 
 const Kernels& avx512vnni_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel,
-                                      finish_rows};
+  static constexpr Kernels kernels = {"avx512vnni", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows,
+                                      panel, finish_rows};
   return kernels;
 }
 

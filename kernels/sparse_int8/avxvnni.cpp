@@ -29,8 +29,8 @@ struct Lane : LaneBase {
 }  // namespace
 
 const Kernels& avxvnni_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel,
-                                      finish_rows};
+  static constexpr Kernels kernels = {"avxvnni", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows,
+                                      panel, finish_rows};
   return kernels;
 }
 

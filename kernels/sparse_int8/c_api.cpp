@@ -45,6 +45,20 @@ GRAPHOPT_EXPORT int graphopt_sparse_int8_check(const unsigned char* packed, size
   return 0;
 }
 
+// The choice for `m` rows, as text: the instruction set and how many vectors of rows go together. 0, or 1 with a message.
+GRAPHOPT_EXPORT int graphopt_sparse_int8_choice(const unsigned char* packed, size_t size, const char* isa, size_t m,
+                                                char* text, size_t text_size) {
+  using namespace graphopt;
+  using namespace graphopt::sparse_int8;
+  Isa chosen{};
+  PackedWeights w{};
+  if (!isa_from_name(isa, &chosen) || !parse(packed, size, &w, text, text_size)) return 1;
+  const Kernels& kernels = kernels_for(chosen);
+  std::snprintf(text, text_size, "%s %u", kernels.name,
+                vectors_for(w, kernels, (m + kernels.lanes - 1) / kernels.lanes));
+  return 0;
+}
+
 // What graphopt_sparse_int8_matmul computes beside X and W; the layout is fixed. Exactly one of each pair of floats and
 // bytes is given. x_scale 0 finds the grid of x.
 struct graphopt_sparse_int8_call {

@@ -93,6 +93,7 @@ struct MatMul {
 // One implementation. A tile p[k / 4][width][4] holds `width` rows of x, a multiple of `lanes` and at most
 // lanes * max_vectors(unit).
 struct Kernels {
+  const char* name;  // of the instruction set
   unsigned lanes;
   unsigned max_vectors[2];  // for units of 1 and of 4
   // Least and largest number of x, NaN left out; low and high are read first.

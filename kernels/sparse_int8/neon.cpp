@@ -26,8 +26,8 @@ struct Lane : LaneBase {
 }  // namespace
 
 const Kernels& neon_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel,
-                                      finish_rows};
+  static constexpr Kernels kernels = {"neon", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows,
+                                      panel, finish_rows};
   return kernels;
 }
 

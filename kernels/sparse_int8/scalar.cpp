@@ -113,8 +113,8 @@ struct Lane {
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel,
-                                      finish_rows};
+  static constexpr Kernels kernels = {"scalar", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows,
+                                      panel, finish_rows};
   return kernels;
 }
 

@@ -70,6 +70,18 @@ class Int8Library:
         assert bool(failed) == bool(self.message.value)
         return self.message.value.decode()
 
+    def choice(self, packed: np.ndarray, isa: str, m: int) -> str:
+        """Return what is chosen for m rows; '' for an instruction set of another platform."""
+        failed = self.dll.graphopt_sparse_int8_choice(
+            ctypes.c_void_p(packed.ctypes.data),
+            ctypes.c_size_t(packed.nbytes),
+            isa.encode(),
+            ctypes.c_size_t(m),
+            self.message,
+            ctypes.c_size_t(512),
+        )
+        return "" if failed else self.message.value.decode()
+
     def matmul(
         self,
         packed: np.ndarray,
