@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphopt.errors import RunError
 from graphopt.graph import Model, constant_value, is_graph_output, producer, read_model, uses
 from graphopt.rewrite.patch import node_label
 from graphopt.runtime import output_names, random_feeds, run, session
@@ -67,6 +68,7 @@ class Audit:
             the runtime's optimizations and without; None where it was not compared. Rounding to one neighbouring
             integer is normal; more than a few percent means that a fusion computes something else.
         broken: Rules of the target that the model breaks, found without running it.
+        failure: Why the model does not run without the runtime's optimizations; "" where it does or was not run.
         ran: Whether the counts are of what the runtime made of the model; else they are of what the model declares,
             because the runtime is not installed.
     """
@@ -79,6 +81,7 @@ class Audit:
     optimization_error: float | None = None
     broken: tuple[BrokenRule, ...] = ()
     ran: bool = True
+    failure: str = ""
 
     @property
     def integer_count(self) -> int:
@@ -132,8 +135,13 @@ def audit(
         session(source, optimize="extended", optimized_path=path, config={**chosen.session, **WEIGHTS_BESIDE})
         optimized = read_model(path)
         result = count(optimized, chosen)
-    error = optimization_error(source, feeds, chosen.session) if compare else None
-    return replace(result, optimization_error=error, broken=broken)
+    error, failure = None, ""
+    if compare:
+        try:
+            error = optimization_error(source, feeds, chosen.session)
+        except RunError as raised:
+            failure = str(raised)
+    return replace(result, optimization_error=error, broken=broken, failure=failure)
 
 
 def as_model(source: Model | str | Path | bytes) -> Model:

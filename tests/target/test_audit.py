@@ -122,5 +122,5 @@ def test_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
 
 def test_help_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "--help"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # names break at hyphens
     assert all(name in shown for name in TARGETS)
