@@ -34,6 +34,10 @@ SMALLEST_WEIGHT = 256
 """Values below which a weight stays float: its scales and the operator that restores it would take more."""
 
 
+ENDS_SHARE = 0.1
+"""Share of all weights that the first and the last layers together may hold to have ``ends_bits``; the largest of them
+that are too much for it are rounded like the others: at 8 bits one such layer would decide the size of the model."""
+
 FEW_ZEROS = 0.1
 """Up to this share, zeros are what the weights happened to be; more were made by pruning."""
 
@@ -73,8 +77,11 @@ class RoundWeights(LayerwisePass):
         allocation: ``uniform``: every layer has ``bits``; ``kl``: each has 2 to 8, ``bits`` on average over the
             weights, by what rounding that layer alone costs the model's outputs, measured; for integers, with data.
         levels: Bits of single layers, ``NAME=BITS`` each, as integers; ``allocation`` leaves these alone.
-        ends_bits: Bits of the first and the last layers, of depthwise convolutions, of recurrent layers and, where
-            there is data, of layers in bodies, which nobody can observe; integers per channel.
+        ends_bits: Bits of the first and the last layers where these hold at most a tenth of the weights, of depthwise
+            convolutions, of recurrent layers and, where there is data, of layers in bodies, which nobody can observe;
+            integers per channel.
+        damping: Pull towards the dense weights, relative to the mean square of the inputs: strong, since what layers
+            read in use differs from the samples more than some held back from these show.
 
     Matches: Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN with constant weights of 256 values or more, in bodies
         too.
@@ -104,6 +111,7 @@ class RoundWeights(LayerwisePass):
     allocation: Literal["uniform", "kl"] = "uniform"
     levels: tuple[str, ...] = ()
     ends_bits: int = 8
+    damping: float = 0.3
 
     def __post_init__(self) -> None:
         super(RoundWeights, self).__post_init__()
@@ -145,7 +153,7 @@ class RoundWeights(LayerwisePass):
 
     def plan(self, sweep: Sweep, stops: Sequence[Stop], facts: Facts) -> Mapping[str, Any]:
         """Return what each layer is rounded to."""
-        ends = end_layers(sweep.model.graph, {stop.layer.node for stop in stops})
+        ends = _small_ends(sweep.model, stops)
         # What lies in a body cannot be observed, so nothing makes up for rounding it.
         blind = (
             {stop.layer.node for stop in stops if stop.layer.scope is not sweep.model.graph}
@@ -279,6 +287,24 @@ class RoundWeights(LayerwisePass):
         fewest = storage.fewest_bits(problem.layer.array().shape)
         element = storage.element_type(low, high, plan.opset, fewest)
         return f"{name} per {sharing}, stored as {storage.type_name(element)}"
+
+
+def _small_ends(model: Model, stops: Sequence[Stop]) -> set[Node]:
+    """Return the first and the last layers, but the largest where all would hold more than their share of the weights.
+
+    Args:
+        model: The model.
+        stops: All layers that are rounded.
+    """
+    ends = end_layers(model.graph, {stop.layer.node for stop in stops})
+    left = ENDS_SHARE * sum(stop.dense.size for stop in stops)
+    found = set()
+    for stop in sorted((stop for stop in stops if stop.layer.node in ends), key=lambda stop: stop.dense.size):
+        left -= stop.dense.size
+        if left < 0:
+            break
+        found.add(stop.layer.node)
+    return found
 
 
 def _unknown(problem: Problem) -> Cube:

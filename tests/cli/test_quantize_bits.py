@@ -16,34 +16,33 @@ if TYPE_CHECKING:
     Run = Callable[..., Any]
 
 FLOAT_BYTES = 4 * (256 * 256 + 256 * 128)
-AT_MOST = 0.28
-"""The model has a first and a last layer alone, which keep 8 bits."""
+"""The model has a first and a last layer alone: all of its weights are rounded as asked."""
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "size", "error"),
     [
-        ("--weights", "int6"),
-        ("--weights", "int4"),
-        ("--bits", "4", "--block", "0"),
-        ("--weights", "int3"),
-        ("--weights", "kmeans16", "--activations", "none"),
+        (("--weights", "int6"), 0.3, 0.003),
+        (("--weights", "int4"), 0.18, 0.02),
+        (("--bits", "4", "--block", "0"), 0.15, 0.03),
+        (("--weights", "int3"), 0.18, 0.06),
+        (("--weights", "kmeans16", "--activations", "none"), 0.15, 0.02),
     ],
     ids=str,
 )
 def test_file_shrinks_and_computes_nearly_the_same(
-    graphopt_here: Run, wide: tuple[Path, Path], tmp_path: Path, flags: tuple[str, ...]
+    graphopt_here: Run, wide: tuple[Path, Path], tmp_path: Path, flags: tuple[str, ...], size: float, error: float
 ) -> None:
     model, data = wide
     out = tmp_path / "few.onnx"
     ran = graphopt_here("quantize", model, "-o", out, *flags, "--data", data, "--max-drop", 100)
     assert ran.status == 0, ran.err
-    assert out.stat().st_size < AT_MOST * FLOAT_BYTES
+    assert out.stat().st_size < size * FLOAT_BYTES
     found = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     before = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     with np.load(data) as arrays:
         one, other = found.run(None, dict(arrays))[0], before.run(None, dict(arrays))[0]
-    assert np.square(one - other).mean() < 0.02 * np.square(other).mean()
+    assert np.square(one - other).mean() < error * np.square(other).mean()
 
 
 @pytest.mark.parametrize(("weights", "opset"), [("ternary", 25), ("int2", 25), ("int4", 21)])
@@ -61,7 +60,7 @@ def test_preset_int4(graphopt_here: Run, wide: tuple[Path, Path], tmp_path: Path
     ran = graphopt_here("compile", wide[0], "-o", out, "--recipe", "int4", "--data", wide[1], "--max-drop", 100)
     assert ran.status == 0, ran.err
     assert "round-weights" in ran.out
-    assert (out / "model.onnx").stat().st_size < AT_MOST * FLOAT_BYTES
+    assert (out / "model.onnx").stat().st_size < 0.18 * FLOAT_BYTES
 
 
 def test_blocks_must_be_powers_of_two(graphopt_here: Run, wide: tuple[Path, Path], tmp_path: Path) -> None:

@@ -299,11 +299,28 @@ def test_old_opsets_have_one_scale_or_one_per_channel(opset: int) -> None:
     model = parsed(ODD, opset)
     outcome = PassManager([RoundWeights(bits=4, granularity="block")]).run(model, None)
     assert [layer.what.split(",")[0] for layer in outcome.records[0].layers] == [
-        f"8 bits per {'channel' if opset >= 13 else 'tensor'}"
+        f"4 bits per {'channel' if opset >= 13 else 'tensor'}"
     ]
     node = next(node for node in model.graph.nodes if node.op == "DequantizeLinear")
     assert list(node.inputs[1].shape) == ([19] if opset >= 13 else [])
     assert np.isfinite(run(session(model), {"x": np.ones((1, 17), np.float32)})["y"]).all()
+
+
+@pytest.mark.parametrize(("width", "bits"), [(2, [8, 4, 8]), (100, [8, 4, 4])])
+def test_ends_that_hold_much_of_the_weights_are_rounded_like_the_others(width: int, bits: list[int]) -> None:
+    """The first of three layers holds less than 2 % of the weights, the last 2 % or half of them."""
+    shapes = {"a": (4, 64), "b": (64, 256), "c": (256, width)}
+    rng = np.random.default_rng(0)
+    constants = [
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), f"w{name}")
+        for name, shape in shapes.items()
+    ]
+    nodes = [helper.make_node("MatMul", [x, f"w{y}"], [y], name=y) for x, y in (("x", "a"), ("a", "b"), ("b", "c"))]
+    x, y = (helper.make_tensor_value_info(*each) for each in (("x", 1, ["n", 4]), ("c", 1, ["n", width])))
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    model = read_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    outcome = PassManager([RoundWeights(bits=4)]).run(model, None)
+    assert [int(layer.what.split()[0]) for layer in outcome.records[0].layers] == bits
 
 
 @pytest.mark.parametrize("graph", [SHARED, HALF, ODD])
@@ -321,7 +338,7 @@ def test_shared_half_precision_and_odd_weights(graph: str, options: dict[str, An
     check_legal(model)
     after = np.asarray(run(session(model), {"x": x})["y"], np.float64)
     error = np.square(after - before.astype(np.float64)).mean() / np.square(before.astype(np.float64)).mean()
-    assert error < (0.05 if graph != SHARED else 0.1)
+    assert error < (0.3 if options.get("scheme") else 0.05 if graph != SHARED else 0.1)
 
 
 @pytest.mark.parametrize(
