@@ -173,6 +173,7 @@ def _page(found: Audit) -> str:
 
     rows = [
         *((op, "integer", text.count(number)) for op, number in found.integer.items()),
+        *((op, "moves integers", text.count(number)) for op, number in found.moving.items()),
         *((op, "float", text.count(number)) for op, number in found.floating.items()),
         ("QuantizeLinear, DequantizeLinear", "between them", text.count(found.conversions)),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,9 @@ class Audit:
             the runtime's optimizations and without; None where it was not compared. Rounding to one neighbouring
             integer is normal; more than a few percent means that a fusion computes something else.
         broken: Rules of the target that the model breaks, found without running it.
+        moving: Operators that only move integers in the optimized model, by operator: a Concat of tensors on one grid,
+            MaxPool, Reshape. They do no arithmetic on grids, so they are not among ``integer``; a Concat of tensors on
+            several grids is (QLinearConcat), since it converts them.
         failure: Why the model does not run without the runtime's optimizations; "" where it does or was not run.
         ran: Whether the counts are of what the runtime made of the model; else they are of what the model declares,
             because the runtime is not installed.
@@ -82,6 +85,7 @@ class Audit:
     broken: tuple[BrokenRule, ...] = ()
     ran: bool = True
     failure: str = ""
+    moving: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def integer_count(self) -> int:
@@ -175,7 +179,30 @@ def count(optimized: Model, target: Target) -> Audit:
             broken = broken_rule(node, target)
             if broken is not None:
                 stayed.append(broken)
-    return Audit(target.name, dict(sorted(integer.items())), dict(sorted(floating.items())), conversions, tuple(stayed))
+    return Audit(
+        target.name,
+        dict(sorted(integer.items())),
+        dict(sorted(floating.items())),
+        conversions,
+        tuple(stayed),
+        moving=_moving(optimized, target),
+    )
+
+
+def _moving(optimized: Model, target: Target) -> dict[str, int]:
+    """Count the operators of an optimized model that move integers."""
+    moves = {op for op, rule in target.rules.items() if rule.role is Role.MOVE} | {"Concat", "NhwcMaxPool"}
+    held = {tensor for tensor in optimized.graph.inputs if tensor.dtype in {np.uint8, np.int8}}
+    found: Counter[str] = Counter()
+    for node in optimized.graph.nodes:
+        if node.op == "QuantizeLinear" or node.op.startswith("QLinear") or (node.op == "QGemm" and len(node.inputs) > 8):
+            held.add(node.outputs[0])
+        elif node.op in moves:
+            read = node.inputs if node.op == "Concat" else node.inputs[:1]
+            if all(tensor in held for tensor in read):
+                found[node.op] += 1
+                held.update(node.outputs)
+    return dict(sorted(found.items()))
 
 
 def is_real(node: Node) -> bool:

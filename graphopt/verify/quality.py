@@ -2,8 +2,8 @@
 
 The first output decides what is counted:
 
-* class scores (rows of logits or of probabilities) and token logits: top-1 agreement, the share of rows whose largest
-  entry is the same in both models;
+* class scores (rows of logits or of probabilities, or of the bytes of a fully quantized model) and token logits: top-1
+  agreement, the share of rows whose largest entry is the same in both models;
 * embeddings (rows of length one): Spearman's rank correlation, over all pairs of rows, of their similarity in one model
   and in the other, since pairs are what embeddings are compared by;
 * anything else: the signal-to-quantization-noise ratio (SQNR) of the worst output, in dB.

@@ -52,6 +52,10 @@ def kind_of(outputs: Iterable[NDArray[np.generic]]) -> str:
     """
     tokens = within_unit = adds_to_one = unit_length = True
     for output in outputs:
+        if _are_byte_scores(output):
+            within_unit = False
+            unit_length = False
+            continue
         if output.dtype.kind != "f" or output.ndim not in {2, 3} or output.size == 0 or output.shape[-1] < 2:
             return "sqnr"
         rows = output.reshape(-1, output.shape[-1]).astype(np.float64)
@@ -66,6 +70,11 @@ def kind_of(outputs: Iterable[NDArray[np.generic]]) -> str:
     if within_unit:
         return "top-1" if adds_to_one and not tokens else "sqnr"
     return "similarity" if unit_length and not tokens else "top-1"
+
+
+def _are_byte_scores(output: NDArray[np.generic]) -> bool:
+    """Tell whether an output is class scores on a grid of 8 bits, [n, classes], as fully quantized models have them."""
+    return output.dtype in {np.dtype(np.uint8), np.dtype(np.int8)} and output.ndim == 2 and output.shape[-1] > 1
 
 
 @dataclass(slots=True)
@@ -139,6 +148,11 @@ class Tally:
 
     def _add_choices(self, want: NDArray[np.generic], got: NDArray[np.generic]) -> None:
         right, chosen = want.argmax(axis=1), got.argmax(axis=1)
+        if want.dtype.kind != "f":  # many scores share a code, whose scale is not known: any of the best is right
+            best = np.take_along_axis(want, chosen[:, None], axis=1)[:, 0] == want.max(axis=1)
+            self.rows += len(right)
+            self.agreeing += int(best.sum())
+            return
         broken = np.isnan(got.astype(np.float64)).any(axis=1)  # argmax names the first NaN, which is no choice
         probability, divergence = divergences(want.astype(np.float64), got.astype(np.float64))
         rows = np.arange(len(right))
@@ -152,6 +166,8 @@ class Tally:
         self._noise.setdefault(name, Mean()).add(np.array([np.inf]))
         lost = 0 if choices is None else choices.size // choices.shape[-1]
         self.rows += lost
+        if choices is not None and choices.dtype.kind != "f":
+            return
         self.loss.add(np.ones(lost))
         self.divergence.add(np.full(lost, _WORST_DIVERGENCE))
 

@@ -236,3 +236,14 @@ def test_samples_of_one_batch_count_one_by_one() -> None:
     assert whole.sqnr_error_db() == pytest.approx(single.sqnr_error_db())
     assert whole.relative_noise() == pytest.approx(single.relative_noise())
     assert whole.relative_noise()[0] == pytest.approx(10 ** (-whole.sqnr_db()["y"] / 10))
+
+
+def test_scores_in_bytes_agree_where_the_choice_is_among_the_best() -> None:
+    assert kind_of([np.array([[3, 200, 7]], np.uint8)]) == "top-1"
+    assert kind_of([np.zeros((1, 3, 8, 8), np.uint8)]) == "sqnr"
+    tally = Tally("top-1")
+    want = np.array([[9, 9, 1], [1, 2, 3], [5, 4, 3]], np.uint8)
+    got = np.array([[1, 9, 8], [1, 2, 4], [1, 9, 2]], np.uint8)  # a tie, the same, another one
+    tally.add({"y": want}, {"y": got}, samples=3)
+    assert tally.agreement()[0] == pytest.approx(2 / 3)
+    assert tally.divergence.figures() is None  # nothing says what a step of the codes is
