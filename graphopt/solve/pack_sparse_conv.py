@@ -33,8 +33,9 @@ _RUN: Final = np.dtype([("entries", "<u4"), ("rows", "<u4")])
 
 BLOCKS: Final = (1, 4, 8)
 """Output channels of a row."""
-_TILE_COLUMNS: Final = 128
-"""Columns of a part for rows of single channels: so many rows of a tile of activations stay in L1."""
+_TILE_COLUMNS: Final = 192
+"""Columns of a part for rows of single channels: so many rows of a tile of activations stay near to L1, while sums are
+seldom put aside."""
 _PANEL_ROWS: Final = {1: 128, 4: 32, 8: 16}
 _PLANE_UNIT: Final = 16
 _COLLIDING_PLANES: Final = 256

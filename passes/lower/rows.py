@@ -1,4 +1,4 @@
-"""How many rows of activations a matrix product gets."""
+"""How many rows of activations a matrix product gets, or positions a convolution."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from graphopt.analysis.dims import product
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from graphopt.analysis.dims import Dim
     from graphopt.analysis.manager import Facts
     from graphopt.analysis.types import Types
     from graphopt.graph import Model, Tensor
@@ -43,8 +44,16 @@ class RowCounts:
     def of(self, x: Tensor) -> int | None:
         """Return the fewest rows of x, over all axes but the last; None where unknown."""
         shape = self._types.shape(x)
-        if shape is None:
+        return self._fewest(None if shape is None else shape[:-1])
+
+    def positions(self, y: Tensor) -> int | None:
+        """Return the fewest positions of a convolution's result, over all axes but channels; None where unknown."""
+        shape = self._types.shape(y)
+        return self._fewest(None if shape is None else (*shape[:1], *shape[2:]))
+
+    def _fewest(self, dims: tuple[Dim, ...] | None) -> int | None:
+        if dims is None:
             return self._assumed or None
-        counts = [evaluate(product(shape[:-1]), named) for named in self._sizes or ({},)]
+        counts = [evaluate(product(dims), named) for named in self._sizes or ({},)]
         known = [count for count in counts if count is not None]
         return min(known) if len(known) == len(counts) else self._assumed or None
