@@ -195,7 +195,8 @@ def _moving(optimized: Model, target: Target) -> dict[str, int]:
     held = {tensor for tensor in optimized.graph.inputs if tensor.dtype in {np.uint8, np.int8}}
     found: Counter[str] = Counter()
     for node in optimized.graph.nodes:
-        if node.op == "QuantizeLinear" or node.op.startswith("QLinear") or (node.op == "QGemm" and len(node.inputs) > 8):
+        rounds = node.op == "QGemm" and len(node.inputs) > len(("a", "a scale", "a zero", "b", "b scale", "b zero", "c"))
+        if node.op == "QuantizeLinear" or node.op.startswith("QLinear") or rounds:
             held.add(node.outputs[0])
         elif node.op in moves:
             read = node.inputs if node.op == "Concat" else node.inputs[:1]

@@ -80,6 +80,9 @@ class _PairPlacer(Placer):
                 return ""
         if self._is_table(node, rule):
             return None if all(self.is_float(tensor) for tensor in node.outputs) else ""
+        if self._chooses_constants(node, rule):
+            known = self.sizes is None or node.outputs[0].name in self.sizes
+            return None if known and self.is_float(node.outputs[0]) else ""
         return super().refusal(node, rule)
 
     def _is_table(self, node: Node, rule: OpRule) -> bool:
@@ -88,6 +91,13 @@ class _PairPlacer(Placer):
             return False
         value = constant_value(node.inputs[rule.data_positions(node)[0]])
         return value is not None and value.dtype == np.float32
+
+    def _chooses_constants(self, node: Node, rule: OpRule) -> bool:
+        """Tell whether a Where picks from float constants, a mask, where every tensor is to be quantized."""
+        if self.target.pairs is not Pairs.EVERYTHING or node.op != "Where" or is_overridable(self.model, node):
+            return False
+        values = [constant_value(node.inputs[place]) for place in rule.data_positions(node)]
+        return all(value is not None and value.dtype == np.float32 for value in values)
 
     # --------------------------------------------------------------------------------------------- inputs alone
 

@@ -21,6 +21,7 @@ from graphopt.passes.quantize.dynamic import make_dynamic, make_integer_table, m
 from graphopt.passes.quantize.evening import EvenInputs
 from graphopt.passes.quantize.grids import GridOf, ranges_of
 from graphopt.passes.quantize.integers import describe
+from graphopt.passes.quantize.pairing.masks import make_finite
 from graphopt.passes.quantize.pairing.patches import declare_pairs
 from graphopt.passes.quantize.static import StaticForm
 from graphopt.passes.quantize.weightonly import StoredWeights, are_finite, stored_places
@@ -137,6 +138,8 @@ class InsertQdq(Pass):
         if self.activations == "none":
             yield from self._weights_alone(model, per_channel=per_channel)
             return
+        if target.mask is not None and (facts.feeds is not None or self.cache):
+            yield from make_finite(model)
         types = facts.get(Types)
         static = self.activations != "dynamic" and (facts.feeds is not None or bool(self.cache))
         dynamic = self._dynamic_layers(model, target, types, static=static)
