@@ -33,6 +33,9 @@ FUSED_NAMES = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"
 COUNTED_FLOAT = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul")
 """Float operators that the account counts, under their own or their fused name."""
 
+QGEMM_OPERANDS = 7
+"""Inputs of a QGemm up to its bias; behind them stands the grid of its result, where that is rounded."""
+
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -195,7 +198,7 @@ def _moving(optimized: Model, target: Target) -> dict[str, int]:
     held = {tensor for tensor in optimized.graph.inputs if tensor.dtype in {np.uint8, np.int8}}
     found: Counter[str] = Counter()
     for node in optimized.graph.nodes:
-        rounds = node.op == "QGemm" and len(node.inputs) > len(("a", "a scale", "a zero", "b", "b scale", "b zero", "c"))
+        rounds = node.op == "QGemm" and len(node.inputs) > QGEMM_OPERANDS
         if node.op == "QuantizeLinear" or node.op.startswith("QLinear") or rounds:
             held.add(node.outputs[0])
         elif node.op in moves:
