@@ -166,8 +166,10 @@ class Comparison:
                 return row | {"error": f"the result does not run: {said}"[:300]}
             evidence.append(found)
             size = attempt.output.stat().st_size
+            close = self._measure.fidelity(found)
             draws.append(
                 {"score": round(self._measure.score(found), 3), "drop": round(self._measure.drop(found), 3)}
+                | ({} if close is None else {"fidelity": round(close, 3)})
                 | {"bytes": size, "format": held, "reused": attempt.reused}
                 | {key: attempt.report[key] for key in ("seconds", "cpu_seconds", "peak_mb")}
             )
@@ -179,6 +181,8 @@ class Comparison:
             key: float(np.mean([draw[key] for draw in draws])) for key in ("score", "drop", "seconds", "cpu_seconds")
         }
         row |= {key: round(value, 3) for key, value in mean.items()}
+        if "fidelity" in draws[0]:
+            row["fidelity"] = round(float(np.mean([draw["fidelity"] for draw in draws])), 3)
         row |= {"spread": round(float(losses.std(ddof=1)) if len(losses) > 1 else 0.0, 3)}
         row |= {"standard_error": round(float(resampled.std()), 3)}
         row |= {"peak_mb": max(draw["peak_mb"] for draw in draws), "bytes": max(draw["bytes"] for draw in draws)}
@@ -269,6 +273,7 @@ def _said(row: Row) -> str:
         return str(row["error"])
     drops = ", ".join(f"{draw['drop']:.2f}" for draw in row["draws"])
     held = {key: value for key, value in row["format"].items() if not key.startswith("weights")}
+    drops += f", fidelity {row['fidelity']:.3f}" if "fidelity" in row else ""
     resources = f"{row['seconds']:.1f} s ({row['cpu_seconds']:.1f} CPU), {row['peak_mb']:.0f} MB, {row['bytes']} B"
     return f"{row['score']:.3f}, drops {drops}; {resources}; {held}"
 

@@ -137,6 +137,8 @@ class Measure:
     def __init__(self, subject: Subject, tool: ModuleType, dense: Evidence) -> None:
         self._score = _scorer(subject.measure, tool.spearman)
         self._percent = subject.measure == "perplexity"
+        self._similarity = subject.measure == "spearman"
+        self._spearman = tool.spearman
         self._dense = dense
         generator = np.random.default_rng(0)
         size = len(dense[0])
@@ -146,6 +148,16 @@ class Measure:
     def score(self, evidence: Evidence) -> float:
         """Return the score of a result."""
         return self._score(evidence)
+
+    def fidelity(self, evidence: Evidence) -> float | None:
+        """Return the rank correlation with the float model's own similarities, times 100; None for other measures.
+
+        It needs no labels and moves with the size of an error, where a score may rise by one that happens to suit it.
+        """
+        if not self._similarity:
+            return None
+        pairs = ((0, self._dense[0]), (2, self._dense[2]))
+        return 50 * sum(float(self._spearman(evidence[place], dense)) for place, dense in pairs)
 
     def drop(self, evidence: Evidence) -> float:
         """Return what a result loses: points, or percent of perplexity."""

@@ -10,7 +10,7 @@ import numpy as np
 from graphopt.analysis.layer_statistics import Batches, Form, Reading, Segments, collect, form_of
 from graphopt.graph.labels import node_label
 from graphopt.passes.quantize.channels.links import Link, find_links
-from graphopt.passes.quantize.channels.observed import MeanSizes
+from graphopt.passes.quantize.channels.observed import MeanSizes, collected, known_statistics
 from graphopt.passes.quantize.channels.readers import Layer, layer_of
 from graphopt.passes.quantize.channels.rescale import rescale
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphopt.analysis import Facts
+    from graphopt.analysis.layer_statistics import LayerStatistics
     from graphopt.graph import Model, Node
 
     Matrix = NDArray[np.float64]
+    Vector = NDArray[np.float64]
 
 MOST_COLUMNS = 8192
 """The second moments of wider layers do not fit memory."""
@@ -54,7 +56,7 @@ class ScaleChannels(Pass):
         multiplied by it, s_j = mean|x_j|^a with the a of 20 for which the outputs of the rounded layers are nearest to
         those of the layers: tr((Q(W s)/s - W) H (Q(W s)/s - W)'), H = E[x x'], up to four times over. No cost at run
         time.
-    Requires: Calibration data; constants that the types can hold when scaled.
+    Requires: Calibration data or statistics; constants that the types can hold when scaled.
     Preserves: Names, types, shapes, structure; values up to rounding. Zeros stay zeros.
     Source: Lin et al. 2024, arXiv:2306.00978.
     """
@@ -78,7 +80,8 @@ class ScaleChannels(Pass):
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per group of layers that gains by it."""
-        if facts.feeds is None:
+        known = known_statistics(facts)
+        if facts.feeds is None and known is None:
             yield Skip(model.graph.name or "model", "scaling channels needs calibration data; give --data")
             return
         links: list[tuple[Link, Form]] = []
@@ -91,30 +94,46 @@ class ScaleChannels(Pass):
                 yield Skip(found.readers[0].node, form)
             else:
                 links.append((found, form))
-        batches = Batches.of(facts.feeds, self.samples)
+        # All are looked up before the first is scaled: a scaled weight is not the one that statistics belong to.
+        told = [_told(link, known) for link, _ in links]
+        batches: Batches | tuple[()] = () if facts.feeds is None else Batches.of(facts.feeds, self.samples)
         # The walk holds activations of the model as it was; what is changed on the way is only scaled.
-        unchanged, segments = model.copy(), Segments(batches)
-        for link, form in links:
+        unchanged, segments = (model.copy(), Segments(batches)) if batches else (model, None)
+        for (link, form), seen in zip(links, told, strict=True):
             with one_thread():
-                found_scales = self._search(link, form, segments, unchanged, batches, facts.seed)
-            yield from self._scaled(link, found_scales, facts)
+                if not isinstance(seen, str):
+                    protection: Protection | str = self._protected(link, *seen)
+                elif segments is None:
+                    protection = seen
+                else:
+                    protection = self._search(link, form, segments, unchanged, len(batches), facts.seed)
+            yield from self._scaled(link, protection, facts)
 
     def _search(
-        self, link: Link, form: Form, segments: Segments, model: Model, batches: Batches, seed: int
+        self, link: Link, form: Form, segments: Segments, model: Model, batches: int, seed: int
     ) -> Protection | str:
         name, columns = link.tensor.name, form.columns(link.readers[0].value.shape)
         sizes = MeanSizes([link])
         reading = Reading("all", name, form, columns)
         values: Iterator[tuple[Any, Any]] = ((each, each) for each in sizes.passing(segments.advance(model, [name])))
-        sums = collect(values, [reading], rows=-(-self.rows // max(1, len(batches))), seed=seed)["all"]
+        sums = collect(values, [reading], rows=-(-self.rows // max(1, batches)), seed=seed)["all"]
         moments = sums.fit[0].merge(sums.judge[0])
         if not moments.finite():
             return "too few samples reached it, or they were not finite"
-        taps = columns // link.channels
+        return self._protected(link, moments.mean(centred=False).inner, sizes.means(0))
+
+    def _protected(self, link: Link, inner: Matrix, sizes: Vector) -> Protection:
+        """Return the scales that lose least.
+
+        Args:
+            link: The layers.
+            inner: H = E[x x'] of what they read, [C, C].
+            sizes: Mean |x_c| of each channel.
+        """
         weights = [
             _current(reader).grouped()[0].reshape(reader.outputs, -1).astype(np.float64) for reader in link.readers
         ]
-        return protect(weights, moments.mean(centred=False).inner, np.repeat(sizes.means(0), taps), self._rounder())
+        return protect(weights, inner, np.repeat(sizes, len(inner) // link.channels), self._rounder())
 
     def _rounder(self) -> Callable[[Matrix], Matrix]:
         levels = rounding.integer_levels(self.bits)
@@ -141,6 +160,16 @@ class ScaleChannels(Pass):
         names = ", ".join(f"'{node_label(each.node)}'" for each in link.readers)
         scales = found.scales.reshape(link.channels, -1)[:, 0]
         yield from rescale(link, scales, facts, f"scale the channels that {names} read", records)
+
+
+def _told(link: Link, known: LayerStatistics | None) -> tuple[Matrix, Vector] | str:
+    """Return H and the mean |x_c| of each channel as statistics tell, or why they do not."""
+    found = "there are no statistics" if known is None else collected(link, known)
+    if isinstance(found, str):
+        return found
+    if not found.moments or not found.finite() or not found.spread.count:
+        return "of what it reads the collected statistics hold no finite second moments"
+    return found.mean(centred=False)[0].inner, found.spread.magnitude / found.spread.count
 
 
 def _form(link: Link) -> Form | str:

@@ -10,7 +10,7 @@ import numpy as np
 from graphopt.analysis.layer_statistics import Batches
 from graphopt.graph.labels import node_label
 from graphopt.passes.quantize.channels.links import Link, find_links
-from graphopt.passes.quantize.channels.observed import largest
+from graphopt.passes.quantize.channels.observed import collected, known_statistics, largest
 from graphopt.passes.quantize.channels.readers import Layer, layer_of
 from graphopt.passes.quantize.channels.rescale import rescale
 from graphopt.rewrite import Contract, LayerRecord, Pass, Patch, Skip
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphopt.analysis import Facts
+    from graphopt.analysis.layer_statistics import LayerStatistics
     from graphopt.graph import Model, Node
 
     Vector = NDArray[np.float64]
@@ -46,7 +47,7 @@ class SmoothActivations(Pass):
         per channel or a layer writes, past sums and products with constants, Relu, or a product of two activations.
     Produces: The same nodes: channel j divided by s_j where it is written, row j of every weight that reads it
         multiplied by it, s_j = max|x_j|^alpha / max|w_j|^(1 - alpha). No cost at run time.
-    Requires: Calibration data; constants that the types can hold when scaled.
+    Requires: Calibration data or statistics; constants that the types can hold when scaled.
     Preserves: Names, types, shapes, structure; values up to rounding. Zeros stay zeros. A second run changes nothing.
     Source: Xiao et al. 2023, arXiv:2211.10438.
     """
@@ -66,7 +67,8 @@ class SmoothActivations(Pass):
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per group of layers, the last first: what a layer writes changes how it is read."""
-        if facts.feeds is None:
+        known = known_statistics(facts)
+        if facts.feeds is None and known is None:
             yield Skip(model.graph.name or "model", "smoothing activations needs calibration data; give --data")
             return
         links: list[Link] = []
@@ -75,9 +77,17 @@ class SmoothActivations(Pass):
                 yield found
             else:
                 links.append(found)
-        seen = largest(model, links, Batches.of(facts.feeds, self.samples))
+        # All are looked up before the first is smoothed: a scaled weight is not the one that statistics belong to.
+        told = {link.tensor.name: _told(link, known) for link in links}
+        open_links = [link for link in links if isinstance(told[link.tensor.name], str)]
+        if facts.feeds is not None:
+            told |= largest(model, open_links, Batches.of(facts.feeds, self.samples))
         for link in reversed(links):
-            yield from self._smoothed(link, seen[link.tensor.name], facts)
+            sizes = told[link.tensor.name]
+            if isinstance(sizes, str):
+                yield Skip(link.readers[0].node, sizes)
+            else:
+                yield from self._smoothed(link, sizes, facts)
 
     def _smoothed(self, link: Link, inputs: Vector, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         weights = _weights(link)
@@ -91,6 +101,16 @@ class SmoothActivations(Pass):
         records = [LayerRecord(node_label(each.node), each.node.op, what) for each in link.readers]
         names = ", ".join(f"'{node_label(each.node)}'" for each in link.readers)
         yield from rescale(link, scales, facts, f"smooth what {names} read", records)
+
+
+def _told(link: Link, known: LayerStatistics | None) -> Vector | str:
+    """Return max|x_c| of each channel as statistics tell, or why they do not."""
+    found = "there are no statistics" if known is None else collected(link, known)
+    if isinstance(found, str):
+        return found
+    if not found.spread.count:
+        return "the collected statistics saw nothing of what it reads"
+    return np.maximum(np.abs(found.spread.minimum), np.abs(found.spread.maximum))
 
 
 def _weights(link: Link) -> Vector:

@@ -10,11 +10,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from graphopt import demo
+from graphopt.analysis import Facts
+from graphopt.analysis.layer_statistics import CollectedStatistics, LayerStatistics
 from graphopt.errors import RecipeError
 from graphopt.graph import Model, read_model
 from graphopt.passes.quantize.scale_channels import ScaleChannels
 from graphopt.passes.quantize.smooth_activations import SmoothActivations
-from graphopt.rewrite import create
+from graphopt.rewrite import PassManager, create
 from graphopt.runtime import Feeds, input_specs, run, session
 from graphopt.verify.quality import Judge
 from pass_oracle import check_pass
@@ -201,6 +203,24 @@ def test_without_data_nothing_is_done(step: Pass) -> None:
     done = check_pass(step, network())
     assert done.record.patches == 0
     assert "needs calibration data" in " ".join(done.skips.values())
+
+
+@pytest.mark.parametrize("step", BOTH, ids=lambda step: str(step.name))
+def test_statistics_stand_for_the_data_they_were_collected_on(step: Pass) -> None:
+    """All rows are taken either way, so that both find the same scales; data beside statistics is not looked at."""
+    one = read_model(network())
+    other = one.copy()
+    data = feeds(one)
+    PassManager([step]).run(one, data)
+    known = LayerStatistics.collect(other, data)
+    facts = Facts(other, feeds=None)
+    facts.record(CollectedStatistics(known))
+    outcome = PassManager([step]).run(other, facts=facts)
+    assert outcome.patches > 0
+    for mine, theirs in zip(other.graph.initializers, one.graph.initializers, strict=True):
+        np.testing.assert_allclose(mine.array(), theirs.array(), rtol=1e-4, err_msg=str(mine.name))
+    again = PassManager([step]).run(other, facts=facts)
+    assert "seen beside other weights" in " ".join(reason for _, reason in again.records[0].skips)
 
 
 def test_convolutions_are_scaled_by_channel() -> None:

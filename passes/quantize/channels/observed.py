@@ -6,18 +6,39 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.analysis.layer_statistics import stream
+from graphopt.analysis.layer_statistics import CollectedStatistics, column_norms, form_of, stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from graphopt.analysis.layer_statistics import Batches
+    from graphopt.analysis import Facts
+    from graphopt.analysis.layer_statistics import Batches, LayerStatistics, Observed
     from graphopt.graph import Model
     from graphopt.passes.quantize.channels.links import Link
 
     Vector = NDArray[np.float64]
+
+
+def known_statistics(facts: Facts) -> LayerStatistics | None:
+    """Return statistics that were collected before, in place of data; None where there are none."""
+    return facts.get(CollectedStatistics).found
+
+
+def collected(link: Link, known: LayerStatistics) -> Observed | str:
+    """Return what statistics hold of what the layers of a link read, or why that does not hold for them."""
+    reason = ""
+    for reader in link.readers:
+        form = form_of(reader.node, 1, reader.value)
+        if isinstance(form, str):
+            reason = reason or form
+            continue
+        found = known.read_by([(link.tensor.name, form)], column_norms(form, reader.value))
+        if not isinstance(found, str):
+            return found
+        reason = found
+    return reason
 
 
 def largest(model: Model, links: Sequence[Link], batches: Batches) -> dict[str, Vector]:
