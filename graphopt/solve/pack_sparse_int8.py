@@ -100,6 +100,54 @@ def pack_sparse_int8(
     return _assemble((k, n, unit, k_block, panel), sections)
 
 
+def pack_sparse_int8_conv(
+    values: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    fixes: NDArray[np.int32] | None = None,
+    *,
+    group: int = 1,
+    unit: int = 1,
+) -> NDArray[np.uint8]:
+    """Pack the integer weight of a convolution for SparseInt8Conv.
+
+    Args:
+        values: int8 of shape [N, channels / group, height, width].
+        scales: float32 of shape [N] or [].
+        fixes: int32 of shape [N] or None.
+        group: Groups of channels; N is a multiple of it.
+        unit: Outputs whose fours are stored together: 1 or 4.
+
+    Raises:
+        KernelError: As `pack_sparse_int8`; or N is not a multiple of the groups.
+    """
+    n = values.shape[0] if values.ndim else 0
+    if values.ndim != 4 or group < 1 or n % group:
+        what = f"a weight of shape {list(values.shape)} in {group} groups cannot be packed"
+        raise KernelError(what, must="It must have the shape [N, channels, height, width], N a multiple of the groups.")
+    matrix = conv_matrix(values)
+    scales = np.broadcast_to(scales, (n,)) if scales.ndim == 0 else scales
+    if group == 1:
+        return pack_sparse_int8(matrix, np.ascontiguousarray(scales), fixes, unit=unit)
+    fixes = np.zeros(n, np.int32) if fixes is None else fixes
+    _check(matrix, scales, fixes, unit)
+    # Every group begins a panel of its own.
+    each = n // group
+    panel = default_panel(each, unit)
+    begins = np.arange(group) * (-(-each // panel) * panel)
+    places = (begins[:, None] + np.arange(each)).reshape(-1)
+    width = int(places[-1]) + 1
+    wide = np.zeros((matrix.shape[0], width), np.int8)
+    wide[:, places] = matrix
+    wide_scales, wide_fixes = np.zeros(width, np.float32), np.zeros(width, np.int32)
+    wide_scales[places], wide_fixes[places] = scales, fixes
+    return pack_sparse_int8(wide, wide_scales, wide_fixes, unit=unit, panel=panel)
+
+
+def conv_matrix(values: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return the weight of a convolution [N, channels, height, width] as [K, N]."""
+    return np.ascontiguousarray(values.reshape(values.shape[0], -1).T)
+
+
 def default_k_block(k: int, unit: int) -> int:
     """Return into how many rows at most `pack_sparse_int8` cuts a weight of K rows."""
     most = 768 if unit == 1 else 4096

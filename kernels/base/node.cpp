@@ -117,7 +117,8 @@ Status Node::read_epilogue(const OrtKernelInfo* info, Epilogue* out) const {
   return nullptr;
 }
 
-Status Node::read_packed(const OrtKernelInfo* info, size_t index, const unsigned char** data, size_t* size) const {
+Status Node::read_packed(const OrtKernelInfo* info, size_t index, const unsigned char** data, size_t* size,
+                         int type) const {
   int is_constant = 0;
   const OrtValue* value = nullptr;
   GRAPHOPT_TRY(api_.constant_input(info, index, &is_constant, &value));
@@ -128,8 +129,9 @@ Status Node::read_packed(const OrtKernelInfo* info, size_t index, const unsigned
                   index);
   Tensor tensor;
   GRAPHOPT_TRY(read_tensor(value, &tensor));
-  if (tensor.rank != 1 || tensor.type != element_uint8)
-    return refuse(error_invalid_graph, "the weight (input %zu) must be a uint8 tensor of rank 1", index);
+  if (tensor.rank != 1 || tensor.type != type)
+    return refuse(error_invalid_graph, "the weight (input %zu) must be a %s tensor of rank 1", index,
+                  type == element_int8 ? "int8" : "uint8");
   *data = static_cast<const unsigned char*>(tensor.data);
   *size = static_cast<size_t>(tensor.dims[0]);
   return nullptr;

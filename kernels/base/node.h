@@ -50,8 +50,9 @@ class Node {
   // activation, low, high.
   Status read_epilogue(const OrtKernelInfo* info, Epilogue* out) const;
 
-  // A constant initializer of type uint8 and rank 1, alive as long as the session.
-  Status read_packed(const OrtKernelInfo* info, size_t index, const unsigned char** data, size_t* size) const;
+  // A constant initializer of bytes, of rank 1, alive as long as the session. `type` is uint8 or int8.
+  Status read_packed(const OrtKernelInfo* info, size_t index, const unsigned char** data, size_t* size,
+                     int type = element_uint8) const;
 
   // An input of a run. `type` is what it must have.
   Status input(const OrtKernelContext* context, size_t index, int type, Tensor* out) const;

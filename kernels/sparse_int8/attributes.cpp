@@ -46,7 +46,7 @@ ort::Status Attributes::read(const ort::Node& node, const OrtKernelInfo* info, b
 
   const unsigned char* data = nullptr;
   size_t size = 0;
-  GRAPHOPT_TRY(node.read_packed(info, 1, &data, &size));
+  GRAPHOPT_TRY(node.read_packed(info, 1, &data, &size, packed_type(bytes_out)));
   char why[256] = "";
   if (!parse(data, size, &w, why, sizeof why))
     return node.refuse(ort::error_invalid_graph,

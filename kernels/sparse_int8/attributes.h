@@ -6,6 +6,10 @@
 
 namespace graphopt::sparse_int8 {
 
+// Of W. ONNX Runtime before 1.20 tells operators of one name apart by their inputs alone, so that those with another
+// output need another input.
+constexpr int packed_type(bool bytes_out) { return bytes_out ? ort::element_int8 : ort::element_uint8; }
+
 struct Attributes {
   PackedWeights w{};
   bool finds_grid = false;  // of x, in every run

@@ -49,6 +49,15 @@ struct LaneBase {
     for (unsigned i = 0; i < 8; ++i) r[i] = t[i];
   }
 
+  static void interleave(const unsigned char* const (&rows)[4], unsigned width, unsigned char* p) {
+    for (unsigned i = 0; i < width; i += 8) {
+      const auto eight = [&](unsigned j) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[j] + i)); };
+      const __m128i even = _mm_unpacklo_epi8(eight(0), eight(1)), odd = _mm_unpacklo_epi8(eight(2), eight(3));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 4 * i), _mm_unpacklo_epi16(even, odd));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 4 * i + 16), _mm_unpackhi_epi16(even, odd));
+    }
+  }
+
   template <class Rounding>
   static void quantize(const float* x, size_t count, const Rounding& q, unsigned char* out) {
     const Vec scale = _mm256_set1_ps(q.scale), inverse = _mm256_set1_ps(q.inverse);

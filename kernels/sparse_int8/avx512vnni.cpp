@@ -70,6 +70,34 @@ struct Lane {
     }
   }
 
+  static void interleave(const unsigned char* const (&rows)[4], unsigned width, unsigned char* p) {
+    unsigned i = 0;
+    if (width == 64) {
+      // Fours of bytes are put where interleaving within 128 bits leaves them in order.
+      const Int order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      const auto all = [&](unsigned j) { return _mm512_permutexvar_epi32(order, _mm512_loadu_si512(rows[j])); };
+      const Int a = all(0), b = all(1), c = all(2), d = all(3);
+      const Int low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b);
+      const Int low2 = _mm512_unpacklo_epi8(c, d), high2 = _mm512_unpackhi_epi8(c, d);
+      _mm512_storeu_si512(p, _mm512_unpacklo_epi16(low, low2));
+      _mm512_storeu_si512(p + 64, _mm512_unpackhi_epi16(low, low2));
+      _mm512_storeu_si512(p + 128, _mm512_unpacklo_epi16(high, high2));
+      _mm512_storeu_si512(p + 192, _mm512_unpackhi_epi16(high, high2));
+      return;
+    }
+    for (; i < width; i += 16) {
+      const auto sixteen = [&](unsigned j) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[j] + i)); };
+      const __m128i a = sixteen(0), b = sixteen(1), c = sixteen(2), d = sixteen(3);
+      const __m128i low = _mm_unpacklo_epi8(a, b), high = _mm_unpackhi_epi8(a, b);
+      const __m128i low2 = _mm_unpacklo_epi8(c, d), high2 = _mm_unpackhi_epi8(c, d);
+      __m128i* to = reinterpret_cast<__m128i*>(p + 4 * i);
+      _mm_storeu_si128(to, _mm_unpacklo_epi16(low, low2));
+      _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(low, low2));
+      _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(high, high2));
+      _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(high, high2));
+    }
+  }
+
   template <class Rounding>
   static void quantize(const float* x, size_t count, const Rounding& q, unsigned char* out) {
     const Vec scale = _mm512_set1_ps(q.scale), inverse = _mm512_set1_ps(q.inverse);
@@ -122,12 +150,14 @@ struct Lane {
 
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"
+#include "sparse_int8/planes.h"
 
 }  // namespace
 
 const Kernels& avx512vnni_kernels() {
-  static constexpr Kernels kernels = {"avx512vnni", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows,
-                                      panel, finish_rows};
+  static constexpr Kernels kernels = {
+      "avx512vnni", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel, finish_rows, fill_plane,
+      pack_positions, finish_planes, Lane::flip == 0};
   return kernels;
 }
 

@@ -25,12 +25,14 @@ struct Lane : LaneBase {
 
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"
+#include "sparse_int8/planes.h"
 
 }  // namespace
 
 const Kernels& avxvnni_kernels() {
-  static constexpr Kernels kernels = {"avxvnni", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows,
-                                      panel, finish_rows};
+  static constexpr Kernels kernels = {
+      "avxvnni", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel, finish_rows, fill_plane,
+      pack_positions, finish_planes, Lane::flip == 0};
   return kernels;
 }
 

@@ -90,6 +90,30 @@ struct MatMul {
   Output y;
 };
 
+// Sizes of a convolution of [batch, channels, height, width]; k counts (channel of the group, row, column of the
+// kernel). The outputs of a group begin at a multiple of w->panel among those of w.
+//
+// Every channel is laid out as stride_h * stride_w planes of `rows` x `pitch` bytes, padding included, which hold what
+// lies at each remainder of row and column: then output f = row * pitch + column reads byte f + offset[k] of each k,
+// whatever the stride, and the sums of all f from 0 to `positions` are computed, those between the rows of the output
+// to no use.
+struct ConvShape {
+  size_t batch, channels, height, width, outputs, group;
+  size_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left, pad_bottom, pad_right;
+  size_t out_h, out_w;
+  size_t rows, pitch, plane;  // plane: bytes of a channel
+  size_t positions;
+};
+
+struct Conv {
+  const PackedWeights* w;
+  const float* floats;  // one of the two
+  const unsigned char* bytes;
+  Grid grid;
+  ConvShape shape;
+  Output y;
+};
+
 // One implementation. A tile p[k / 4][width][4] holds `width` rows of x, a multiple of `lanes` and at most
 // lanes * max_vectors(unit).
 struct Kernels {
@@ -106,6 +130,15 @@ struct Kernels {
   // sums -> y[m0 .. m0 + rows, the outputs of the panel]
   void (*finish_rows)(const MatMul& call, size_t m0, unsigned rows, unsigned width, size_t panel, const int32_t* sums,
                       float* factors);
+  // One channel of one image, as bytes with its padding.
+  void (*fill_plane)(const Conv& call, size_t image, size_t channel, unsigned char* plane);
+  // Positions f0 .. f0 + count of the planes -> p, zeros for what is missing to `width` and to whole fours of k.
+  void (*pack_positions)(const PackedWeights& w, const unsigned char* planes, const size_t* offsets, size_t f0,
+                         unsigned count, unsigned width, unsigned char* p);
+  // sums -> y of one image and group at positions f0 .. f0 + count
+  void (*finish_planes)(const Conv& call, size_t image, size_t group, size_t f0, unsigned count, unsigned width,
+                        size_t panel, const int32_t* sums, float* factors);
+  bool plain_bytes;  // bytes of x are packed as they are
 };
 
 const Kernels& scalar_kernels();

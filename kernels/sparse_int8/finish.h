@@ -29,9 +29,6 @@ struct Finish {
 
   static float clamped(float v, float least, float most) { return v < least ? least : v > most ? most : v; }
 
-  // What a factor[n] is made of, for factors().
-  static float divisor(const Output& y) { return form == Form::direct ? y.grid.scale : 1.0f; }
-
   typename Lane::Int to_bytes(Vec v) const {
     if constexpr (form == Form::bytes) v = FloatLane::div(v, step);
     return Lane::add(Lane::to_int(FloatLane::at_most(Lane::at_least(v, low), high)), zero_point);
@@ -117,27 +114,37 @@ inline void finish_rows_as(const MatMul& call, size_t m0, unsigned rows, unsigne
   }
 }
 
-template <Form form, class... Args>
-inline void finish_rows_in(const MatMul& call, Args... args) {
-  switch (call.y.epilogue.activation) {
-    case Activation::none: return finish_rows_as<form, Activation::none>(call, args...);
-    case Activation::relu: return finish_rows_as<form, Activation::relu>(call, args...);
-    case Activation::relu6: return finish_rows_as<form, Activation::relu6>(call, args...);
-    case Activation::clip: return finish_rows_as<form, Activation::clip>(call, args...);
-    case Activation::silu: return finish_rows_as<form, Activation::silu>(call, args...);
-    case Activation::gelu: return finish_rows_as<form, Activation::gelu>(call, args...);
-    case Activation::gelu_tanh: return finish_rows_as<form, Activation::gelu_tanh>(call, args...);
+struct FinishRows {
+  template <Form form, Activation activation, class... Args>
+  static void run(const Args&... args) {
+    finish_rows_as<form, activation>(args...);
   }
+};
+
+template <class Visitor, Form form, class Call, class... Args>
+inline void finish_in(const Call& call, const Args&... args) {
+  switch (call.y.epilogue.activation) {
+    case Activation::none: return Visitor::template run<form, Activation::none>(call, args...);
+    case Activation::relu: return Visitor::template run<form, Activation::relu>(call, args...);
+    case Activation::relu6: return Visitor::template run<form, Activation::relu6>(call, args...);
+    case Activation::clip: return Visitor::template run<form, Activation::clip>(call, args...);
+    case Activation::silu: return Visitor::template run<form, Activation::silu>(call, args...);
+    case Activation::gelu: return Visitor::template run<form, Activation::gelu>(call, args...);
+    case Activation::gelu_tanh: return Visitor::template run<form, Activation::gelu_tanh>(call, args...);
+  }
+}
+
+// Visitor::run<form, activation>(call, args...) for the form and activation of a call.
+template <class Visitor, class Call, class... Args>
+inline void finish(const Call& call, const Args&... args) {
+  if (is_direct(call.y)) return Visitor::template run<Form::direct, Activation::none>(call, args...);
+  if (call.y.bytes) return finish_in<Visitor, Form::bytes>(call, args...);
+  finish_in<Visitor, Form::floats>(call, args...);
 }
 
 inline void finish_rows(const MatMul& call, size_t m0, unsigned rows, unsigned width, size_t panel, const int32_t* sums,
                         float* factors) {
   const size_t n0 = panel * call.w->panel, outputs = smaller(call.w->panel, call.w->n - n0);
   prepare_factors(*call.w, n0, outputs, call.grid, call.y, factors);
-  if (is_direct(call.y))
-    finish_rows_as<Form::direct, Activation::none>(call, m0, rows, width, n0, outputs, sums, factors);
-  else if (call.y.bytes)
-    finish_rows_in<Form::bytes>(call, m0, rows, width, n0, outputs, sums, factors);
-  else
-    finish_rows_in<Form::floats>(call, m0, rows, width, n0, outputs, sums, factors);
+  finish<FinishRows>(call, m0, rows, width, n0, outputs, sums, factors);
 }

@@ -17,7 +17,8 @@ class MatMulKernel {
   static constexpr const char* name = "SparseInt8MatMul";
   static constexpr size_t inputs = 4, outputs = 1;
   static int input_type(size_t i) {
-    return i == 1 || (i == 0 && bytes_in) ? ort::element_uint8 : ort::element_float;
+    if (i == 1) return packed_type(bytes_out);
+    return i == 0 && bytes_in ? ort::element_uint8 : ort::element_float;
   }
   static int output_type(size_t) { return bytes_out ? ort::element_uint8 : ort::element_float; }
   static bool is_optional(size_t i) { return i >= 2; }
@@ -100,8 +101,8 @@ class MatMulKernel {
 
 }  // namespace
 
-const OrtCustomOp* custom_op(size_t index) {
-  switch (index) {
+const OrtCustomOp* matmul_op(size_t type_pair) {
+  switch (type_pair) {
     case 0: return ort::operator_of<MatMulKernel<false, false>>();
     case 1: return ort::operator_of<MatMulKernel<false, true>>();
     case 2: return ort::operator_of<MatMulKernel<true, false>>();

@@ -43,6 +43,17 @@ struct LaneBase {
     r[3] = vzip2q_s32(b, d);
   }
 
+  static void interleave(const unsigned char* const (&rows)[4], unsigned width, unsigned char* p) {
+    unsigned i = 0;
+    for (; i + 16 <= width; i += 16) {
+      const uint8x16x4_t fours = {{vld1q_u8(rows[0] + i), vld1q_u8(rows[1] + i), vld1q_u8(rows[2] + i), vld1q_u8(rows[3] + i)}};
+      vst4q_u8(p + 4 * i, fours);
+    }
+    for (; i < width; ++i) {
+      for (unsigned j = 0; j < 4; ++j) p[4 * i + j] = rows[j][i];
+    }
+  }
+
   template <class Rounding>
   static void quantize(const float* x, size_t count, const Rounding& q, unsigned char* out) {
     const Vec scale = vdupq_n_f32(q.scale), low = vdupq_n_f32(q.low), high = vdupq_n_f32(q.high);

@@ -53,7 +53,11 @@ unsigned char reference_byte(float v, const Grid& grid) {
   return static_cast<unsigned char>(static_cast<int>(std::nearbyint(scaled)) + grid.zero_point);
 }
 
-float reference_output(const PackedWeights& w, const Grid& x, const Output& y, size_t n, int32_t sum, size_t at) {
+namespace {
+
+// One output of a sum: its float, or its byte as a float.
+float reference_output(const PackedWeights& w, const Grid& x, const Output& y, size_t n, int32_t sum, size_t channel,
+                       size_t at) {
   const float factor = x.scale * load_as<float>(w.scales + n * 4);
   const Epilogue& e = y.epilogue;
   if (y.bytes && !y.bias && !y.residual && e.activation <= Activation::clip) {
@@ -66,11 +70,13 @@ float reference_output(const PackedWeights& w, const Grid& x, const Output& y, s
     return std::nearbyint(clipped) + static_cast<float>(y.grid.zero_point);
   }
   float v = static_cast<float>(sum) * factor;
-  if (y.bias) v = v + y.bias[n];
+  if (y.bias) v = v + y.bias[channel];
   if (y.residual) v = v + y.residual[at];
   if (e.activation != Activation::none) v = static_cast<float>(activation_reference(static_cast<double>(v), e));
   return y.bytes ? static_cast<float>(reference_byte(v, y.grid)) : v;
 }
+
+}  // namespace
 
 void reference(const MatMul& call, unsigned char* bytes, int32_t* sums) {
   const PackedWeights& w = *call.w;
@@ -84,7 +90,38 @@ void reference(const MatMul& call, unsigned char* bytes, int32_t* sums) {
     });
     for (size_t n = 0; n < w.n; ++n) {
       const size_t at = m * w.n + n;
-      const float v = reference_output(w, call.grid, call.y, n, sums[n], at);
+      const float v = reference_output(w, call.grid, call.y, n, sums[n], n, at);
+      if (call.y.bytes) {
+        call.y.bytes[at] = static_cast<unsigned char>(v);
+      } else {
+        call.y.floats[at] = v;
+      }
+    }
+  }
+}
+
+void reference(const Conv& call, int32_t* sums) {
+  const PackedWeights& w = *call.w;
+  const ConvShape& s = call.shape;
+  const size_t per_group = s.outputs / s.group, begin = (per_group + w.panel - 1) / w.panel * w.panel;
+  const size_t taps = s.kernel_h * s.kernel_w, area = s.out_h * s.out_w;
+  for (size_t i = 0; i < s.batch * area; ++i) {
+    const size_t image = i / area, out_row = i % area / s.out_w, out_column = i % s.out_w;
+    for (size_t n = 0; n < w.n; ++n) sums[n] = load_as<int32_t>(w.fixes + n * 4);
+    for_each_weight(w, [&](size_t k, size_t n, int weight) {
+      const size_t channel = n / begin * (s.channels / s.group) + k / taps;
+      const size_t row = out_row * s.stride_h + k % taps / s.kernel_w * s.dilation_h - s.pad_top;
+      const size_t column = out_column * s.stride_w + k % s.kernel_w * s.dilation_w - s.pad_left;
+      if (row >= s.height || column >= s.width) return;  // padding is the zero point
+      const size_t at = ((image * s.channels + channel) * s.height + row) * s.width + column;
+      const int q = call.floats ? reference_byte(call.floats[at], call.grid) : call.bytes[at];
+      sums[n] = static_cast<int32_t>(static_cast<uint32_t>(sums[n]) +
+                                     static_cast<uint32_t>((q - call.grid.zero_point) * weight));
+    });
+    for (size_t channel = 0; channel < s.outputs; ++channel) {
+      const size_t n = channel / per_group * begin + channel % per_group;
+      const size_t at = (image * s.outputs + channel) * area + i % area;
+      const float v = reference_output(w, call.grid, call.y, n, sums[n], channel, at);
       if (call.y.bytes) {
         call.y.bytes[at] = static_cast<unsigned char>(v);
       } else {

@@ -6,13 +6,13 @@ namespace graphopt::sparse_int8 {
 // The specification. `bytes` has room for K, `sums` for N.
 void reference(const MatMul& call, unsigned char* bytes, int32_t* sums);
 
+// The same for a convolution; `sums` has room for the outputs of w.
+void reference(const Conv& call, int32_t* sums);
+
 // The grid of x where none is given.
 Grid reference_grid(const float* x, size_t count);
 
 // A number as a byte of the grid.
 unsigned char reference_byte(float v, const Grid& grid);
-
-// One output of a sum: its float, or its byte as a float.
-float reference_output(const PackedWeights& w, const Grid& x, const Output& y, size_t n, int32_t sum, size_t at);
 
 }  // namespace graphopt::sparse_int8

@@ -1,9 +1,8 @@
 #include "sparse_int8/run.h"
 
 #include <algorithm>
-#include <atomic>
 
-#include "base/scratch.h"
+#include "sparse_int8/held.h"
 
 namespace graphopt::sparse_int8 {
 namespace {
@@ -12,22 +11,6 @@ constexpr size_t tile_bytes = 28 * 1024;       // of a K-block, in an L1 of 32 K
 constexpr size_t range_bytes = size_t{1} << 17;  // of x for one task
 
 size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
-
-// The scratch of one thread and the tile that it holds. Tasks of one tile mostly follow each other on a thread, which
-// then packs the tile once.
-struct Held {
-  Scratch memory;
-  unsigned long long grown = 0;   // of the memory when it was filled
-  unsigned long long serial = 0;  // of the call; 0 is none
-  size_t tile = 0;
-};
-
-thread_local Held held;
-
-unsigned long long next_serial() {
-  static std::atomic<unsigned long long> last{0};
-  return ++last;
-}
 
 }  // namespace
 
@@ -92,26 +75,16 @@ MatMulWork::MatMulWork(const MatMul& call, const Kernels& kernels)
 bool MatMulWork::run(size_t task) const {
   const PackedWeights& w = *call_.w;
   const size_t tile = task / w.panels, panel = task % w.panels;
-  // Whole vectors are shared out evenly: 13 of them over 4 tiles go as 4, 3, 3, 3.
-  const size_t m0 = (tile * groups_ + tiles_ - 1) / tiles_ * kernels_.lanes;
-  const size_t next = ((tile + 1) * groups_ + tiles_ - 1) / tiles_ * kernels_.lanes;
+  const size_t m0 = share_begin(groups_, tile, tiles_) * kernels_.lanes;
+  const size_t next = share_begin(groups_, tile + 1, tiles_) * kernels_.lanes;
   const unsigned rows = static_cast<unsigned>(std::min(next, call_.m) - m0);
   const unsigned width = static_cast<unsigned>(round_up(rows, kernels_.lanes));
 
-  const size_t packed = width * round_up(w.k, 16), sums = width * (w.panel + 4) * sizeof(int32_t);
-  const size_t per_output = (w.panel + 16) * sizeof(int32_t);
-  unsigned char* memory = static_cast<unsigned char*>(held.memory.reserve(packed + sums + 2 * per_output));
-  if (memory == nullptr) return false;
-  if (held.serial != serial_ || held.tile != tile || held.grown != held.memory.grown) {
-    kernels_.pack_rows(call_, m0, rows, width, memory);
-    held.serial = serial_;
-    held.tile = tile;
-    held.grown = held.memory.grown;
-  }
-  int32_t* at = reinterpret_cast<int32_t*>(memory + packed);
-  int32_t* starts = at + width * (w.panel + 4);
-  kernels_.panel(w, panel, call_.grid.zero_point, memory, width, starts, at);
-  kernels_.finish_rows(call_, m0, rows, width, panel, at, reinterpret_cast<float*>(starts + w.panel + 16));
+  Held& held = Held::of_this_thread();
+  if (held.reserve(w, width) == nullptr) return false;
+  if (held.is_new(serial_, tile)) kernels_.pack_rows(call_, m0, rows, width, held.tile);
+  kernels_.panel(w, panel, call_.grid.zero_point, held.tile, width, held.starts, held.sums);
+  kernels_.finish_rows(call_, m0, rows, width, panel, held.sums, held.factors);
   return true;
 }
 

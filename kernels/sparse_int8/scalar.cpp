@@ -88,6 +88,12 @@ struct Lane {
     }
   }
 
+  static void interleave(const unsigned char* const (&rows)[4], unsigned width, unsigned char* p) {
+    for (unsigned i = 0; i < width; ++i) {
+      for (unsigned j = 0; j < 4; ++j) p[4 * i + j] = rows[j][i];
+    }
+  }
+
   template <class Rounding>
   static void quantize(const float* x, size_t count, const Rounding& q, unsigned char* out) {
     for (size_t i = 0; i < count; ++i) {
@@ -109,12 +115,14 @@ struct Lane {
 
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"
+#include "sparse_int8/planes.h"
 
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels kernels = {"scalar", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows,
-                                      panel, finish_rows};
+  static constexpr Kernels kernels = {
+      "scalar", Lane::lanes, {Lane::most[0], Lane::most[1]}, Lane::range, pack_rows, panel, finish_rows, fill_plane,
+      pack_positions, finish_planes, Lane::flip == 0};
   return kernels;
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.cost_table import ANY_ISA, CostTable
@@ -11,10 +12,14 @@ from graphopt.passes.lower.integers import STANDARD_DOMAINS, Int8Layer, match_dy
 from graphopt.passes.lower.replacing import Choice, choose, patch, rows_of, sizes_in_data, why_weight_stays
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Patch, Skip
+from graphopt.solve.pack_sparse_int8 import pack_sparse_int8
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Model, Node
@@ -93,7 +98,11 @@ class LowerSparseInt8Matmul(Pass):
                 continue
             layer, choice = known
             k, n = layer.values.shape
-            yield patch(layer, layer.values, choice, "SparseInt8MatMul", {"K": k, "N": n}, packed)
+            yield patch(layer, partial(_pack, layer), choice, "SparseInt8MatMul", {"K": k, "N": n}, packed)
+
+
+def _pack(layer: Int8Layer, unit: int) -> NDArray[np.uint8]:
+    return pack_sparse_int8(layer.values, layer.scales, layer.fixes, unit=unit)
 
 
 def _match(node: Node) -> Int8Layer | str | None:

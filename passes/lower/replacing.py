@@ -11,10 +11,10 @@ from graphopt.analysis.dim_values import evaluate
 from graphopt.analysis.dims import product
 from graphopt.graph import is_graph_output, uses
 from graphopt.rewrite.patch import LayerRecord, Patch, node_label
-from graphopt.solve.pack_sparse_int8 import UNITS, pack_sparse_int8, packed_bytes, stored_share
+from graphopt.solve.pack_sparse_int8 import UNITS, packed_bytes, stored_share
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -101,7 +101,7 @@ def _readers(tensor: Tensor) -> list[Node]:
 
 def patch(
     layer: Int8Layer,
-    matrix: NDArray[np.int8],
+    pack: Callable[[int], NDArray[np.uint8]],
     choice: Choice,
     op: str,
     attributes: Mapping[str, Any],
@@ -111,7 +111,7 @@ def patch(
 
     Args:
         layer: The layer.
-        matrix: Its weight as [K, N].
+        pack: Packs its weight in units of so many outputs.
         choice: How it is packed.
         op: The operator.
         attributes: Its attributes beside those of grids and activation.
@@ -122,10 +122,14 @@ def patch(
 
     def apply(rewriter: Rewriter) -> None:
         fixes = layer.fixes
-        key = (layer.stored, choice.unit, None if fixes is None else fixes.tobytes(), layer.scales.tobytes())
+        to_bytes = layer.y_grid is not None
+        key = (layer.stored, choice.unit, None if fixes is None else fixes.tobytes(), layer.scales.tobytes(), to_bytes)
         if key not in packed:
-            blob = pack_sparse_int8(matrix, layer.scales, fixes, unit=choice.unit)
-            packed[key] = rewriter.constant(blob, name=f"{layer.stored.name}_packed", near=layer.node)
+            blob = pack(choice.unit)
+            # The type of the weight tells ONNX Runtime before 1.20 that the output is uint8.
+            packed[key] = rewriter.constant(
+                blob.view(np.int8) if to_bytes else blob, name=f"{layer.stored.name}_packed", near=layer.node
+            )
         inputs: list[Tensor] = [layer.x, packed[key]]
         if layer.bias is not None:
             inputs.append(rewriter.constant(layer.bias, name=f"{label}_bias", near=layer.node))

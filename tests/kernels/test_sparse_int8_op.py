@@ -45,7 +45,8 @@ def model(
     inputs = [helper.make_tensor_value_info("x", x_type, shape)]
     if residual:
         inputs.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, None))
-    initializers = [numpy_helper.from_array(blob, "w")]
+    stored = blob.view(np.int8) if y_type == TensorProto.UINT8 else blob
+    initializers = [numpy_helper.from_array(stored, "w")]
     if weight_is_input:
         inputs.append(helper.make_tensor_value_info("w", TensorProto.UINT8, [blob.size]))
     if bias is not None:
@@ -187,7 +188,7 @@ def flipped(at: int) -> np.ndarray:
         ({"K": None}, "the attribute 'K' (int) is missing"),
         ({"activation": "tanh"}, "'activation' must be one of none, relu, relu6, clip, silu, gelu, gelu_tanh"),
         ({"bytes_in": True}, "X is uint8, and the attribute 'x_scale' (float) is missing"),
-        ({"output": "uint8"}, "Y is uint8, and the attribute 'y_scale' (float) is missing"),
+        ({"output": "uint8", "y_scale": None}, "Y is uint8, and the attribute 'y_scale' (float) is missing"),
         ({"output": "int8"}, "'output' must be one of float, uint8"),
         ({"x_scale": -1.0}, "'x_scale' and 'x_zero_point' must be a positive number and 0 to 255"),
         ({"x_scale": float("nan")}, "'x_scale' and 'x_zero_point' must be a positive number and 0 to 255"),

@@ -100,7 +100,7 @@ def packed(done: Done) -> np.ndarray:
     (node,) = [node for _, node in done.model.walk() if node.op == "SparseInt8MatMul"]
     stored = node.inputs[1]
     assert isinstance(stored, Constant)
-    return stored.array()
+    return stored.array().view(np.uint8)
 
 
 def results(done: Done, rows: int = 9) -> list[np.ndarray]:

@@ -92,25 +92,8 @@ class Int8Library:
         grid: tuple[float, int] = (0.0, 0),
     ) -> np.ndarray:
         """Return y of x [M, K], float32 or uint8; a grid with scale 0 is found by the kernel."""
-        to_bytes = output.grid is not None
-        y = np.full(x.shape[0] * n + 2 * GUARD, 77, np.uint8 if to_bytes else np.float32)
-        is_float = x.dtype == np.float32
-        y_scale, y_zero_point = output.grid or (1.0, 0)
-        call = _Call(
-            _at(x) if is_float else None,
-            None if is_float else _at(x),
-            _at(output.bias),
-            _at(output.residual),
-            None if to_bytes else _at(y[GUARD:]),
-            _at(y[GUARD:]) if to_bytes else None,
-            grid[0],
-            y_scale,
-            output.low,
-            output.high,
-            grid[1],
-            y_zero_point,
-            ACTIVATIONS.index(output.activation),
-        )
+        y = _guarded(x.shape[0] * n, output)
+        call = _call(x, y, output, grid)
         failed = self.dll.graphopt_sparse_int8_matmul(
             ctypes.c_void_p(packed.ctypes.data),
             ctypes.c_size_t(packed.nbytes),
@@ -121,9 +104,89 @@ class Int8Library:
             ctypes.c_size_t(512),
         )
         assert failed == 0, self.message.value.decode()
-        assert np.all(y[:GUARD] == 77), "written before the output"
-        assert np.all(y[-GUARD:] == 77), "written behind the output"
-        return y[GUARD:-GUARD].reshape(x.shape[0], n)
+        return _inside(y).reshape(x.shape[0], n)
+
+    def conv(
+        self,
+        packed: np.ndarray,
+        x: np.ndarray,
+        n: int,
+        isa: str,
+        window: Window,
+        output: Output = PLAIN,
+        grid: tuple[float, int] = (0.0, 0),
+    ) -> np.ndarray:
+        """Return y of x [batch, channels, height, width], float32 or uint8."""
+        window_sizes = (*window.kernel, *window.strides, *window.dilations, *window.pads)
+        sizes = (ctypes.c_int64 * 16)(*x.shape, n, window.group, *window_sizes)
+        out = (ctypes.c_int64 * 2)()
+        y = np.zeros(0, np.float32)
+        for step in range(2):
+            call = _call(x, y, output, grid) if step else _Call()
+            failed = self.dll.graphopt_sparse_int8_conv(
+                ctypes.c_void_p(packed.ctypes.data),
+                ctypes.c_size_t(packed.nbytes),
+                isa.encode(),
+                sizes,
+                ctypes.byref(call),
+                out,
+                self.message,
+                ctypes.c_size_t(512),
+            )
+            assert failed == 0, self.message.value.decode()
+            if not step:
+                y = _guarded(x.shape[0] * n * out[0] * out[1], output)
+        return _inside(y).reshape(x.shape[0], n, out[0], out[1])
+
+
+def _guarded(elements: int, output: Output) -> np.ndarray:
+    return np.full(elements + 2 * GUARD, 77, np.float32 if output.grid is None else np.uint8)
+
+
+def _inside(y: np.ndarray) -> np.ndarray:
+    assert np.all(y[:GUARD] == 77), "written before the output"
+    assert np.all(y[-GUARD:] == 77), "written behind the output"
+    return y[GUARD:-GUARD]
+
+
+def _call(x: np.ndarray, y: np.ndarray, output: Output, grid: tuple[float, int]) -> _Call:
+    to_bytes, is_float = output.grid is not None, x.dtype == np.float32
+    y_scale, y_zero_point = output.grid or (1.0, 0)
+    return _Call(
+        _at(x) if is_float else None,
+        None if is_float else _at(x),
+        _at(output.bias),
+        _at(output.residual),
+        None if to_bytes else _at(y[GUARD:]),
+        _at(y[GUARD:]) if to_bytes else None,
+        grid[0],
+        y_scale,
+        output.low,
+        output.high,
+        grid[1],
+        y_zero_point,
+        ACTIVATIONS.index(output.activation),
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a convolution does, as Conv says it."""
+
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    group: int = 1
+
+    def attributes(self) -> dict[str, object]:
+        return {
+            "kernel_shape": list(self.kernel),
+            "strides": list(self.strides),
+            "dilations": list(self.dilations),
+            "pads": list(self.pads),
+            "group": self.group,
+        }
 
 
 def dynamic_grid(x: np.ndarray) -> tuple[float, int]:

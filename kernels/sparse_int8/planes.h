@@ -1,0 +1,164 @@
+// Convolutions: planes of bytes, tiles of positions, and outputs plane by plane; written once over vector types. Included
+// after finish.h.
+//
+// Lane: interleave(const unsigned char* const rows[4], width, p): p[i][j] = rows[j][i].
+
+inline void fill_plane(const Conv& call, size_t image, size_t channel, unsigned char* plane) {
+  const ConvShape& s = call.shape;
+  const unsigned char padding = static_cast<unsigned char>(call.grid.zero_point ^ Lane::flip);
+  const size_t start = (image * s.channels + channel) * s.height * s.width;
+  const Rounding rounding(call.grid);
+  if (s.plane != s.height * s.width) __builtin_memset(plane, padding, s.plane);
+  constexpr size_t piece = 512;
+  alignas(64) unsigned char bytes[piece];
+  for (size_t y = 0; y < s.height; ++y) {
+    const size_t row = y + s.pad_top;
+    unsigned char* line = plane + (row % s.stride_h * s.stride_w * s.rows + row / s.stride_h) * s.pitch;
+    for (size_t x0 = 0; x0 < s.width; x0 += piece) {
+      const size_t count = smaller(piece, s.width - x0), at = start + y * s.width + x0, column = x0 + s.pad_left;
+      unsigned char* direct = line + column;
+      unsigned char* to = s.stride_w == 1 ? direct : bytes;
+      if (call.floats) {
+        Lane::quantize(call.floats + at, count, rounding, to);
+      } else {
+        for (size_t i = 0; i < count; ++i) to[i] = static_cast<unsigned char>(call.bytes[at + i] ^ Lane::flip);
+      }
+      if (s.stride_w == 1) continue;
+      for (size_t phase = 0; phase < s.stride_w; ++phase) {
+        const size_t skip = (phase + s.stride_w - column % s.stride_w) % s.stride_w;
+        unsigned char* out = line + phase * s.rows * s.pitch + (column + skip) / s.stride_w;
+        if (s.stride_w == 2) {
+          for (size_t i = skip, j = 0; i < count; i += 2, ++j) out[j] = bytes[i];
+        } else {
+          for (size_t i = skip, j = 0; i < count; i += s.stride_w, ++j) out[j] = bytes[i];
+        }
+      }
+    }
+  }
+}
+
+inline void pack_positions(const PackedWeights& w, const unsigned char* planes, const size_t* offsets, size_t f0,
+                           unsigned count, unsigned width, unsigned char* p) {
+  constexpr unsigned most = 4 * Lane::lanes;
+  alignas(64) static constexpr unsigned char nothing[most] = {};
+  alignas(64) unsigned char edge[4][most];
+  for (size_t k = 0; k < w.k; k += 4) {
+    const unsigned char* rows[4];
+    for (unsigned j = 0; j < 4; ++j) {
+      const bool present = k + j < w.k;
+      rows[j] = present ? planes + offsets[k + j] + f0 : nothing;
+      if (!present || count == width) continue;
+      __builtin_memset(edge[j], 0, most);
+      __builtin_memcpy(edge[j], rows[j], count);
+      rows[j] = edge[j];
+    }
+    Lane::interleave(rows, width, p + k * width);
+  }
+}
+
+// Where a run of positions lies among the outputs: `length` of them from position `from` of the tile on.
+struct Segment {
+  unsigned from, length;
+  size_t to;
+};
+
+inline unsigned segments_of(const ConvShape& s, size_t f0, unsigned count, Segment* out) {
+  unsigned found = 0;
+  for (size_t f = f0; f < f0 + count;) {
+    const size_t row = f / s.pitch, column = f % s.pitch;
+    if (column >= s.out_w) {
+      f += s.pitch - column;
+      continue;
+    }
+    const size_t left = f0 + count - f;
+    const size_t length = s.pitch == s.out_w ? left : smaller(s.out_w - column, left);
+    out[found++] = {static_cast<unsigned>(f - f0), static_cast<unsigned>(length), row * s.out_w + column};
+    f += length;
+  }
+  return found;
+}
+
+inline void copy_few(unsigned char* to, const unsigned char* from, size_t bytes) {
+  if (bytes >= 16) {
+    for (size_t i = 0; i + 16 < bytes; i += 16) __builtin_memcpy(to + i, from + i, 16);
+    __builtin_memcpy(to + bytes - 16, from + bytes - 16, 16);
+  } else if (bytes >= 8) {
+    __builtin_memcpy(to, from, 8);
+    __builtin_memcpy(to + bytes - 8, from + bytes - 8, 8);
+  } else if (bytes >= 4) {
+    __builtin_memcpy(to, from, 4);
+    __builtin_memcpy(to + bytes - 4, from + bytes - 4, 4);
+  } else {
+    for (size_t i = 0; i < bytes; ++i) to[i] = from[i];
+  }
+}
+
+template <Form form, Activation activation>
+inline void finish_planes_as(const Conv& call, size_t first, size_t outputs, size_t f0, unsigned count, unsigned width,
+                             size_t channel, const int32_t* sums, const float* factors) {
+  constexpr unsigned lanes = Lane::lanes, most = 4 * lanes;
+  using Vec = typename FloatLane::Vec;
+  const Output& y = call.y;
+  const Finish<form, activation> finish(y);
+  Segment segments[most];
+  const unsigned found = segments_of(call.shape, f0, count, segments);
+  const size_t area = call.shape.out_h * call.shape.out_w;
+  alignas(64) float floats[most];
+  alignas(64) float residual[most] = {};
+  alignas(64) unsigned char bytes[most];
+  const bool in_place = found == 1 && segments[0].length == width;
+  for (size_t n = 0; n < outputs; ++n) {
+    const size_t plane = (first + n) * area;
+    float* to_floats = in_place ? y.floats + plane + segments[0].to : floats;
+    unsigned char* to_bytes = in_place ? y.bytes + plane + segments[0].to : bytes;
+    if (form != Form::direct && y.residual) {
+      for (unsigned i = 0; i < found; ++i)
+        __builtin_memcpy(residual + segments[i].from, y.residual + plane + segments[i].to, segments[i].length * 4);
+    }
+    const Vec factor = FloatLane::set1(factors[n]);
+    const Vec bias = FloatLane::set1(form != Form::direct && y.bias ? y.bias[channel + n] : 0.0f);
+    const auto one = [&](unsigned i) __attribute__((always_inline)) {
+      Vec v = FloatLane::mul(Lane::to_float(Lane::load(sums + n * width + i)), factor);
+      if constexpr (form != Form::direct) {
+        if (y.bias) v = FloatLane::add(v, bias);
+        if (y.residual) v = FloatLane::add(v, FloatLane::load(residual + i));
+        v = activated<FloatLane, activation>(v, y.epilogue);
+      }
+      return v;
+    };
+    for (unsigned i = 0; i < width; i += lanes) {
+      if constexpr (form == Form::floats) {
+        FloatLane::store(to_floats + i, one(i));
+      } else {
+        Lane::put_bytes(to_bytes + i, finish.to_bytes(one(i)), lanes);
+      }
+    }
+    if (in_place) continue;
+    for (unsigned i = 0; i < found; ++i) {
+      const Segment& s = segments[i];
+      if constexpr (form == Form::floats) {
+        copy_few(reinterpret_cast<unsigned char*>(y.floats + plane + s.to),
+                 reinterpret_cast<const unsigned char*>(floats + s.from), s.length * 4);
+      } else {
+        copy_few(y.bytes + plane + s.to, bytes + s.from, s.length);
+      }
+    }
+  }
+}
+
+struct FinishPlanes {
+  template <Form form, Activation activation, class... Args>
+  static void run(const Args&... args) {
+    finish_planes_as<form, activation>(args...);
+  }
+};
+
+inline void finish_planes(const Conv& call, size_t image, size_t group, size_t f0, unsigned count, unsigned width,
+                          size_t panel, const int32_t* sums, float* factors) {
+  const PackedWeights& w = *call.w;
+  const size_t per_group = call.shape.outputs / call.shape.group, panels = (per_group + w.panel - 1) / w.panel;
+  const size_t local = panel % panels * w.panel, outputs = smaller(w.panel, per_group - local);
+  const size_t channel = group * per_group + local;
+  prepare_factors(w, panel * w.panel, outputs, call.grid, call.y, factors);
+  finish<FinishPlanes>(call, image * call.shape.outputs + channel, outputs, f0, count, width, channel, sums, factors);
+}
