@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel_rows import ALSO, DENSE, ROWS, WORST_SHARE, Row
-from measurement import environment
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds its own folder only
 
+from benchmarks.kernel_rows import ALSO, DENSE, ROWS, WORST_SHARE, Row
+from benchmarks.measurement import environment
 from graphopt.analysis.cost_table import KERNELS, SPARSITY, CostTable
 from graphopt.runtime.library import isa_report
 from graphopt.tuning import FULL, tune

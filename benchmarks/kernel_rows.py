@@ -91,7 +91,7 @@ def _rows() -> list[Row]:
 
 ROWS = _rows()
 
-ALSO = (
+ALSO: tuple[tuple[str, float, Size], ...] = (
     *(("sparse-matmul", level, SMALL) for level in (0.8, 0.9, 0.95)),
     *(("sparse-matmul", 0.7, size) for size in BATCHES),
     *(("low-bit-matmul", bits, size) for bits in (8, 3, 2, 1) for size in (SQUARE, *SQUARE_BATCHES)),

@@ -52,7 +52,7 @@ class Plan:
         pointwise: Inputs and outputs of the convolutions without a window.
         sparsities: Shares of zeros.
         bits: Bits of a weight.
-        seconds: Wall time for all alternatives of one size.
+        seconds: Wall time for all levels of an alternative at one size.
         layers: Layers with weights of their own in each model.
     """
 
@@ -75,21 +75,21 @@ QUICK = Plan(
     pointwise=(32, 128, 256),
     sparsities=(0.6, 0.8, 0.9, 0.95),
     bits=(1, 2, 3, 4, 8),
-    seconds=0.25,
+    seconds=0.05,
     layers=2,
 )
 """A coarse grid, in one or two minutes."""
 
 FULL = Plan(
     rows=(1, 4, 16, 64, 256),
-    matrices=((64, 64), (128, 384), (384, 1536), (768, 3072), (3072, 768), (4096, 4096)),
+    matrices=((64, 64), (128, 384), (384, 1536), (768, 3072), (2048, 4096)),
     maps=(7, 14, 28, 56),
     channels=(16, 64, 128, 256),
     pointwise=(16, 64, 128, 256, 512),
     sparsities=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
     bits=(1, 2, 3, 4, 8),
-    seconds=1.5,
-    layers=3,
+    seconds=0.3,
+    layers=2,
 )
 """The grid of the table of the package."""
 
@@ -117,37 +117,36 @@ def machine() -> str:
 
 def _cases(plan: Plan, only: Collection[str], isa: str, progress: Progress | None) -> Iterator[dict[str, Any]]:
     work = [
-        (size, entries)
-        for size, alternatives in _sizes(plan)
-        if (entries := _entries(plan, [each for each in alternatives if not only or each.kernel in only]))
+        (alternative, sizes)
+        for sizes, alternatives in _sizes(plan)
+        for alternative in alternatives
+        if not only or alternative.kernel in only
     ]
-    draws = Draws(plan.layers)
-    for done, (size, entries) in enumerate(work):
+    for done, (alternative, sizes) in enumerate(work):
         if progress:
-            progress(str(size), done, len(work))
-        for timed in race(size, entries, draws, seconds=plan.seconds):
-            yield {
-                "kernel": timed.kernel,
-                "isa": isa,
-                "m": size.m,
-                "weights": size.weights,
-                "level": timed.level,
-                "speedup": timed.speedup,
-            }
+            progress(f"{alternative.kernel} {sizes[0].weights} weights", done, len(work))
+        draws = Draws(plan.layers)
+        entries = [(alternative, level) for level in levels_of(alternative.kernel, plan)]
+        for size in sizes:
+            for timed in race(size, entries, draws, seconds=plan.seconds):
+                yield {
+                    "kernel": timed.kernel,
+                    "isa": isa,
+                    "m": size.m,
+                    "weights": size.weights,
+                    "level": timed.level,
+                    "speedup": timed.speedup,
+                }
 
 
-def _sizes(plan: Plan) -> Iterator[tuple[Size, Sequence[Alternative]]]:
+def _sizes(plan: Plan) -> Iterator[tuple[list[Size], Sequence[Alternative]]]:
+    """Sizes that differ only in their rows, and what runs them."""
     for k, n in plan.matrices:
-        for m in plan.rows:
-            yield MatmulSize(m, k, n), MATMULS
-    for window, channels, alternatives in ((3, plan.channels, CONVOLUTIONS), (1, plan.pointwise, POINTWISE)):
-        for width in channels:
-            for side in plan.maps:
-                yield ConvSize(window, width, side), alternatives
-
-
-def _entries(plan: Plan, alternatives: Sequence[Alternative]) -> list[tuple[Alternative, float]]:
-    return [(each, level) for each in alternatives for level in levels_of(each.kernel, plan)]
+        yield [MatmulSize(m, k, n) for m in plan.rows], MATMULS
+    for width in plan.channels:
+        yield [ConvSize(3, width, side) for side in plan.maps], CONVOLUTIONS
+    for width in plan.pointwise:
+        yield [ConvSize(1, width, side) for side in plan.maps], POINTWISE
 
 
 def levels_of(kernel: str, plan: Plan) -> tuple[float, ...]:
