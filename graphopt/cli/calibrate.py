@@ -84,6 +84,17 @@ def add_calibrator(parser: Parser) -> None:
     )
 
 
+def add_weight_calibrator(parser: Parser) -> None:
+    """Add the option that says what the scales of int8 weights follow from."""
+    parser.add_argument(
+        "--weight-calibrator",
+        type=_weight_calibrator,
+        metavar="C",
+        help="what scales of int8 weights reach to: minmax (default), the largest weight, or mse: what changes the "
+        "outputs least, each weight counted by the mean square of what it meets in the data",
+    )
+
+
 def add_cache(parser: Parser) -> None:
     """Add the option that names a cache."""
     parser.add_argument(
@@ -109,6 +120,8 @@ def range_options(arguments: argparse.Namespace) -> dict[str, Any]:
         options["calibrator"] = arguments.calibrator
     if arguments.percentile is not None:
         options["percentile"] = arguments.percentile
+    if getattr(arguments, "weight_calibrator", None) is not None:
+        options["weight_calibrator"] = arguments.weight_calibrator
     if arguments.calibration_cache is None:
         return options
     path = Path(arguments.calibration_cache)
@@ -166,6 +179,12 @@ def _merged(files: list[str]) -> CalibrationCache:
         except CalibrationCacheError as error:
             raise CalibrationCacheError(error.what, where=error.where or file, must=error.must, do=error.do) from error
     return found
+
+
+def _weight_calibrator(text: str) -> str:
+    from graphopt.cli.parser import one_of
+
+    return one_of("minmax", "mse")(text)
 
 
 def _calibrator(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graphopt.cli.calibrate import add_cache, add_calibrator, range_options
+from graphopt.cli.calibrate import add_cache, add_calibrator, add_weight_calibrator, range_options
 from graphopt.cli.choices import offered, require
 from graphopt.cli.form import add_form, form_options, opset_of, with_form
 from graphopt.cli.job import add_judging, add_model, add_statistics, add_target, run_job
@@ -65,6 +65,7 @@ def configure(parser: Parser) -> None:
         "int4, dynamic (default without data), or none",
     )
     add_calibrator(parser)
+    add_weight_calibrator(parser)
     add_cache(parser)
     add_requantize(parser)
     add_budgets(parser)

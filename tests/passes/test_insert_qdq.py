@@ -495,3 +495,29 @@ def test_weights_of_least_error_lose_less_of_what_loud_inputs_meet(*, per_channe
         PassManager([InsertQdq(**options)], verify="full").run(result, feeds)
         found[kind] = sqnr_db(model, result, feeds)
     assert found["mse"] > found["minmax"] + 1
+
+
+@pytest.mark.usefixtures("however_small")
+@pytest.mark.parametrize("target", ["tensorrt", "openvino", "qnn"])
+@pytest.mark.parametrize("op", ["Conv", "MatMul"])
+def test_weights_of_least_error_act_where_pairs_are_declared(target: str, op: str) -> None:
+    shape, weight, result, node = {
+        "Conv": ("32, 6, 6", "16, 32, 3, 3", "16, 6, 6", "y = Conv<pads = [1, 1, 1, 1]>(x, w0)"),
+        "MatMul": ("32, 32", "32, 32", "32, 32", "y = MatMul(x, w0)"),
+    }[op]
+    model = float_model(f"g (float[n, {shape}] x, float[{weight}] w0) => (float[n, {result}] y) {{ {node} }}")
+    constant = model.graph.nodes[0].inputs[1]
+    assert isinstance(constant, Constant)
+    with constant.edit() as values:
+        loud = values if op == "MatMul" else np.moveaxis(values, 1, 0)
+        loud[0] *= 12.0  # the largest weights meet an input that is nearly silent
+    x = np.random.default_rng(3).standard_normal((64, *map(int, shape.split(", ")))).astype(np.float32)
+    x[(slice(None), 0) if op == "Conv" else (..., 0)] *= 0.001
+    feeds = Feeds.open({"x": x}, model)
+    found = {}
+    for kind in ("minmax", "mse"):
+        quantized = model.copy()
+        options: dict[str, Any] = {"weight_calibrator": kind}
+        PassManager([InsertQdq(**options)], target=target).run(quantized, feeds)
+        found[kind] = sqnr_db(model, quantized, feeds)
+    assert found["mse"] > found["minmax"] + 1

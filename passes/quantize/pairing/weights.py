@@ -9,7 +9,7 @@ import numpy as np
 from graphopt.graph import constant_value
 from graphopt.passes.quantize.integers import IntegerWeight
 from graphopt.passes.quantize.static import drop_unused, mean_shift, short_name
-from graphopt.passes.quantize.weighing import least_error
+from graphopt.passes.quantize.weighing import least_error, least_error_grid
 from graphopt.target.grid import (
     Grid,
     GridKind,
@@ -91,6 +91,10 @@ class PairWeights:
         if self._powers_of is not None and kind.symmetric and not kind.number.real:
             nearest = IntegerWeight(weight, quantize_weight(weight, axis, scales, kind.limit).values, scales, axis)
             scales = least_error(node, nearest, self._powers_of(data), kind.limit).scales
+            grid = Grid(scales[0], grid.zero_point, grid.top, grid.bottom, grid.number)
+        elif self._powers_of is not None and not kind.number.real:
+            grid = least_error_grid(node, weight, self._powers_of(data), GridKind(kind.number))
+            scales = np.asarray([grid.scale], np.float32)
         stored = stored_weight(old)
         kept = isinstance(stored, StoredWeight) and kind.symmetric and self._suits(stored, kind, axis) and factor == 1
         if kept and isinstance(stored, StoredWeight):
