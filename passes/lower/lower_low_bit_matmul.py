@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
+
 from graphopt.analysis.cost_table import ANY_ISA, CostTable
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Function, Model, Node, is_graph_output, producer, uses
@@ -21,7 +23,6 @@ from graphopt.verify.contract import Contract
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from graphopt.analysis.manager import Facts
@@ -157,8 +158,10 @@ class LowerLowBitMatmul(Pass):
                 name = f"{node.inputs[1].name}_packed"
                 packed[key] = rewriter.constant(pack_low_bit(matrix), name=name, near=node)
             inputs: list[Tensor | None] = [node.inputs[0], packed[key], None, epilogue.residual]
-            if epilogue.bias is not None:
-                inputs[2] = rewriter.constant(epilogue.bias, name=f"{label}_bias", near=node)
+            if epilogue.bias is not None or epilogue.residual is not None:
+                # An input left out before another one crashes ONNX Runtime before 1.23.
+                bias = np.zeros(n, np.float32) if epilogue.bias is None else epilogue.bias
+                inputs[2] = rewriter.constant(bias, name=f"{label}_bias", near=node)
             while inputs[-1] is None:
                 inputs.pop()
             attrs = {"K": k, "N": n, "bits": matrix.bits, "block_size": matrix.block, **epilogue.attrs}

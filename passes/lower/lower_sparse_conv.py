@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from graphopt.analysis.cost_table import ANY_ISA, CostTable
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Model, Node, Tensor, is_graph_output, uses
@@ -17,8 +19,6 @@ from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-    import numpy as np
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Rewriter
@@ -151,11 +151,12 @@ def _patch(choice: _Choice, packed: dict[tuple[Tensor, int, int], Constant]) -> 
         if key not in packed:
             blob = pack_sparse_conv(layer.weight(), group=layer.group, block=choice.block)
             packed[key] = rewriter.constant(blob, name=f"{layer.stored_weight.name}_packed", near=layer.node)
-        inputs: list[Tensor | None] = [layer.node.inputs[0], packed[key]]
-        if layer.bias is not None or layer.epilogue.residual is not None:
-            inputs.append(layer.bias)
-        if layer.epilogue.residual is not None:
-            inputs.append(layer.epilogue.residual)
+        inputs: list[Tensor] = [layer.node.inputs[0], packed[key]]
+        bias, residual = layer.bias, layer.epilogue.residual
+        if bias is None and residual is not None:
+            # An input left out before another one crashes ONNX Runtime before 1.23.
+            bias = rewriter.constant(np.zeros(len(layer.weight()), np.float32), name=f"{label}_bias", near=layer.node)
+        inputs += [tensor for tensor in (bias, residual) if tensor is not None]
         result = rewriter.op(
             "SparseConv",
             inputs,
