@@ -275,8 +275,15 @@ class Placer:
         made = [self._is_made(tensor) for tensor in tensors]
         used = self._uses_integers(node)
         if rule.role is Role.MOVE and not any(made):
-            return bool(used) and all(used)
+            return bool(used) and all(used) and not self._shrinks(node)
         return any(made) and any(used) and (all(made) or all(used))
+
+    def _shrinks(self, node: Node) -> bool:
+        """Tell whether rounding behind a node that nothing else reads the input of touches fewer values than before it.
+
+        A pool that follows a float operator is also faster in float: there it works on blocks of channels.
+        """
+        return node.op == "MaxPool" and len(uses(node.inputs[0])) == 1 and not is_graph_output(node.inputs[0])
 
     def _is_absorbed(self, node: Node) -> bool:
         """Tell whether a Relu or Clip is the only reader of an integer operator's result."""

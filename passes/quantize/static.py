@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output, producer, uses
+from graphopt.passes.quantize.head import has_image_channels, pool_first
 from graphopt.passes.quantize.integers import IntegerWeight, describe, integer_weight
 from graphopt.passes.quantize.weighing import least_error
 from graphopt.target.grid import WEIGHT_LIMIT, Grid, activation_grid, fit_bias, quantize_bias
@@ -213,7 +214,8 @@ class StaticForm:
         """Return the integers of a tensor; a tensor that a float operator made is rounded before its first reader."""
         if tensor not in self._rounded:
             scale, zero_point = self._constants(rw, node, self._placement.groups[tensor])
-            rounded = conversion(rw, "QuantizeLinear", [tensor, scale, zero_point], near=node)
+            source = pool_first(rw, tensor)
+            rounded = conversion(rw, "QuantizeLinear", [source, scale, zero_point], near=node)
             self._rounded[tensor] = rounded
         return self._rounded[tensor]
 
@@ -374,15 +376,6 @@ def mean_shift(node: Node, error: NDArray[np.float64], means: NDArray[np.float64
         return None
     shift: NDArray[np.float64] = np.einsum("goc,gc->go", sums, means.reshape(groups, -1)).reshape(-1)
     return shift
-
-
-def has_image_channels(node: Node, shape: tuple[int, ...]) -> bool:
-    """Tell whether a convolution reads three channels and its integer form is faster on four.
-
-    The direct integer kernel takes input channels in fours; without it patches are gathered byte by byte. Padding with
-    zeros is exact.
-    """
-    return shape[1] == 3 and int(node.attrs.get("group", 1)) == 1 and shape[0] >= 16 and shape[0] % 4 == 0
 
 
 def conversion(

@@ -521,3 +521,21 @@ def test_weights_of_least_error_act_where_pairs_are_declared(target: str, op: st
         PassManager([InsertQdq(**options)], target=target).run(quantized, feeds)
         found[kind] = sqnr_db(model, quantized, feeds)
     assert found["mse"] > found["minmax"] + 1
+
+
+def test_a_float_pool_pools_before_relu_so_that_little_is_rounded() -> None:
+    model = float_model(
+        "g (float[n, 1, 28, 28] x, float[16, 1, 5, 5] w0, float[32, 16, 3, 3] w1, float[32, 32, 3, 3] w2) "
+        "=> (float[n, 32, 12, 12] y) "
+        "{ a = Conv<pads = [2, 2, 2, 2]>(x, w0) r = Relu(a) p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r) "
+        "b = Conv<pads = [1, 1, 1, 1]>(p, w1) s = Relu(b) y = Conv(s, w2) }"
+    )
+    feeds = Feeds.open(list(random_feeds(model, count=16, seed=0, sizes={"n": 1})), model)
+    result = model.copy()
+    PassManager([InsertQdq()], verify="full").run(result, feeds)
+    order = [node.op for node in result.graph.nodes if node.op in {"Conv", "Relu", "MaxPool", "QuantizeLinear"}]
+    assert order[:4] == ["Conv", "MaxPool", "Relu", "QuantizeLinear"]
+    assert sqnr_db(model, result, feeds) > 25
+    found = audit(result, compare=False)
+    assert found.integer["QLinearConv"] == 2
+    assert "Relu" not in {each.op for each in found.stayed_float}
