@@ -68,6 +68,9 @@ struct Call {
   Epilogue epilogue;
 };
 
+// Squares of y that `rows` below stores at once: several lines of memory that follow each other.
+constexpr unsigned sums_in_lanes = 4;
+
 // One way through the rows of x. A tile is some rows of x; `run` computes what one tile and one panel of w have in y.
 struct Method {
   const char* name;
@@ -75,7 +78,7 @@ struct Method {
   unsigned row_step;   // tiles begin at multiples of it
   // How `run` gets the tile: straight from x, or transposed to p[k][width], width = rows rounded up to `lanes`.
   bool transposed;
-  // Rows of sums[n][width] that `run` needs: as many as the panel has, or as the vector has lanes, or none.
+  // Rows of sums[n][width] that `run` needs: as many as the panel has, or `sums_in_lanes` vectors, or none.
   enum class Sums : int { none, lanes, panel } sums;
   // y[m0 .. m0 + rows, the columns of one panel]; p and sums are aligned to 64.
   void (*run)(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums);

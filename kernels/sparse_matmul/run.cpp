@@ -84,7 +84,7 @@ bool Work::run(size_t task) const {
   const size_t width = round_up(rows, lanes);
   const size_t packed = width * round_up(w.k, lanes);
   const size_t sums_rows = method.sums == Method::Sums::panel   ? round_up(w.panel_rows, lanes)
-                           : method.sums == Method::Sums::lanes ? lanes
+                           : method.sums == Method::Sums::lanes ? sums_in_lanes * lanes
                                                                 : 0;
   float* memory = static_cast<float*>(held.memory.reserve((packed + width * sums_rows) * sizeof(float)));
   if (memory == nullptr) return false;

@@ -16,6 +16,10 @@ inline T load_as(const unsigned char* at) {
 inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 constexpr size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 
+// How far ahead of its use a value is asked for: they come from memory, one after the other, faster than the processor
+// would ask by itself.
+constexpr size_t prefetch_bytes = 1024;
+
 // Every activation that only bounds its argument is done in registers before y is stored.
 struct Bounds {
   float low, high;

@@ -57,6 +57,7 @@ inline void strip_sums(const Strips& strips, size_t strip, const X& x, typename 
     const auto take = [&](size_t j, typename L::Vec (&into)[MR][V]) __attribute__((always_inline)) {
       const size_t k = k0 + strip_index(w.indices, j);
       const float* values = reinterpret_cast<const float*>(w.values + j * height * sizeof(float));
+      __builtin_prefetch(w.values + j * height * sizeof(float) + prefetch_bytes);
       typename L::Vec weights[V];
       GRAPHOPT_UNROLL
       for (unsigned v = 0; v < V; ++v) weights[v] = L::load(values + v * L::lanes);
@@ -168,7 +169,7 @@ inline void strips_columns(const Call& call, size_t m0, unsigned rows, size_t pa
 template <unsigned NB, unsigned R>
 inline void strips_by_rows(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums) {
   constexpr size_t width = NB * Lane::lanes;
-  constexpr size_t together = Lane::lanes / R;  // strips that fill a square of y
+  constexpr size_t together = sums_in_lanes * Lane::lanes / R;  // strips whose sums are stored at once
   const PackedMatrix& w = *call.w;
   const Strips strips(w, panel);
   for (size_t strip = strips.first; strip < strips.last; strip += together) {
@@ -187,6 +188,7 @@ inline void strips_by_rows(const Call& call, size_t m0, unsigned rows, size_t pa
         for (size_t entry = strips.start(strip + g, kb), end = strips.start(strip + g, kb + 1); entry < end; ++entry) {
           const float* column = tile + strip_index(w.indices, entry) * width;
           const unsigned char* values = w.values + entry * R * sizeof(float);
+          __builtin_prefetch(values + prefetch_bytes);
           typename Lane::Vec x[NB];
           GRAPHOPT_UNROLL
           for (unsigned i = 0; i < NB; ++i) x[i] = Lane::load(column + i * Lane::lanes);

@@ -35,6 +35,12 @@ inline void rows_together(const float* p, const unsigned char* indices, const un
   }
 }
 
+// The entries that come after those at hand.
+inline void ask_for(const unsigned char* indices, const unsigned char* values, size_t count) {
+  for (size_t at = 0; at < count; at += 16) __builtin_prefetch(values + at * sizeof(float) + prefetch_bytes);
+  for (size_t at = 0; at < count; at += 64) __builtin_prefetch(indices + at + prefetch_bytes / sizeof(float));
+}
+
 template <unsigned NB, unsigned R>
 inline void group_part(const float* p, const unsigned char* indices, const unsigned char* values, size_t stride,
                        size_t end, const unsigned char* rows, float* panel_sums) {
@@ -62,6 +68,7 @@ inline void block(const PackedMatrix& w, size_t block, const float* p, float* pa
     for (size_t left = load_as<uint16_t>(run + 2); left > 0;) {
       const size_t group = group_of(left);
       const size_t end = per_row * group;
+      ask_for(indices, values, end);
       size_t r = 0;
       if constexpr (together >= 8) {
         for (; r + 8 <= group; r += 8)
@@ -123,6 +130,7 @@ inline void vector(const Call& call, size_t m0, unsigned, size_t panel, const fl
       for (size_t left = load_as<uint16_t>(run + 2); left > 0;) {
         const size_t group = group_of(left);
         const size_t end = per_row * group;
+        ask_for(indices, values, end);
         float sums[group_rows];
         x.dot(indices, values, end, group, sums);
         for (size_t r = 0; r < group; ++r) y[load_as<uint16_t>(rows + r * row_bytes)] += sums[r];
