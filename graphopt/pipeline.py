@@ -14,6 +14,7 @@ import onnxruntime
 
 from graphopt import fusion, preparation
 from graphopt.analysis import Facts
+from graphopt.analysis.cost_table import DEFAULT_TABLE, CostTable, table_path
 from graphopt.analysis.dense_reference import DenseReference
 from graphopt.analysis.layer_statistics import CollectedStatistics, LayerStatistics
 from graphopt.errors import UsageError, VerificationError
@@ -152,6 +153,7 @@ def compile(  # noqa: A001 - the verb of the command line and of the public inte
             threads=threads,
             metric_name=metric if isinstance(metric, str) else str(getattr(metric, "__name__", "metric")),
         )
+    work.notes += deciding_tables(work.ran)
     work.notes += conclusions(work.fallback or work.model, target, measured, held_back)
     report = build_report(
         original,
@@ -309,6 +311,17 @@ def final(limit: Limit, *, given: bool) -> Limit:
     however few samples say so.
     """
     return limit if given else replace(limit, standard_errors=min(-1.0, limit.standard_errors))
+
+
+def deciding_tables(steps: Iterable[Pass]) -> list[str]:
+    """Return a sentence on each cost table by which passes decided what runs on kernels."""
+    names = dict.fromkeys(str(getattr(step, "cost_table", "")) for step in steps if step.lowers)
+    paths = dict.fromkeys(table_path(name) for name in names)
+    return [
+        f"What runs on kernels was decided by {f'the cost table {path}' if path else 'the cost table of graphopt'}, "
+        f"measured on {CostTable.find(path or DEFAULT_TABLE).measured_on}."
+        for path in paths
+    ]
 
 
 def conclusions(model: Model, target: str, measured: Measured | None, feeds: Feeds | None = None) -> list[str]:

@@ -14,9 +14,10 @@ import pytest
 
 import graphopt
 from graphopt import demo
+from graphopt.analysis.cost_table import CostTable, KernelGrid
 from graphopt.errors import BudgetError, DataError, OutputExistsError, RecipeError, UsageError
 from graphopt.pipeline import CHOSEN_ON_THE_SAME, group_lossy
-from graphopt.rewrite import Contract, create
+from graphopt.rewrite import Contract, create, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -71,6 +72,7 @@ def test_manifest_has_the_hash_and_size_of_every_file(tmp_path: Path) -> None:
 def test_sparse_bundle_has_kernels_sources_and_a_fallback_that_agrees(tmp_path: Path) -> None:
     result = graphopt.compile(demo.TRANSFORMER, recipe="sparse", data=calibration())
     assert "ai.graphopt::SparseMatMul" in result.report.model.after.operators
+    assert any("decided by the cost table of graphopt, measured on" in note for note in result.report.notes)
     result.save(tmp_path / "bundle")
     folder = tmp_path / "bundle"
     assert (folder / "src" / "CMakeLists.txt").is_file()
@@ -80,6 +82,40 @@ def test_sparse_bundle_has_kernels_sources_and_a_fallback_that_agrees(tmp_path: 
         feed = {"image": test["image"][:50]}
         np.testing.assert_allclose(compiled.run(None, feed)[0], fallback.run(None, feed)[0], rtol=1e-3, atol=1e-4)
     assert (folder / "model.onnx").stat().st_size < demo.TRANSFORMER.stat().st_size
+
+
+def test_lowering_says_what_runs_on_kernels_and_why_and_by_which_table(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    fast = KernelGrid((1,), (1,), (0.2, 1.0), {"avx2": np.array([[[3.0, 3.0]]])})
+    path.write_text(CostTable({"sparse-matmul": fast}, 0.1, "a test").to_json(), encoding="utf-8")
+    options = {f"{name}.cost_table": str(path) for name in ("lower-sparse-matmul", "lower-sparse-conv")}
+    report = graphopt.compile(demo.TRANSFORMER, recipe="sparse", options=options).report
+    assert [note for note in report.notes if "cost table" in note] == [
+        f"What runs on kernels was decided by the cost table {path}, measured on a test."
+    ]
+    lowered = [layer for layer in report.layers if "SparseMatMul" in layer.what]
+    assert lowered
+    assert all("3.0" in layer.reason and layer.kept for layer in lowered)
+    skips = [skip for entry in report.passes if entry.name.startswith("lower-") for skip in entry.skips]
+    assert all(skip.reason for skip in skips)
+
+
+def test_without_lowering_no_cost_table_is_mentioned() -> None:
+    notes = graphopt.compile(demo.CNN, recipe="default").report.notes
+    assert not any("cost table" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("preset", "wanted"),
+    [
+        ("sparse", ["lower-sparse-conv", "lower-sparse-matmul"]),
+        ("int4", ["lower-low-bit-matmul"]),
+        ("smallest", ["lower-sparse-int8-matmul"]),
+    ],
+)
+def test_presets_that_compress_lower_where_it_is_faster(preset: str, wanted: list[str]) -> None:
+    found = [step.name for step in load_recipe(preset).create() if step.lowers]
+    assert [name for name in found if name in wanted] == wanted
 
 
 def test_written_recipe_gives_the_same_model_again(tmp_path: Path) -> None:
