@@ -61,6 +61,7 @@ GRAPHOPT_EXPORT int graphopt_sparse_conv_f32(const unsigned char* packed, size_t
   call.bias = bias;
   call.residual = residual;
   call.epilogue = {static_cast<Activation>(activation), low, high};
+  if (s.images == 0) return 0;
   if (specification) {
     reference(call);
     return 0;

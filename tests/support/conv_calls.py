@@ -53,7 +53,7 @@ def padded_plane(positions: int) -> int:
 
 def to_padded(x: np.ndarray) -> np.ndarray:
     """[N, C, H, W] -> [N, C, P]."""
-    flat = x.reshape(*x.shape[:2], -1)
+    flat = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
     return np.pad(flat, ((0, 0), (0, 0), (0, padded_plane(flat.shape[2]) - flat.shape[2])))
 
 
@@ -110,7 +110,7 @@ class ConvLibrary:
         assert failed == 0, self._message.value.decode()
         assert np.all(y[:_GUARD] == _MARK), "written before the output"
         assert np.all(y[-_GUARD:] == _MARK), "written behind the output"
-        made = y[_GUARD:-_GUARD].reshape(x.shape[0], weight[0], -1)
+        made = y[_GUARD:-_GUARD].reshape(x.shape[0], weight[0], count)
         return from_padded(made, sizes) if padded[1] else made.reshape(*made.shape[:2], *sizes)
 
     def check(self, packed: np.ndarray) -> str:
