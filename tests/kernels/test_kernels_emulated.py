@@ -18,6 +18,7 @@ from kernel_builds import (
     build_host,
     build_kernels,
     command,
+    kernels_under_test,
     need,
     objects,
     wheel_runtime,
@@ -37,7 +38,10 @@ DOT_PRODUCT = re.compile(r"\s[su]u?dot\s")
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, tuple[Case, list[np.ndarray]]]:
     """All cases with the outputs of this machine."""
-    return {case.name: (case, session(case.model, kernels=True).run(None, case.feeds)) for case in all_cases()}
+    return {
+        case.name: (case, session(case.model, kernels=kernels_under_test()).run(None, case.feeds))
+        for case in all_cases()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,40 @@ class Case:
 
 def all_cases() -> list[Case]:
     """Return the cases of all operators."""
-    return [*sparse_matmul_cases(), *low_bit_matmul_cases(), *sparse_conv_cases(), *sparse_int8_matmul_cases()]
+    products = [*sparse_matmul_cases(), *low_bit_matmul_cases(), *sparse_int8_matmul_cases()]
+    return [*products, *sparse_conv_cases(), *sparse_int8_conv_cases()]
+
+
+def large_cases() -> list[Case]:
+    """One case of each operator whose work is shared out over threads."""
+    product, weight = {"K": 512, "N": 768}, sparse(512, 768, 0.2)
+    codes = np.random.default_rng(0).integers(0, 16, (512, 768)).astype(np.uint8)
+    low_bit = pack_low_bit(LowBitMatrix(codes, values((16, 768)), 4, 32, 8))
+    int8, scales = block_sparse(576, 768, 4, 0.2), np.full(768, 0.01, np.float32)
+    nodes = {
+        "sparse_matmul": (op("SparseMatMul", ["x", "w"], **product, activation="gelu"), pack_sparse(weight), (70, 512)),
+        "low_bit_matmul": (op("LowBitMatMul", ["x", "w"], **product, bits=4, block_size=32), low_bit, (9, 512)),
+        "low_bit_vector": (op("LowBitMatMul", ["x", "w"], **product, bits=4, block_size=32), low_bit, (1, 512)),
+        "sparse_int8_matmul": (
+            op("SparseInt8MatMul", ["x", "w"], K=576, N=768),
+            pack_sparse_int8(int8, scales, unit=4),
+            (70, 576),
+        ),
+        "sparse_int8_conv": (
+            op("SparseInt8Conv", ["x", "w"], N=768, kernel_shape=(3, 3), pads=(1, 1, 1, 1)),
+            pack_sparse_int8(int8, scales, unit=4),
+            (1, 64, 17, 17),
+        ),
+        "sparse_conv": (
+            op("SparseConv", ["x", "w"], out_channels=128, kernel_shape=(3, 3), pads=(1, 1, 1, 1)),
+            pack_sparse_conv(sparse_tensor((128, 64, 3, 3), 0.2)),
+            (1, 64, 28, 28),
+        ),
+    }
+    return [
+        case(f"large_{name}", [node], {"w": packed}, {"x": values(shape)}, EXACT)
+        for name, (node, packed, shape) in nodes.items()
+    ]
 
 
 def sparse_matmul_cases() -> list[Case]:
@@ -154,6 +187,26 @@ def sparse_int8_matmul_cases() -> list[Case]:
         constants = {"w": packed.view(np.int8) if to_bytes else packed, "b": values((n,), 1)}
         node = op("SparseInt8MatMul", ["x", "w", "b"], **attributes)
         made.append(case(f"sparse_int8_matmul_{name}", [node], constants, {"x": x}, EXACT))
+    return made
+
+
+def sparse_int8_conv_cases() -> list[Case]:
+    """Strides, pads, dilations and groups; floats and bytes in and out."""
+    made = []
+    for name, shape, window, group, unit, steps, to_bytes in (
+        ("plain", (2, 6, 11, 13), (3, 3), 1, 4, {"pads": (1, 1, 1, 1)}, False),
+        ("bytes", (1, 8, 9, 9), (1, 1), 1, 1, {}, True),
+        ("strided", (1, 5, 15, 14), (3, 2), 1, 1, {"strides": (2, 2), "pads": (1, 0, 1, 1)}, True),
+        ("dilated_groups", (1, 8, 12, 12), (3, 3), 2, 4, {"dilations": (2, 1), "pads": (2, 1, 2, 1)}, False),
+    ):
+        k, n, panel = shape[1] // group * int(np.prod(window)), 32, 16
+        weight, scales = block_sparse(k, n, unit, 0.4), np.linspace(0.001, 0.01, n, dtype=np.float32)
+        attributes: dict[str, Any] = {"N": n, "kernel_shape": window, "group": group, **steps, "activation": "relu"}
+        attributes |= {"output": "uint8", "y_scale": 0.05, "y_zero_point": 3} if to_bytes else {}
+        packed = pack_sparse_int8(weight, scales, unit=unit, panel=panel)
+        constants = {"w": packed.view(np.int8) if to_bytes else packed, "b": values((n,), 1)}
+        node = op("SparseInt8Conv", ["x", "w", "b"], **attributes)
+        made.append(case(f"sparse_int8_conv_{name}", [node], constants, {"x": values(shape)}, EXACT))
     return made
 
 
