@@ -8,7 +8,7 @@ import numpy as np
 
 from graphopt.graph import constant_value
 from graphopt.passes.quantize.integers import IntegerWeight, integer_weight
-from graphopt.passes.quantize.static import drop_unused, short_name
+from graphopt.passes.quantize.writing import drop_unused, short_name
 from graphopt.target.grid import WEIGHT_LIMIT, quantize_weight, weight_scales
 from graphopt.target.stored import weight_value
 

@@ -15,7 +15,7 @@ import numpy as np
 from graphopt.analysis.activation_ranges.collect import remembered_ranges
 from graphopt.graph import producer
 from graphopt.passes.quantize.dynamic import matrix
-from graphopt.passes.quantize.static import drop_unused, short_name
+from graphopt.passes.quantize.writing import drop_unused, short_name
 from graphopt.solve.calibrators.evening import even_channels
 from graphopt.target.stored import restores_constant
 

@@ -59,6 +59,11 @@ class IntegerWeight:
         pads = [(0, 0), (0, 1), *[(0, 0)] * (self.codes.ndim - 2)]
         return replace(self, values=np.pad(self.values, pads), codes=np.pad(self.codes, pads), integers=None)
 
+    def repeated(self, codes: NDArray[np.int8], times: int) -> IntegerWeight:
+        """Return the weight with other codes, whose outputs are those there were, several times."""
+        scales = self.scales if self.axis is None else np.tile(self.scales, times)
+        return replace(self, values=codes.astype(np.float32), codes=codes, scales=scales, integers=None)
+
     def write(self, rw: Rewriter, node: Node, name: str) -> Tensor:
         """Return the codes as a tensor of int8; those kept in fewer bits are widened by whoever loads the model."""
         if self.integers is None:

@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output, producer, uses
-from graphopt.passes.quantize.head import has_image_channels, pool_first
+from graphopt.passes.quantize.head import (
+    MergedColumns,
+    has_image_channels,
+    merge,
+    merged_columns,
+    pool_first,
+    take_apart,
+)
 from graphopt.passes.quantize.integers import IntegerWeight, describe, integer_weight
 from graphopt.passes.quantize.weighing import least_error
+from graphopt.passes.quantize.writing import conversion, drop_unused, mean_shift, short_name
 from graphopt.target.grid import WEIGHT_LIMIT, Grid, activation_grid, fit_bias, quantize_bias
 from graphopt.target.operators import output_axis
-from graphopt.target.stored import restores_constant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable
 
     from numpy.typing import NDArray
 
@@ -32,7 +39,6 @@ if TYPE_CHECKING:
     from graphopt.target.rules import OpRule
 
 
-NAME_LENGTH = 40
 FEW_LEVELS = 16
 
 
@@ -79,6 +85,7 @@ class StaticForm:
         self._restored: dict[Tensor, Variable] = {}
         self._origins: dict[Tensor, Tensor] = {}
         self._padded: dict[Tensor, Variable] = {}
+        self._merged: dict[Node, MergedColumns] = {}
         self._weights: dict[tuple[int, tuple[int, ...], int | None, bytes], tuple[Variable, Tensor]] = {}
 
     # -------------------------------------------------------------------------------------------------- operators
@@ -98,6 +105,11 @@ class StaticForm:
             weight = weight.with_scales(fitted if weight.axis is not None else fitted.max(keepdims=True))
         if node in self._few_levels:
             rw.set_input(node, 0, self._few(rw, node, x, grid))
+        elif (columns := self._columns_of(node, x, weight.codes.shape)) is not None:
+            self._merged[node] = columns
+            weight = weight.repeated(columns.weight(weight.codes), columns.outputs)
+            bias = None if bias is None else np.tile(bias, columns.outputs)
+            self._read_merged(rw, node, x, columns)
         elif node.op == "Conv" and has_image_channels(node, weight.codes.shape) and not self._is_transposed(x):
             weight = weight.with_fourth_channel()
             rw.set_input(node, 0, self._four_channels(rw, node, x, weight.codes.ndim))
@@ -180,6 +192,37 @@ class StaticForm:
         source = producer(tensor if rounded is None else rounded)
         return source is not None and source.op == "Transpose"
 
+    def _columns_of(self, node: Node, tensor: Tensor, shape: tuple[int, ...]) -> MergedColumns | None:
+        """Return how a convolution reads an image that was given channels last, with columns merged; None otherwise."""
+        rounded, result = self._rounded.get(tensor), self._placement.outputs.get(node)
+        source = None if rounded is None else producer(rounded)
+        if node.op != "Conv" or result is None or source is None or source.op != "Transpose":
+            return None
+        if source.attrs.get("perm") != [0, 3, 1, 2] or not has_image_channels(node, shape):
+            return None
+        if is_graph_output(result) or is_graph_output(node.outputs[0]):
+            return None
+        sizes = self._types.shape(tensor)
+        if sizes is None or not all(isinstance(size, int) for size in sizes[1:]):
+            return None
+        return merged_columns(node, shape, (1, *(int(size) for size in sizes[1:])))  # type: ignore[arg-type]
+
+    def _read_merged(self, rw: Rewriter, node: Node, tensor: Tensor, columns: MergedColumns) -> None:
+        """Let a convolution read an image with merged columns; its weight and bias are merged already."""
+        source = producer(self._rounded[tensor])
+        assert source is not None
+        merged = merge(rw, node, source.inputs[0], columns)
+        rw.set_input(node, 0, self._restore(rw, node, tensor, merged, self._placement.groups[tensor]))
+        rw.set_attr(node, "strides", [columns.rows, 1])
+        rw.set_attr(node, "pads", [columns.above, columns.left, columns.below, columns.right])
+        if "kernel_shape" in node.attrs:
+            rw.set_attr(node, "kernel_shape", [int(node.attrs["kernel_shape"][0]), columns.columns])
+        for each in dict.fromkeys((node.outputs[0], self._placement.outputs[node])):
+            rw.set_type(each, np.dtype(np.float32), None)
+        self._drop_idle(rw, [tensor])
+        if not uses(source.outputs[0]):
+            rw.erase([source])
+
     def _four_channels(self, rw: Rewriter, node: Node, tensor: Tensor, rank: int) -> Variable:
         """Return an image of three channels with a fourth that holds zeros, in restored form."""
         if tensor not in self._padded:
@@ -228,11 +271,23 @@ class StaticForm:
         tensor = self._placement.outputs.get(node)
         if tensor is None:
             return
-        self._replace(rw, node, tensor, self._round(rw, node, tensor), self._placement.groups[tensor])
-
-    def _replace(self, rw: Rewriter, node: Node, tensor: Tensor, rounded: Variable, group: Group) -> None:
-        """Let every reader of a tensor read what its integers stand for."""
+        rounded, columns = self._round(rw, node, tensor), self._merged.get(node)
         rounding = producer(rounded)
+        if columns is not None:
+            rounded = self._rounded[tensor] = take_apart(rw, node, rounded, columns)
+        self._replace(rw, node, tensor, rounded, self._placement.groups[tensor], rounding)
+
+    def _replace(
+        self,
+        rw: Rewriter,
+        node: Node,
+        tensor: Tensor,
+        rounded: Variable,
+        group: Group,
+        rounding: Node | None = None,
+    ) -> None:
+        """Let every reader of a tensor read what its integers stand for, but for what rounds it."""
+        rounding = rounding or producer(rounded)
         restored = self._restore(rw, node, tensor, rounded, group)
         if is_graph_output(tensor):
             # What an integer operator reads must not be an output of the graph (G3): each gets its own restored form.
@@ -360,51 +415,3 @@ class StaticForm:
         scale = rw.constant(steps.reshape(()) if one else steps, name=f"{name}_scale", near=node)
         attrs: dict[str, object] = {} if one else {"axis": 0}
         return conversion(rw, "DequantizeLinear", [rounded, scale], attrs=attrs, near=node)
-
-
-def mean_shift(node: Node, error: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return what an error of the weight changes in the mean of each output, given the mean of each input channel.
-
-    Zeros that a convolution pads are taken for the mean as well. None where the channels do not fit.
-    """
-    if node.op == "Gemm":
-        error = error if node.attrs.get("transB", 0) else error.T
-        return error @ means if error.shape[1] == means.size else None
-    groups = int(node.attrs.get("group", 1))
-    sums = error.reshape(groups, error.shape[0] // groups, error.shape[1], -1).sum(axis=3)
-    if groups * error.shape[1] != means.size:
-        return None
-    shift: NDArray[np.float64] = np.einsum("goc,gc->go", sums, means.reshape(groups, -1)).reshape(-1)
-    return shift
-
-
-def conversion(
-    rw: Rewriter, op: str, inputs: list[Tensor], *, near: Node, attrs: Mapping[str, object] | None = None
-) -> Variable:
-    """Write a QuantizeLinear or DequantizeLinear.
-
-    It keeps no metadata of the operator it serves: exporters note a stack trace there, larger than a small layer.
-    """
-    made: Variable = rw.op(op, inputs, attrs=dict(attrs or {}), near=near, name=f"{short_name(inputs[0])}_{op}")
-    source = producer(made)
-    assert source is not None
-    source.metadata.clear()
-    return made
-
-
-def short_name(tensor: Tensor) -> str:
-    """Return the end of a tensor's name: some exporters write names that are longer than a bias."""
-    return tensor.name[-NAME_LENGTH:].removesuffix("_quantized").lstrip("/")
-
-
-def drop_unused(rw: Rewriter, tensors: Iterable[Tensor]) -> None:
-    """Remove nodes that make a constant which nothing reads any more."""
-    waiting = list(tensors)
-    while waiting:
-        tensor = waiting.pop()
-        source = producer(tensor)
-        if source is None or uses(tensor) or is_graph_output(tensor):
-            continue
-        if source.op == "Constant" or restores_constant(source):
-            waiting += [] if source.op == "Constant" else list(source.inputs)
-            rw.erase([source])

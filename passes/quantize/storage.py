@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
-from graphopt.passes.quantize.static import conversion, drop_unused, short_name
 from graphopt.passes.quantize.weightonly import in_graph_of
+from graphopt.passes.quantize.writing import conversion, drop_unused, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

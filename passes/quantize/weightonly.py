@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import constant_value, owner
-from graphopt.passes.quantize.static import conversion, drop_unused, short_name
+from graphopt.passes.quantize.writing import conversion, drop_unused, short_name
 from graphopt.target.grid import weight_scales
 from graphopt.target.numbers import INT8, Number
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from graphopt.graph import Constant
-from graphopt.passes.quantize.static import drop_unused, short_name
+from graphopt.passes.quantize.writing import drop_unused, short_name
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Contract, LayerRecord, Patch, Skip, node_label
 from graphopt.target.reading import restored

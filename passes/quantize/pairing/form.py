@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import constant_value, is_graph_output, producer, uses
-from graphopt.passes.quantize.static import drop_unused
+from graphopt.passes.quantize.writing import drop_unused
 from graphopt.target.grid import Grid
 from graphopt.target.operators import activation_bounds
 from graphopt.target.rules import Pairs, Role

@@ -8,8 +8,8 @@ import numpy as np
 
 from graphopt.graph import constant_value
 from graphopt.passes.quantize.integers import IntegerWeight
-from graphopt.passes.quantize.static import drop_unused, mean_shift, short_name
 from graphopt.passes.quantize.weighing import least_error, least_error_grid
+from graphopt.passes.quantize.writing import drop_unused, mean_shift, short_name
 from graphopt.target.grid import (
     Grid,
     GridKind,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import constant_value, producer
-from graphopt.passes.quantize.static import short_name
+from graphopt.passes.quantize.writing import short_name
 from graphopt.target.grid import Grid, GridKind, activation_grid
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from graphopt.passes.quantize.repairing.pair import (
     stored_values,
 )
 from graphopt.passes.quantize.restoring.conversions import erase_idle
-from graphopt.passes.quantize.static import short_name
+from graphopt.passes.quantize.writing import short_name
 from graphopt.target.grid import Grid
 from graphopt.target.numbers import INT8, UINT8
 from graphopt.target.operators import activation_bounds

@@ -11,7 +11,7 @@ from graphopt.analysis.tensor_grid import restored_values, written_grid
 from graphopt.graph import constant_value, is_graph_output, producer, uses
 from graphopt.passes.quantize.pairing.writing import PairWriter
 from graphopt.passes.quantize.restoring.conversions import erase_idle
-from graphopt.passes.quantize.static import short_name
+from graphopt.passes.quantize.writing import short_name
 from graphopt.rewrite.patch import LayerRecord, Patch, node_label
 from graphopt.target.grid import Grid, activation_grid
 from graphopt.target.numbers import NUMBERS, UINT8

@@ -21,7 +21,7 @@ from graphopt.passes.quantize.repairing.pair import (
     stored_values,
 )
 from graphopt.passes.quantize.restoring.conversions import erase_idle
-from graphopt.passes.quantize.static import conversion, short_name
+from graphopt.passes.quantize.writing import conversion, short_name
 from graphopt.target.checks import SAME_SCALE
 from graphopt.target.grid import BIAS_LIMIT, quantize_bias, quantize_weight, weight_scales
 from graphopt.target.numbers import INT8
