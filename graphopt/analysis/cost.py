@@ -6,8 +6,8 @@ a tensor and one multiply-add counted as two operations:
     MatMul, QLinearMatMul, MatMulInteger     2 * |y| * K
     Gemm                                     2 * M * N * K, and M * N for C
     LowBitMatMul                             2 * |y| * K
-    SparseMatMul                             2 * rows * entries; entries from the packed weight's five bytes each
-    SparseInt8MatMul                         2 * rows * weights; four from the packed weight's six bytes each
+    SparseMatMul                             2 * rows * weights that the packed form stores
+    SparseInt8MatMul, SparseInt8Conv         2 * rows or output positions * weights; four from six packed bytes
     SparseConv                               2 * output positions * entries * channels of an entry
     Conv, ConvInteger, QLinearConv           2 * |y| * (C / group) * kernel, and |y| for the bias
     ConvTranspose                            2 * |x| * (outputs / group) * kernel, and |y| for the bias

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from graphopt.analysis.dims import exact_div, floordiv, mul, product
+from graphopt.errors import KernelError
 from graphopt.graph import constant_value
+from graphopt.solve.pack_sparse import packed_form
 from graphopt.solve.pack_sparse_conv import read_sizes
 
 if TYPE_CHECKING:
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
 Formula: TypeAlias = "Callable[[Node, Types], Dim | None]"
 
 _FORMULAS: dict[tuple[str, str], Formula] = {}
-
-_PACKED_ENTRY_BYTES = 5
-"""Bytes that SparseMatMul's packed weight takes per entry: a row within its block and a float."""
 
 _PACKED_FOUR_BYTES = 6
 """Bytes that SparseInt8MatMul's packed weight takes for four weights of one output: they, and their place."""
@@ -122,8 +121,13 @@ def _gemm(node: Node, types: Types) -> Dim | None:
 
 @_formula("SparseMatMul", domain="ai.graphopt")
 def _sparse_matmul(node: Node, types: Types) -> Dim | None:
-    x, packed = types.shape(node.inputs[0]), types.elements(node.inputs[1])
-    return None if not x or packed is None else mul(2, mul(product(x[:-1]), floordiv(packed, _PACKED_ENTRY_BYTES)))
+    x, packed = types.shape(node.inputs[0]), constant_value(node.inputs[1])
+    if not x or packed is None:
+        return None
+    try:
+        return mul(2 * packed_form(packed).stored, product(x[:-1]))
+    except KernelError:  # a weight that the kernel refuses too
+        return None
 
 
 @_formula("LowBitMatMul", domain="ai.graphopt")
@@ -147,6 +151,14 @@ def _sparse_conv(node: Node, types: Types) -> Dim | None:
         return None
     sizes = read_sizes(packed)
     return mul(2 * sizes.entries * sizes.block, mul(y[0], product(y[2:])))
+
+
+@_formula("SparseInt8Conv", domain="ai.graphopt")
+def _sparse_int8_conv(node: Node, types: Types) -> Dim | None:
+    packed, y = types.elements(node.inputs[1]), types.shape(node.outputs[0])
+    if packed is None or y is None:
+        return None
+    return mul(2, mul(mul(y[0], product(y[2:])), mul(4, floordiv(packed, _PACKED_FOUR_BYTES))))
 
 
 @_formula("ToPadded", "FromPadded", domain="ai.graphopt")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import Tensor, constant_value, is_graph_output, producer, uses
+from graphopt.passes.lower.curves import match_curve
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -129,7 +130,11 @@ def _activation(y: Tensor) -> tuple[tuple[Node, ...], dict[str, Any]]:
     node = _only_reader(y, "Clip")
     if node is not None:
         return _clip(node)
-    return _silu(y)
+    node = _only_reader(y, "Swish")
+    if node is not None and node.attrs.get("alpha", 1.0) == 1.0:
+        return (node,), {"activation": "silu"}
+    spelled = match_curve(y)
+    return ((), {}) if spelled is None else (spelled[0], {"activation": spelled[1]})
 
 
 def _clip(node: Node) -> tuple[tuple[Node, ...], dict[str, Any]]:
@@ -147,18 +152,3 @@ def _clip(node: Node) -> tuple[tuple[Node, ...], dict[str, Any]]:
     if (low, high) == (0.0, 6.0):
         return (node,), {"activation": "relu6"}
     return (node,), {"activation": "clip", "low": low, "high": high}
-
-
-def _silu(y: Tensor) -> tuple[tuple[Node, ...], dict[str, Any]]:
-    """Find v * sigmoid(v), v read by the two nodes alone."""
-    readers = [use.node for use in uses(y)]
-    if is_graph_output(y) or len(readers) != 2:
-        return (), {}
-    sigmoid = next((node for node in readers if node.op == "Sigmoid" and node.domain in _STANDARD), None)
-    made = producer(y)
-    if sigmoid is None or made is None or sigmoid.graph is not made.graph:
-        return (), {}
-    product = _only_reader(sigmoid.outputs[0], "Mul")
-    if product is None or {*map(id, product.inputs)} != {id(y), id(sigmoid.outputs[0])}:
-        return (), {}
-    return (sigmoid, product), {"activation": "silu"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ from graphopt.analysis.cost_table import ANY_ISA, CostTable
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Model, Node, Tensor, is_graph_output, uses
 from graphopt.passes.lower.linear import Linear, is_linear, match_linear
+from graphopt.passes.lower.rows import RowCounts
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.solve.pack_sparse import SparseForm, pack_sparse, sparse_forms
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from graphopt.graph import Rewriter
 
 _DOMAIN = "ai.graphopt"
-_SAMPLES = 8
 _HEADERS_BYTES = 4096  # what the packed form of a tiny matrix may have beside its entries
 
 
@@ -38,14 +38,17 @@ class LowerSparseMatmul(Pass):
         rows: Rows of activations to assume where model and data leave them open; 0 assumes the least favourable.
 
     Matches:   MatMul with a constant 2-D float32 weight as second input; Gemm with such a weight, alpha = 1, beta = 1,
-               transA = 0 and a constant C that adds one number per column. A following Add of such a constant and a
-               following Relu, each the only reader, go with them.
-    Produces:  SparseMatMul with the packed weight, the bias and the activation; Y = act(X W + b), summed in float32 in
-               another order. The dense weight disappears; a weight that several nodes share is packed once.
-    Requires:  The sparsity of the weight is at or above the break-even of the cost table for its size, its rows of
-               activations and the instruction set; every reader of the weight is lowered, so that the file does not
-               grow. Rows that the model leaves open are those of the smallest of eight samples where there is data,
-               else the option ``rows``, else the highest break-even of all numbers of rows counts.
+               transA = 0 and a constant C that adds one number per column. A following Add of such a constant, an Add
+               of a tensor of the result's shape, and a Relu, Clip, Gelu, Swish, x * Sigmoid(x) or Gelu spelled out by
+               Erf or Tanh, each the only reader of what is before it, go with them.
+    Produces:  SparseMatMul with the packed weight, the bias, the residual and the activation; Y = act(X W + b + R),
+               summed in float32 in another order. Of the forms of the weight (single entries, blocks of 4, 8 or 16
+               outputs) the one that is fastest by the cost table. The dense weight disappears; a weight that several
+               nodes share is packed once.
+    Requires:  By the cost table a form is faster than dense by the margin for the share of zeros it leaves out, the
+               size of the weight, its rows of activations and the instruction set; every reader of the weight is
+               lowered, and the file does not grow. Rows that the model leaves open are those of the smallest of eight
+               samples where there is data, else the option ``rows``, else the least favourable of all counts.
     Preserves: Names, types and shapes of all outputs; values up to rounding where activations are finite. An infinity
                or NaN no longer reaches outputs whose weight for it is zero.
     Source:    Elsen et al. 2020, arXiv:1911.09723, section 3; layout in kernels/sparse_matmul/contract.h.
@@ -78,8 +81,14 @@ class LowerSparseMatmul(Pass):
         """
         table = CostTable.find(self.cost_table)
         types = facts.get(Types)
-        sizes = _sizes_in_data(model, types, facts)
-        found = {node: self._judge(node, types, sizes, table) for _, node in model.walk() if is_linear(node)}
+        rows = RowCounts(model, types, facts, self.rows)
+        taken: set[Node] = set()
+        found: dict[Node, _Chosen | str] = {}
+        for _, node in model.walk():
+            if is_linear(node):
+                layer = match_linear(node, types, rows, taken)
+                found[node] = chosen = layer if isinstance(layer, str) else self._judge(layer, table)
+                taken.update(() if isinstance(chosen, str) else chosen.layer.epilogue.nodes)
         packed: dict[tuple[Tensor, bool, int], Constant] = {}
         for node, chosen in found.items():
             reason = chosen if isinstance(chosen, str) else _why_weight_stays(chosen.layer, found)
@@ -88,12 +97,7 @@ class LowerSparseMatmul(Pass):
                 continue
             yield _patch(chosen, packed)
 
-    def _judge(self, node: Node, types: Types, sizes: list[dict[str, int]], table: CostTable) -> _Chosen | str:
-        layer = match_linear(node, types, sizes)
-        if isinstance(layer, str):
-            return layer
-        if layer.rows is None and self.rows:
-            layer = replace(layer, rows=self.rows)
+    def _judge(self, layer: Linear, table: CostTable) -> _Chosen | str:
         weights = layer.k * layer.n
         forms = sparse_forms(layer.weight())
         by_kernel = {_kernel(form): form for form in forms}
@@ -121,7 +125,7 @@ class _Chosen:
 
 
 def _patch(chosen: _Chosen, packed: dict[tuple[Tensor, bool, int], Constant]) -> Patch:
-    layer, form = chosen.layer, chosen.form
+    layer, form, epilogue = chosen.layer, chosen.form, chosen.layer.epilogue
     extras = "".join(f" and {node.op} '{node_label(node)}'" for node in layer.nodes[1:])
     label = node_label(layer.node)
 
@@ -131,21 +135,23 @@ def _patch(chosen: _Chosen, packed: dict[tuple[Tensor, bool, int], Constant]) ->
             blob = pack_sparse(layer.weight(), block_rows=form.block_rows)
             packed[key] = rewriter.constant(blob, name=f"{layer.stored_weight.name}_packed", near=layer.node)
         inputs: list[Tensor] = [layer.node.inputs[0], packed[key]]
-        if layer.bias is not None:
-            inputs.append(rewriter.constant(layer.bias, name=f"{label}_bias", near=layer.node))
-        attributes: dict[str, Any] = {"K": layer.k, "N": layer.n}
-        if layer.relu:
-            attributes["activation"] = "relu"
+        residual = epilogue.residual
+        if epilogue.bias is not None or residual is not None:
+            # An input left out before another one crashes ONNX Runtime before 1.23.
+            bias = np.zeros(layer.n, np.float32) if epilogue.bias is None else epilogue.bias
+            inputs.append(rewriter.constant(bias, name=f"{label}_bias", near=layer.node))
+        if residual is not None:
+            inputs.append(residual)
         result = rewriter.op(
             "SparseMatMul",
             inputs,
-            attrs=attributes,
+            attrs={"K": layer.k, "N": layer.n, **epilogue.attrs},
             domain=_DOMAIN,
-            like=layer.output,
+            like=epilogue.output,
             near=layer.nodes[-1],
             origin=layer.nodes,
         )
-        rewriter.replace_tensor(layer.output, result)
+        rewriter.replace_tensor(epilogue.output, result)
         rewriter.erase(layer.nodes)
 
     record = LayerRecord(
@@ -170,22 +176,6 @@ def _level(form: SparseForm, weights: int) -> float:
 def _zeros(form: SparseForm, weights: int) -> str:
     blocks = f" in blocks of {form.block_rows} outputs" if form.block_rows > 1 else ""
     return f"{_level(form, weights):.1%} zeros{blocks}"
-
-
-def _sizes_in_data(model: Model, types: Types, facts: Facts) -> list[dict[str, int]]:
-    """What the sizes that the model leaves open are in the first samples, by name; one dictionary per sample."""
-    if facts.feeds is None:
-        return []
-    found = []
-    for feed in facts.feeds.take(_SAMPLES):
-        sizes: dict[str, int] = {}
-        for tensor in model.graph.inputs:
-            shape = types.shape(tensor)
-            if tensor.name in feed and shape is not None:
-                pairs = zip(shape, feed[tensor.name].shape, strict=False)
-                sizes.update({str(dim): size for dim, size in pairs if not isinstance(dim, int)})
-        found.append(sizes)
-    return found
 
 
 def _why_file_grows(form: SparseForm, weights: int) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from graphopt.analysis import Cost, Facts
+from graphopt.solve.pack_sparse import pack_sparse
 from shape_agreement import read_text
 
 if TYPE_CHECKING:
@@ -91,9 +93,17 @@ def test_a_constant_costs_nothing() -> None:
     assert cost_of("g () => (float y) { y = Constant <value = float[2] {1, 2}> () }") == ("0", "0", "0", 0)
 
 
-def test_the_sparse_kernel_counts_the_entries_of_its_packed_weight() -> None:
-    body = "g (float[b, 64] x, uint8[500] w) => (float y) { y = ai.graphopt.SparseMatMul <K = 64, N = 16> (x, w) }"
-    assert cost_of(body, ', "ai.graphopt" : 1') == ("200*b", "256*b + 500", "64*b", 1)
+@pytest.mark.parametrize("block_rows", [1, 4])
+def test_the_sparse_kernel_counts_the_entries_of_its_packed_weight(block_rows: int) -> None:
+    dense = np.zeros((64, 16), np.float32)
+    dense[::2, :4] = 1
+    packed = pack_sparse(dense, block_rows=block_rows)
+    numbers = ", ".join(map(str, packed.tolist()))
+    node = "y = ai.graphopt.SparseMatMul <K = 64, N = 16> (x, w)"
+    body = f"g (float[b, 64] x) => (float y) <uint8[{packed.size}] w = {{{numbers}}}> {{ {node} }}"
+    assert cost_of(body, ', "ai.graphopt" : 1') == ("256*b", f"256*b + {packed.size}", "64*b", 1)
+    body = f"g (float[b, 64] x) => (float y) <uint8[3] w = {{1, 2, 3}}> {{ {node} }}"
+    assert cost_of(body, ', "ai.graphopt" : 1')[0] == "None"
 
 
 def test_the_sparse_int8_kernel_counts_the_blocks_of_its_packed_weight() -> None:

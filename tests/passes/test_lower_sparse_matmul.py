@@ -12,7 +12,7 @@ from graphopt.passes.lower.lower_sparse_matmul import LowerSparseMatmul
 from graphopt.rewrite import PassManager
 from graphopt.rewrite.registry import create
 from graphopt.runtime import Feeds, run, session
-from graphopt.solve.pack_sparse import unpack_sparse
+from graphopt.solve.pack_sparse import packed_form, unpack_sparse
 from pass_oracle import Done, check_pass, parse, run_pass
 
 if TYPE_CHECKING:
@@ -130,6 +130,93 @@ def test_lower_intermediate_read_elsewhere_stays(lower: LowerSparseMatmul) -> No
     assert done.ops == ["SparseMatMul", "Relu", "Add"]
 
 
+@pytest.mark.parametrize(
+    ("body", "extra", "attributes"),
+    [
+        ("c = Sigmoid(a)  y = Mul(a, c)", "", {"activation": "silu"}),
+        ("c = Sigmoid(a)  y = Mul(c, a)", "", {"activation": "silu"}),
+        ("y = Clip(a, l, h)", ", float l = {-1}, float h = {2}", {"activation": "clip", "low": -1.0, "high": 2.0}),
+        ("y = Clip(a, l, h)", ", float l = {0}, float h = {6}", {"activation": "relu6"}),
+        ("y = Clip(a, l)", ", float l = {-1}", {"activation": "clip", "low": -1.0, "high": float("inf")}),
+        (
+            "c = Div(a, q)  d = Erf(c)  e = Add(d, i)  f = Mul(a, e)  y = Mul(f, s)",
+            ", float q = {1.4142135}, float i = {1}, float s = {0.5}",
+            {"activation": "gelu"},
+        ),
+    ],
+)
+def test_lower_activation_goes_into_the_node(
+    lower: LowerSparseMatmul, body: str, extra: str, attributes: dict[str, object]
+) -> None:
+    done = check_pass(lower, text(f"a = MatMul(x, w)  {body}", extra=extra))
+    assert done.ops == ["SparseMatMul"]
+    assert only(done) == {"K": K, "N": N, **attributes}
+
+
+@pytest.mark.parametrize(
+    ("body", "ops"),
+    [
+        ("a = MatMul(x, w)  y = Add(a, r)", ["SparseMatMul"]),
+        ("a = MatMul(x, w)  c = Add(a, b)  d = Add(r, c)  y = Relu(d)", ["SparseMatMul"]),
+        ("a = MatMul(x, w)  c = Add(a, r)  d = Add(c, b)  y = Relu(d)", ["SparseMatMul", "Add", "Relu"]),
+        ("a = MatMul(x, w)  c = Relu(a)  y = Add(c, r)", ["SparseMatMul", "Add"]),
+        ("a = MatMul(x, w)  y = Add(a, a)", ["SparseMatMul", "Add"]),
+    ],
+)
+def test_lower_residual_goes_into_the_node_where_the_order_allows(
+    lower: LowerSparseMatmul, body: str, ops: list[str]
+) -> None:
+    source = text(body, extra=BIAS).replace("(float[B, 12] x)", "(float[B, 12] x, float[B, 8] r)")
+    assert check_pass(lower, source).ops == ops
+
+
+def test_lower_residual_that_is_stretched_stays(lower: LowerSparseMatmul) -> None:
+    source = text("a = MatMul(x, w)  y = Add(a, r)").replace("(float[B, 12] x)", "(float[B, 12] x, float[1, 8] r)")
+    assert check_pass(lower, source).ops == ["SparseMatMul", "Add"]
+
+
+def test_lower_two_products_that_are_added_share_no_node(lower: LowerSparseMatmul) -> None:
+    done = check_pass(lower, text("a = MatMul(x, w)  c = Neg(x)  d = MatMul(c, w)  e = Add(a, d)  y = Relu(e)"))
+    assert sorted(done.ops) == ["Neg", "SparseMatMul", "SparseMatMul"]
+    assert sorted(len(names) for names, _ in sparse_nodes(done)) == [2, 4]
+
+
+def block_weight(block_rows: int, sparsity: float = 0.75) -> np.ndarray:
+    rng = np.random.default_rng(block_rows)
+    kept = rng.random((64, 64 // block_rows)) >= sparsity
+    w: np.ndarray = rng.standard_normal((64, 64)).astype(np.float32) * np.repeat(kept, block_rows, axis=1)
+    return w
+
+
+@pytest.mark.parametrize(
+    ("pattern", "speedups", "chosen"),
+    [
+        (4, {"sparse-matmul": 2.0, "sparse-matmul-4x1": 3.0}, 4),
+        (8, {"sparse-matmul": 2.0, "sparse-matmul-4x1": 3.0, "sparse-matmul-8x1": 4.0}, 8),
+        (8, {"sparse-matmul": 2.0, "sparse-matmul-4x1": 5.0, "sparse-matmul-8x1": 4.0}, 4),
+        (16, {"sparse-matmul": 2.0}, 1),
+        (16, {"sparse-matmul-16x1": 2.0}, 16),
+        (1, {"sparse-matmul": 2.0, "sparse-matmul-4x1": 9.0}, 1),
+    ],
+)
+def test_lower_form_is_the_fastest_by_the_cost_table(
+    tmp_path: Path, pattern: int, speedups: dict[str, float], chosen: int
+) -> None:
+    grids = {
+        name: KernelGrid((1,), (1,), (0.6, 1.0), {"avx512": np.full((1, 1, 2), speedup)})
+        for name, speedup in speedups.items()
+    }
+    path = tmp_path / "table.json"
+    path.write_text(CostTable(grids, 0.1, "a test").to_json(), encoding="utf-8")
+    source = text("y = MatMul(x, w)", w=block_weight(pattern), x="float[4, 64]", y="float[4, 64]")
+    done = check_pass(LowerSparseMatmul(cost_table=str(path)), source)
+    packed = next(node for _, node in done.model.walk()).inputs[1]
+    assert isinstance(packed, Constant)
+    assert packed_form(np.asarray(packed.array())).block_rows == chosen
+    (row,) = done.record.layers
+    assert ("in blocks of" in row.what) == (chosen > 1)
+
+
 def test_lower_graph_output_in_between_keeps_its_name(lower: LowerSparseMatmul) -> None:
     source = text("a = MatMul(x, w)  y = Relu(a)").replace("(float[B, 8] y)", "(float[B, 8] a, float[B, 8] y)")
     done = check_pass(lower, source)
@@ -165,7 +252,7 @@ def test_lower_shared_weight_is_packed_once(lower: LowerSparseMatmul) -> None:
     done = check_pass(lower, text("a = MatMul(x, w)  c = Neg(x)  d = MatMul(c, w)  y = Add(a, d)"))
     first, second = sparse_nodes(done)
     assert first[0][1] == second[0][1]
-    assert len(done.model.graph.initializers) == 1
+    assert [t.dtype.name for t in done.model.graph.initializers].count("uint8") == 1
 
 
 @pytest.mark.parametrize(
