@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnx import TensorProto
+
 from graphopt.analysis.dims import product
 from graphopt.analysis.shape_rules import rule
 from graphopt.analysis.shape_rules_linear import windows
@@ -56,3 +58,14 @@ def _plane(spatial: PartialShape) -> Dim | None:
     known = [size for size in spatial if size is not None]
     positions = product(known) if len(known) == len(spatial) else None
     return padded_plane(positions) if isinstance(positions, int) else None
+
+
+@rule("SparseInt8Conv", domain=_DOMAIN)
+def sparse_int8_conv(site: Site) -> list[Known]:
+    """A convolution with a packed integer weight of ``N`` outputs; floats or bytes as ``output`` says."""
+    dtype = TensorProto.UINT8 if site.attr_text("output", "float") == "uint8" else TensorProto.FLOAT
+    x = site.shape(0)
+    if x is None:
+        return [Known(dtype)]
+    kernel = tuple(site.attr_ints("kernel_shape") or (1,) * (len(x) - 2))
+    return [Known(dtype, (x[0], site.attr_int("N", 0) or None, *windows(site, x[2:], kernel)))]

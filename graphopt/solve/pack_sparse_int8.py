@@ -107,6 +107,7 @@ def pack_sparse_int8_conv(
     *,
     group: int = 1,
     unit: int = 1,
+    channels_last: bool = False,
 ) -> NDArray[np.uint8]:
     """Pack the integer weight of a convolution for SparseInt8Conv.
 
@@ -116,6 +117,7 @@ def pack_sparse_int8_conv(
         fixes: int32 of shape [N] or None.
         group: Groups of channels; N is a multiple of it.
         unit: Outputs whose fours are stored together: 1 or 4.
+        channels_last: Fours are of channels at one place of the window, instead of (channel, row, column) in order.
 
     Raises:
         KernelError: As `pack_sparse_int8`; or N is not a multiple of the groups.
@@ -124,7 +126,7 @@ def pack_sparse_int8_conv(
     if values.ndim != 4 or group < 1 or n % group:
         what = f"a weight of shape {list(values.shape)} in {group} groups cannot be packed"
         raise KernelError(what, must="It must have the shape [N, channels, height, width], N a multiple of the groups.")
-    matrix = conv_matrix(values)
+    matrix = conv_matrix(values, channels_last=channels_last)
     scales = np.broadcast_to(scales, (n,)) if scales.ndim == 0 else scales
     if group == 1:
         return pack_sparse_int8(matrix, np.ascontiguousarray(scales), fixes, unit=unit)
@@ -143,9 +145,10 @@ def pack_sparse_int8_conv(
     return pack_sparse_int8(wide, wide_scales, wide_fixes, unit=unit, panel=panel)
 
 
-def conv_matrix(values: NDArray[np.int8]) -> NDArray[np.int8]:
+def conv_matrix(values: NDArray[np.int8], *, channels_last: bool) -> NDArray[np.int8]:
     """Return the weight of a convolution [N, channels, height, width] as [K, N]."""
-    return np.ascontiguousarray(values.reshape(values.shape[0], -1).T)
+    ordered = values.transpose(0, 2, 3, 1) if channels_last else values
+    return np.ascontiguousarray(ordered.reshape(values.shape[0], -1).T)
 
 
 def default_k_block(k: int, unit: int) -> int:

@@ -126,7 +126,7 @@ GRAPHOPT_EXPORT int graphopt_sparse_int8_matmul(const unsigned char* packed, siz
 }
 
 // y[batch, N, ...] of x[batch, channels, height, width]. `sizes` has those four, then outputs, group, kernel (2),
-// strides (2), dilations (2) and pads (4). y may be nullptr in a first call: `out` gets the height and width of y.
+// strides (2), dilations (2), pads (4) and channels_last. y may be nullptr in a first call: `out` gets the height and width of y.
 GRAPHOPT_EXPORT int graphopt_sparse_int8_conv(const unsigned char* packed, size_t size, const char* isa,
                                               const int64_t* sizes, const graphopt_sparse_int8_call* c, int64_t* out,
                                               char* message, size_t message_size) {
@@ -139,6 +139,7 @@ GRAPHOPT_EXPORT int graphopt_sparse_int8_conv(const unsigned char* packed, size_
   if (!parse(packed, size, &w, message, message_size)) return 1;
   ConvAttributes attributes;
   attributes.outputs = sizes[4], attributes.group = sizes[5];
+  attributes.channels_last = sizes[16];
   std::memcpy(attributes.kernel, sizes + 6, sizeof attributes.kernel);
   std::memcpy(attributes.strides, sizes + 8, sizeof attributes.strides);
   std::memcpy(attributes.dilations, sizes + 10, sizeof attributes.dilations);

@@ -91,7 +91,7 @@ struct MatMul {
 };
 
 // Sizes of a convolution of [batch, channels, height, width]; k counts (channel of the group, row, column of the
-// kernel). The outputs of a group begin at a multiple of w->panel among those of w.
+// kernel), or (row, column, channel) with channels_last. The outputs of a group begin at a multiple of w->panel among those of w.
 //
 // Every channel is laid out as stride_h * stride_w planes of `rows` x `pitch` bytes, padding included, which hold what
 // lies at each remainder of row and column: then output f = row * pitch + column reads byte f + offset[k] of each k,
@@ -99,6 +99,7 @@ struct MatMul {
 // to no use.
 struct ConvShape {
   size_t batch, channels, height, width, outputs, group;
+  bool channels_last;
   size_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left, pad_bottom, pad_right;
   size_t out_h, out_w;
   size_t rows, pitch, plane;  // plane: bytes of a channel

@@ -53,7 +53,7 @@ const char* shape_of(const ConvAttributes& a, const PackedWeights& w, const int6
   const auto size = [](int64_t v) { return static_cast<size_t>(v); };
   ConvShape s{};
   s.batch = size(x[0]), s.channels = size(x[1]), s.height = size(x[2]), s.width = size(x[3]);
-  s.outputs = size(a.outputs), s.group = size(a.group);
+  s.outputs = size(a.outputs), s.group = size(a.group), s.channels_last = a.channels_last != 0;
   s.kernel_h = size(a.kernel[0]), s.kernel_w = size(a.kernel[1]);
   s.stride_h = size(a.strides[0]), s.stride_w = size(a.strides[1]);
   s.dilation_h = size(a.dilations[0]), s.dilation_w = size(a.dilations[1]);
@@ -85,15 +85,13 @@ void ConvWork::use(unsigned char* memory) {
   offsets_ = reinterpret_cast<size_t*>(memory);
   written_ = memory + offset_bytes_;
   planes_ = in_place_ ? call_.bytes : written_;
-  size_t k = 0;
-  for (size_t c = 0; c < s.channels / s.group; ++c) {
-    for (size_t i = 0; i < s.kernel_h; ++i) {
-      for (size_t j = 0; j < s.kernel_w; ++j, ++k) {
-        const size_t row = i * s.dilation_h, column = j * s.dilation_w;
-        const size_t phase = row % s.stride_h * s.stride_w + column % s.stride_w;
-        offsets_[k] = c * s.plane + (phase * s.rows + row / s.stride_h) * s.pitch + column / s.stride_w;
-      }
-    }
+  const size_t channels = s.channels / s.group, taps = s.kernel_h * s.kernel_w;
+  for (size_t k = 0; k < channels * taps; ++k) {
+    const size_t channel = s.channels_last ? k % channels : k / taps;
+    const size_t tap = s.channels_last ? k / channels : k % taps;
+    const size_t row = tap / s.kernel_w * s.dilation_h, column = tap % s.kernel_w * s.dilation_w;
+    const size_t phase = row % s.stride_h * s.stride_w + column % s.stride_w;
+    offsets_[k] = channel * s.plane + (phase * s.rows + row / s.stride_h) * s.pitch + column / s.stride_w;
   }
 }
 

@@ -9,7 +9,7 @@ namespace graphopt::sparse_int8 {
 
 // What a node says of its convolution.
 struct ConvAttributes {
-  int64_t outputs = 0, group = 1;
+  int64_t outputs = 0, group = 1, channels_last = 0;
   int64_t kernel[2] = {1, 1}, strides[2] = {1, 1}, dilations[2] = {1, 1};
   int64_t pads[4] = {0, 0, 0, 0};  // top, left, bottom, right
 };

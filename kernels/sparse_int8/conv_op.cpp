@@ -33,6 +33,7 @@ class ConvKernel {
     size_t count = 0;
     GRAPHOPT_TRY(node_.read_int(info, "N", &conv_.outputs));
     GRAPHOPT_TRY(node_.read_int_or(info, "group", 1, &conv_.group));
+    GRAPHOPT_TRY(node_.read_int_or(info, "channels_last", 0, &conv_.channels_last));
     GRAPHOPT_TRY(read_two(info, "kernel_shape", conv_.kernel));
     GRAPHOPT_TRY(read_two(info, "strides", conv_.strides));
     GRAPHOPT_TRY(read_two(info, "dilations", conv_.dilations));

@@ -10,8 +10,8 @@
 //     output string "float" (default) | "uint8"; y_scale float, y_zero_point int: the grid of a uint8 Y
 //
 // W must be a constant initializer; it is checked when the session is made and then used where it lies. The rows of the
-// weight of a convolution are (channel of the group, row, column of the kernel); the outputs of a group begin at a
-// multiple of the panel.
+// weight of a convolution are (channel of the group, row, column of the kernel), or (row, column, channel) with the
+// attribute channels_last int 1; the outputs of a group begin at a multiple of the panel.
 #pragma once
 #include "base/ort_abi.h"
 

@@ -104,14 +104,15 @@ void reference(const Conv& call, int32_t* sums) {
   const PackedWeights& w = *call.w;
   const ConvShape& s = call.shape;
   const size_t per_group = s.outputs / s.group, begin = (per_group + w.panel - 1) / w.panel * w.panel;
-  const size_t taps = s.kernel_h * s.kernel_w, area = s.out_h * s.out_w;
+  const size_t taps = s.kernel_h * s.kernel_w, area = s.out_h * s.out_w, channels = s.channels / s.group;
   for (size_t i = 0; i < s.batch * area; ++i) {
     const size_t image = i / area, out_row = i % area / s.out_w, out_column = i % s.out_w;
     for (size_t n = 0; n < w.n; ++n) sums[n] = load_as<int32_t>(w.fixes + n * 4);
     for_each_weight(w, [&](size_t k, size_t n, int weight) {
-      const size_t channel = n / begin * (s.channels / s.group) + k / taps;
-      const size_t row = out_row * s.stride_h + k % taps / s.kernel_w * s.dilation_h - s.pad_top;
-      const size_t column = out_column * s.stride_w + k % s.kernel_w * s.dilation_w - s.pad_left;
+      const size_t channel = n / begin * channels + (s.channels_last ? k % channels : k / taps);
+      const size_t tap = s.channels_last ? k / channels : k % taps;
+      const size_t row = out_row * s.stride_h + tap / s.kernel_w * s.dilation_h - s.pad_top;
+      const size_t column = out_column * s.stride_w + tap % s.kernel_w * s.dilation_w - s.pad_left;
       if (row >= s.height || column >= s.width) return;  // padding is the zero point
       const size_t at = ((image * s.channels + channel) * s.height + row) * s.width + column;
       const int q = call.floats ? reference_byte(call.floats[at], call.grid) : call.bytes[at];

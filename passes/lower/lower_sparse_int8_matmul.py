@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.analysis.cost_table import ANY_ISA, CostTable
 from graphopt.analysis.types import Types
 from graphopt.passes.lower.integers import STANDARD_DOMAINS, Int8Layer, match_dynamic, match_static
-from graphopt.passes.lower.replacing import Choice, choose, patch, rows_of, sizes_in_data, why_weight_stays
+from graphopt.passes.lower.replacing import Choice, choose, patch, why_weight_stays
+from graphopt.passes.lower.rows import RowCounts
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Patch, Skip
 from graphopt.solve.pack_sparse_int8 import pack_sparse_int8
@@ -77,8 +78,7 @@ class LowerSparseInt8Matmul(Pass):
             RecipeError: The cost table cannot be read, or does not have the instruction set.
         """
         table = CostTable.find(self.cost_table)
-        types = facts.get(Types)
-        sizes = sizes_in_data(model, types, facts)
+        counts = RowCounts(model, facts.get(Types), facts, self.rows)
         found: dict[Node, tuple[Int8Layer, Choice] | str] = {}
         for _, node in model.walk():
             layer = _match(node)
@@ -87,8 +87,7 @@ class LowerSparseInt8Matmul(Pass):
             if isinstance(layer, str):
                 found[node] = layer
                 continue
-            rows = rows_of(layer.node.inputs[0], types, sizes) or self.rows or None
-            choice = choose(layer.values, rows, table, self.isa, "matmul")
+            choice = choose(layer.values, counts.of(layer.node.inputs[0]), table, self.isa, "matmul")
             found[node] = choice if isinstance(choice, str) else (layer, choice)
         packed: dict[Any, Any] = {}
         for node, known in found.items():

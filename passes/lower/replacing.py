@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.analysis.dim_values import evaluate
-from graphopt.analysis.dims import product
 from graphopt.graph import is_graph_output, uses
 from graphopt.rewrite.patch import LayerRecord, Patch, node_label
 from graphopt.solve.pack_sparse_int8 import UNITS, packed_bytes, stored_share
@@ -19,13 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphopt.analysis.cost_table import CostTable
-    from graphopt.analysis.manager import Facts
-    from graphopt.analysis.types import Types
-    from graphopt.graph import Model, Node, Rewriter, Tensor, Variable
+    from graphopt.graph import Node, Rewriter, Tensor, Variable
     from graphopt.passes.lower.integers import Int8Layer
 
 DOMAIN = "ai.graphopt"
-_SAMPLES = 8
 _HEADERS_BYTES = 4096  # what the packed form of a tiny weight may have beside its blocks
 _BITS = 8
 
@@ -171,32 +166,3 @@ def _no_longer_read(nodes: Sequence[Node]) -> Sequence[Node]:
             return gone
         gone += idle
         waiting = [node for node in waiting if node not in idle]
-
-
-def rows_of(x: Tensor, types: Types, sizes: Sequence[Mapping[str, int]]) -> int | None:
-    """Return over how many rows a product goes, the fewest of all samples; None where that is unknown."""
-    shape = types.shape(x)
-    return None if shape is None else fewest(product(shape[:-1]), sizes)
-
-
-def fewest(count: Any, sizes: Sequence[Mapping[str, int]]) -> int | None:
-    """Return the least value of a size over the samples, None where one of them leaves it open."""
-    counts = [evaluate(count, named) for named in sizes or ({},)]
-    known = [each for each in counts if each is not None]
-    return min(known) if len(known) == len(counts) else None
-
-
-def sizes_in_data(model: Model, types: Types, facts: Facts) -> list[dict[str, int]]:
-    """Return what the sizes that the model leaves open are in the first samples, by name; a dictionary per sample."""
-    if facts.feeds is None:
-        return []
-    found = []
-    for feed in facts.feeds.take(_SAMPLES):
-        sizes: dict[str, int] = {}
-        for tensor in model.graph.inputs:
-            shape = types.shape(tensor)
-            if tensor.name in feed and shape is not None:
-                pairs = zip(shape, feed[tensor.name].shape, strict=False)
-                sizes.update({str(dim): size for dim, size in pairs if not isinstance(dim, int)})
-        found.append(sizes)
-    return found

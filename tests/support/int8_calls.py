@@ -118,7 +118,7 @@ class Int8Library:
     ) -> np.ndarray:
         """Return y of x [batch, channels, height, width], float32 or uint8."""
         window_sizes = (*window.kernel, *window.strides, *window.dilations, *window.pads)
-        sizes = (ctypes.c_int64 * 16)(*x.shape, n, window.group, *window_sizes)
+        sizes = (ctypes.c_int64 * 17)(*x.shape, n, window.group, *window_sizes, window.channels_last)
         out = (ctypes.c_int64 * 2)()
         y = np.zeros(0, np.float32)
         for step in range(2):
@@ -178,6 +178,7 @@ class Window:
     dilations: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     group: int = 1
+    channels_last: bool = False
 
     def attributes(self) -> dict[str, object]:
         return {
@@ -186,6 +187,7 @@ class Window:
             "dilations": list(self.dilations),
             "pads": list(self.pads),
             "group": self.group,
+            "channels_last": int(self.channels_last),
         }
 
 
