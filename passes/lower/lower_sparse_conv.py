@@ -49,7 +49,7 @@ class LowerSparseConv(Pass):
 
     Matches:   Conv with one or two spatial axes and a constant float32 weight, any strides, pads, dilations and groups
                but depthwise. A following Add of a tensor of the same shape and then a Relu, Clip with constant bounds,
-               Gelu, Swish or x * Sigmoid(x), each the only reader, go with it.
+               Gelu or x * Sigmoid(x), each the only reader, go with it.
     Produces:  SparseConv with the packed weight, the bias, the residual and the activation;
                Y = act(conv(X, W) + b + R), summed in float32 in another order. The weight is stored by single entries
                or by blocks of 4 or 8 output channels, whichever the cost table says is faster. The dense weight
