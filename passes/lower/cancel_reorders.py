@@ -10,7 +10,7 @@ import numpy as np
 
 from graphopt.analysis.types import Types
 from graphopt.graph import is_graph_output, producer, uses
-from graphopt.passes.lower.padded_layout import DOMAIN, PADDED, RESIDUAL, Chain, chains, is_kernel, spatial
+from graphopt.passes.lower.chaining import DOMAIN, PADDED, RESIDUAL, Chain, chains, is_kernel, spatial
 from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Patch, Skip, node_label
 from graphopt.solve.pack_sparse_conv import padded_plane
