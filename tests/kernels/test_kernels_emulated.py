@@ -38,10 +38,8 @@ DOT_PRODUCT = re.compile(r"\s[su]u?dot\s")
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, tuple[Case, list[np.ndarray]]]:
     """All cases with the outputs of this machine."""
-    return {
-        case.name: (case, session(case.model, kernels=kernels_under_test()).run(None, case.feeds))
-        for case in all_cases()
-    }
+    library = kernels_under_test()
+    return {case.name: (case, session(case.model, kernels=library).run(None, case.feeds)) for case in all_cases()}
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,8 @@ def all_cases() -> list[Case]:
 
 def large_cases() -> list[Case]:
     """One case of each operator whose work is shared out over threads."""
-    product, weight = {"K": 512, "N": 768}, sparse(512, 768, 0.2)
+    product: dict[str, Any] = {"K": 512, "N": 768}
+    weight = sparse(512, 768, 0.2)
     codes = np.random.default_rng(0).integers(0, 16, (512, 768)).astype(np.uint8)
     low_bit = pack_low_bit(LowBitMatrix(codes, values((16, 768)), 4, 32, 8))
     int8, scales = block_sparse(576, 768, 4, 0.2), np.full(768, 0.01, np.float32)
