@@ -14,7 +14,7 @@ import numpy as np
 from graphopt.solve.pack_low_bit import LowBitMatrix, pack_low_bit
 from graphopt.solve.pack_sparse import pack_sparse
 from graphopt.solve.pack_sparse_conv import pack_sparse_conv
-from graphopt.solve.pack_sparse_int8 import pack_sparse_int8
+from graphopt.solve.pack_sparse_int8 import pack_sparse_int8, pack_sparse_int8_conv
 from graphopt.tuning.stacks import ConvSize, MatmulSize, Size, Stack
 
 if TYPE_CHECKING:
@@ -289,6 +289,36 @@ class _DenseInt8Conv:
         return [stack.constant(np.array(self.scale, np.float32)), stack.constant(np.array(0, np.uint8))]
 
 
+@dataclass(frozen=True)
+class _SparseInt8Conv(_DenseInt8Conv):
+    """SparseInt8Conv on blocks of four input channels, in a chain that stays in 8 bits."""
+
+    unit: int = 1
+
+    def make(self, rng: np.random.Generator, size: Size, level: float) -> Weights:
+        values = sparse(rng, size, level, outputs=self.unit, inputs=4)
+        highest = np.maximum(np.abs(values).max(axis=(1, 2, 3), keepdims=True), 1e-6)
+        scale = (highest / 127).astype(np.float32)
+        codes = np.rint(values / scale).astype(np.int8)
+        packed = pack_sparse_int8_conv(codes, scale.reshape(-1), unit=self.unit, channels_last=True)
+        return Weights(codes * scale, (packed,))
+
+    def write(self, stack: Stack, x: str, weights: Weights, size: Size) -> str:
+        assert isinstance(size, ConvSize)
+        return stack.node(
+            "SparseInt8Conv",
+            [x, stack.constant(weights.stored[0].view(np.int8))],
+            DOMAIN,
+            **size.attributes,
+            N=size.channels,
+            channels_last=1,
+            output="uint8",
+            x_scale=self.scale,
+            y_scale=self.scale,
+            activation="relu",
+        )
+
+
 def gaussian(rng: np.random.Generator, size: Size, sparsity: float) -> NDArray[np.float32]:
     """Return a weight that keeps the second moment of what passes through it."""
     gain = 1.0 if isinstance(size, MatmulSize) else 2.0  # a Relu behind it halves the moment
@@ -352,6 +382,8 @@ CONVOLUTIONS: tuple[Alternative, ...] = (
     _SparseConv("sparse-conv-chained", chained=True),
     _SparseConv("sparse-conv-4x1-chained", 4, chained=True),
     _DenseInt8Conv(),
+    _SparseInt8Conv("sparse-int8-conv-1x4"),
+    _SparseInt8Conv("sparse-int8-conv-4x4", unit=4),
 )
 """Alternatives to a dense convolution with a window."""
 

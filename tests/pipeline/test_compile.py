@@ -110,7 +110,7 @@ def test_without_lowering_no_cost_table_is_mentioned() -> None:
     [
         ("sparse", ["lower-sparse-conv", "lower-sparse-matmul"]),
         ("int4", ["lower-low-bit-matmul"]),
-        ("smallest", ["lower-sparse-int8-matmul"]),
+        ("smallest", ["lower-sparse-int8-conv", "lower-sparse-int8-matmul"]),
     ],
 )
 def test_presets_that_compress_lower_where_it_is_faster(preset: str, wanted: list[str]) -> None:
