@@ -41,6 +41,7 @@ REPAIRS = {
     "pair-before-activation": "no rounding between an operator and the Relu or Clip behind it",
     "cut-off": "grids that end where the Relu or Clip before them does",
     "weight-axis": "weights rounded anew, one scale per output",
+    "weight-zeros": "weights with zero point 0, one scale per output",
     "weight-limit": "weights up to 64, so that products fit 16 bits",
     "equal-grids": "one grid before and behind data movement",
     "open-result": "a pair behind operators whose result was not rounded",

@@ -95,8 +95,9 @@ class InsertQdq(Pass):
     Matches: Conv, Gemm and MatMul with constant weights; Add, Mul, Concat, pools and further operators with integer
         kernels between them; data movement between those; Gather from large constant tables.
     Produces: int8 weights behind DequantizeLinear, where they stand on a grid already on that one; int32 biases on the
-        product of the scales, one QuantizeLinear behind each integer operator, data movement on the integers
-        themselves; for images of three channels a fourth, or four columns merged where channels come last; DynamicQuantizeLinear and MatMulInteger for dynamic layers; a Gather of integers for tables.
+        product of the scales, one QuantizeLinear behind each integer operator, data movement on the integers; a fourth
+        channel for images of three, or four columns merged where channels come last; DynamicQuantizeLinear and
+        MatMulInteger for dynamic layers; a Gather of integers for tables.
     Requires: opset 10 (13 for a scale per channel), float32 activations, weights that no caller may override, and
         calibration data for static grids. Run fuse-batch-norm and fold-constants before.
     Preserves: names, types and shapes of inputs and outputs. Not values: LOSSY.

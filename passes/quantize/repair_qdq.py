@@ -20,6 +20,7 @@ from graphopt.passes.quantize.repairing.grids import (
     write_zeros,
 )
 from graphopt.passes.quantize.repairing.weights import (
+    center_weights,
     fold_normalization,
     lower_weights,
     round_biases,
@@ -49,6 +50,7 @@ REPAIRS = (
     free_activations,
     end_with_activations,
     turn_scales,
+    center_weights,
     lower_weights,
     even_grids,
 )
@@ -68,9 +70,9 @@ class RepairQdq(Pass):
         per channel; no pair between an operator and the Relu or Clip behind it; grids that end where those do; one grid
         on both sides of data movement; pairs behind operators between quantized ones that lack them, on the grid of
         their input where that bounds the result (data movement, pools, Concat, Sigmoid), on ranges of the data
-        elsewhere; one pair where a tensor has several or float readers too; weights with scales along their outputs,
-        as integers; int32 biases on the product of the scales; a BatchNormalization in the scales of the weight before
-        it.
+        elsewhere; one pair where a tensor has several or float readers too; weights as integers with zero point 0 and
+        scales along their outputs; int32 biases on the product of the scales; a BatchNormalization in the scales of the
+        weight before it.
     Requires: a target of ONNX Runtime whose activations are uint8, constant scales, float32 activations.
     Preserves: names, types and shapes of inputs and outputs, which operators are quantized, integers of weights but
         for those with scales along the wrong axis. Values up to a few steps of the grids that change: LOSSY.

@@ -61,6 +61,7 @@ IMAGES: dict[str, tuple[str, Counts, Counts, set[str]]] = {
     "a bias on another scale": (X + W + "bd = DequantizeLinear(b, ws) c = Conv(xd, wd, bd)" + END, (0, 1, 4), (1, 0, 2), {"bias-scale"}),
     "BatchNormalization behind a rounded weight": (X + W + "k = Conv(xd, wd) kq = QuantizeLinear(k, s, z9) kd = DequantizeLinear(kq, s, z9) c = BatchNormalization(kd, gamma, beta, mean, var)" + END, (1, 0, 4), (1, 0, 2), {"batch-norm"}),
     "a weight kept in float": (X + "wq = QuantizeLinear(f, ws, i0) wd = DequantizeLinear(wq, ws, i0) c = Conv(xd, wd)" + END, (1, 0, 2), (1, 0, 2), {"weight-form"}),
+    "a weight around another zero point": (X + "wd = DequantizeLinear(ub, ws, z9) c = Conv(xd, wd)" + END, (1, 0, 2), (1, 0, 2), {"weight-zeros"}),
     "rounding that serves nothing": ("t = Tanh(x) tq = QuantizeLinear(t, s, z9) td = DequantizeLinear(tq, s, z9) n = Neg(td) nq = QuantizeLinear(n, s, z9) nd = DequantizeLinear(nq, s, z9) " + W + "c = Conv(nd, wd)" + END, (1, 0, 4), (1, 0, 2), {"idle-pair"}),
 }  # fmt: skip
 
@@ -76,6 +77,7 @@ def integers(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
 
 WEIGHTS: dict[str, np.ndarray[Any, Any]] = {
     "w": integers(8, 8, 1, 1),
+    "ub": (128 + integers(8, 8, 1, 1, seed=5).astype(np.int64)).astype(np.uint8),
     "kc": integers(1, 8, 1, 1, seed=1),
     "f": np.random.default_rng(2).standard_normal((8, 8, 1, 1)).astype(np.float32) / 3,
     "steps": np.linspace(0.02, 0.05, 8, dtype=np.float32),
@@ -155,7 +157,7 @@ def test_each_fault_is_mended(name: str, golden: Callable[[str], None]) -> None:
     golden(check_pass(RepairQdq(), model).text)
 
 
-@pytest.mark.parametrize("name", ["zero points", "signed activations that several read", "a signed constant beside signed activations", "Pad of real numbers", "a weight kept in float", "bounds of Clip that are stored as integers"])  # fmt: skip
+@pytest.mark.parametrize("name", ["zero points", "signed activations that several read", "a signed constant beside signed activations", "Pad of real numbers", "a weight kept in float", "bounds of Clip that are stored as integers", "a weight around another zero point"])  # fmt: skip
 def test_repairs_that_change_the_form_alone_change_no_number(name: str) -> None:
     model, *_ = case(name)
     result = model.copy()
@@ -231,3 +233,22 @@ def test_default_of_a_peer_becomes_what_the_runtime_can_do(tmp_path: Path) -> No
     assert found.quality.worst_sqnr_db > 25
     assert found.after.optimization_error is not None
     assert found.after.optimization_error < 0.1
+
+
+def test_channels_that_fit_keep_their_integers() -> None:
+    """Integers up to 127 from the zero point stay; a channel beyond is rounded anew on a scale of its own."""
+    model, *_ = case("a weight around another zero point")
+    constant = next(node for node in model.graph.nodes if node.inputs[0].name == "ub").inputs[0]
+    with constant.edit() as values:
+        values[3, 0] = 0  # 128 below its zero point
+    result = model.copy()
+    mended_rules(result)
+    conv = next(node for node in result.graph.nodes if node.op == "Conv")
+    restoring = conv.inputs[1].inputs[0]
+    codes, scales = (np.asarray(each.values) for each in restoring.inputs[:2])
+    before = constant.values.astype(np.int64) - 128
+    kept = [each for each in range(8) if each != 3]
+    np.testing.assert_array_equal(codes[kept], before[kept])
+    np.testing.assert_array_equal(scales[kept], np.float32(0.01))
+    assert scales[3] == pytest.approx(0.01 * 128 / 127)
+    assert codes[3, 0] == -127

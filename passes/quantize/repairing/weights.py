@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.analysis.tensor_grid import restored_values, written_grid
+from graphopt.analysis.tensor_grid import restored_values, spread, written_grid
 from graphopt.graph import constant_value, is_graph_output, producer, uses
 from graphopt.passes.quantize.pairing.writing import PairWriter
 from graphopt.passes.quantize.repairing.pair import (
@@ -78,6 +78,38 @@ def store_integers(model: Model, target: Target) -> Iterator[Patch]:
             _replace_weight(rw, model, node, weight.values, np.asarray(weight.scale, np.float32), weight.axis)
 
         yield mended("weight-form", node, "float weight to the integers it was rounded to", apply)
+
+
+def center_weights(model: Model, target: Target) -> Iterator[Patch]:
+    """Give weights the zero point 0, with one scale per output: the fast kernels take no other.
+
+    A channel whose integers lie within 127 of its zero point keeps them and its scale; the others are rounded anew.
+    """
+    for node, _, weight in _weighted(model, target):
+        if weight.values is None or weight.block or weight.scale is None or grid_before(node.inputs[0]) is None:
+            continue
+        centered = weight.zero is None or not weight.zero.astype(np.int64).any()
+        if weight.number not in {"uint8", "int8"} or (centered and weight.number == "int8"):
+            continue
+        if model.opset < target.per_channel_since or not _is_along_outputs(node, weight):
+            continue
+        axis = output_axis(node, weight.values.ndim)
+        grid = written_grid(weight.node)
+        zero = np.zeros(1, np.int64) if weight.zero is None else weight.zero.astype(np.int64)
+        moved = weight.values.astype(np.int64) - spread(zero, weight.values.shape, grid)
+        others = tuple(each for each in range(moved.ndim) if each != axis)
+        reach = np.abs(moved).max(axis=others, initial=0)
+        factor = np.maximum(reach / target.weights.limit, 1.0)
+        shape = [-1 if each == axis else 1 for each in range(moved.ndim)]
+        codes = np.rint(moved / factor.reshape(shape)).astype(np.int8)
+        given = np.broadcast_to(np.asarray(weight.scale, np.float64).reshape(-1), factor.shape)
+        scales = (given * factor).astype(np.float32)
+
+        def apply(rw: Rewriter, node: Node = node, codes: Any = codes, scales: Any = scales, axis: int = axis) -> None:
+            _replace_weight(rw, model, node, codes, scales, axis)
+
+        kept = int((factor == 1.0).sum())
+        yield mended("weight-zeros", node, f"zero point 0, {kept} of {factor.size} channels keep their integers", apply)
 
 
 def lower_weights(model: Model, target: Target) -> Iterator[Patch]:
