@@ -165,7 +165,7 @@ def test_cancel_one_axis() -> None:
     net.constants["s"] = np.array([0, 6, 49], np.int64)
     w = np.eye(6, dtype=np.float32).reshape(6, 6, 1)
     net.constants["w"] = pack_sparse_conv(w)
-    attributes = {"domain": DOMAIN, "kernel_shape": [1], "out_channels": 6}
+    attributes: dict[str, Any] = {"domain": DOMAIN, "kernel_shape": [1], "out_channels": 6}
     y = net.op("SparseConv", [net.op("SparseConv", [flat, "w"], **attributes), "w"], **attributes)
     done = check_pass(CancelReorders(), net.model(y))
     assert layouts(done) == ["Reshape", "SparseConv np", "SparseConv pn"]

@@ -141,9 +141,9 @@ def test_lower_stores_the_form_that_is_faster(lower: LowerSparseConv, block: int
 def test_lower_what_follows_goes_into_the_node(
     lower: LowerSparseConv, behind: list[onnx.NodeProto], attributes: dict[str, Any]
 ) -> None:
-    constants = {"w": weight(M, C, 1, 1), "zero": np.float32(0), "six": np.float32(6)}
     read = {name for each in behind for name in each.input}
-    constants = {name: np.asarray(value) for name, value in constants.items() if name == "w" or name in read}
+    bounds = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    constants = {"w": weight(M, C, 1, 1)} | {name: value for name, value in bounds.items() if name in read}
     extra = {"r": ("N", M, 9, 7)} if "r" in read else None
     done = check_pass(lower, model([node("Conv", ["x", "w"], "c"), *behind], constants, extra_inputs=extra))
     assert done.ops == ["SparseConv"]
