@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from graphopt.runtime.library import isa_report, kernel_library
-from graphopt.solve.pack_sparse import pack_sparse
+from graphopt.solve.pack_sparse import BLOCK_ROWS, pack_sparse
 from kernel_calls import rounding_bound, sparse
 from kernel_models import model
 
@@ -97,17 +97,47 @@ def test_op_activation_and_absent_bias() -> None:
     assert np.array_equal(run(session(model(w, [6, K], activation="relu")), x), np.maximum(plain, 0))
 
 
-def test_op_result_does_not_depend_on_threads_or_repetition() -> None:
+def with_residual(data: bytes, shape: list[int | str | None]) -> bytes:
+    """The model with a second input that is added."""
+    proto = onnx.load_from_string(data)
+    node = proto.graph.node[0]
+    node.input.extend([""] * (3 - len(node.input)) + ["r"])
+    proto.graph.input.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, shape))
+    return proto.SerializeToString()
+
+
+@pytest.mark.parametrize("block_rows", BLOCK_ROWS)
+def test_op_adds_the_residual_before_the_activation(block_rows: int) -> None:
+    w, b, x, r = sparse(K, N, 0.3), random(N), random(2, 3, K), random(2, 3, N)
+    data = model(
+        w, [2, 3, K], bias=b, packed=pack_sparse(w, block_rows=block_rows), activation="clip", low=-0.5, high=1.0
+    )
+    y = session(with_residual(data, [2, 3, N])).run(None, {"x": x, "r": r})[0]
+    wanted = np.clip(x.astype(np.float64) @ w + b + r, -0.5, 1)
+    assert np.all(np.abs(y - wanted) <= rounding_bound(x, w, b) + 1e-6)
+
+
+def test_op_residual_of_another_shape_is_refused_at_run() -> None:
+    made = session(with_residual(model(sparse(K, N, 0.3), ["m", K], bias=random(N)), ["p", N]))
+    with pytest.raises(Exception, match=r"SparseMatMul node 'layer'.*residual"):
+        made.run(None, {"x": random(2, K), "r": random(3, N)})
+    assert made.run(None, {"x": random(2, K), "r": random(2, N)})[0].shape == (2, N), "the session still works"
+
+
+@pytest.mark.parametrize("block_rows", BLOCK_ROWS)
+def test_op_result_does_not_depend_on_threads_or_repetition(block_rows: int) -> None:
     w, x = sparse(300, 1500, 0.1), random(150, 300)
-    made = {threads: session(model(w, ["m", 300]), threads=threads) for threads in (1, 2, 4)}
+    data = model(w, ["m", 300], packed=pack_sparse(w, block_rows=block_rows))
+    made = {threads: session(data, threads=threads) for threads in (1, 2, 4)}
     wanted = run(made[1], x).tobytes()
     for _ in range(5):
         assert {run(one, x).tobytes() for one in made.values()} == {wanted}
 
 
-def test_op_concurrent_runs_of_one_session_do_not_disturb_each_other() -> None:
+@pytest.mark.parametrize("block_rows", BLOCK_ROWS)
+def test_op_concurrent_runs_of_one_session_do_not_disturb_each_other(block_rows: int) -> None:
     w = sparse(200, 700, 0.1)
-    made = session(model(w, ["m", 200]), threads=2)
+    made = session(model(w, ["m", 200], packed=pack_sparse(w, block_rows=block_rows)), threads=2)
     inputs = [random(m, 200) for m in (1, 2, 17, 64, 100, 33, 5, 129)] * 4
     wanted = [run(made, x).tobytes() for x in inputs]
     with ThreadPoolExecutor(8) as pool:
