@@ -37,9 +37,17 @@ class IsaReport:
 def kernel_library() -> Path:
     """Return the path of the custom-op library that belongs to this installation.
 
+    The environment variable ``GRAPHOPT_KERNEL_LIBRARY`` names another, for example one built with other flags.
+
     Raises:
         KernelError: The library is not there.
     """
+    given = os.environ.get("GRAPHOPT_KERNEL_LIBRARY")
+    if given:
+        if Path(given).is_file():
+            return Path(given)
+        must = "It must be the path of a library of kernels."
+        raise KernelError("GRAPHOPT_KERNEL_LIBRARY names no file", where=given, must=must, do="Correct it or unset it.")
     return _installed(Path("lib") / library_name(), "the library of custom-op kernels is missing")
 
 

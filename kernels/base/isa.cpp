@@ -35,11 +35,15 @@ bool has_own_instructions(Isa isa) {
     case Isa::scalar: return true;
 #if defined(GRAPHOPT_X86)
     case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if defined(GRAPHOPT_AVXVNNI_AS_AVX512)
+    case Isa::avxvnni: return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#else
     case Isa::avxvnni: {
       // Older compilers do not know the name. Its registers are those of AVX2.
       unsigned a = 0, b = 0, c = 0, d = 0;
       return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1u);
     }
+#endif
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

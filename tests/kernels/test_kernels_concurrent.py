@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graphopt.runtime import session
-from kernel_builds import kernels_under_test
+from graphopt.runtime.library import kernel_library
 from kernel_cases import Case, all_cases, large_cases
 
 CALLERS = 4
@@ -26,10 +26,10 @@ def feeds_of(case: Case) -> list[dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("case", [*large_cases(), *all_cases()], ids=lambda case: case.name)
 def test_concurrent_runs_give_the_bits_of_single_ones(case: Case) -> None:
-    alone = session(case.model, kernels=kernels_under_test(), threads=1)
+    alone = session(case.model, kernels=kernel_library(), threads=1)
     feeds = feeds_of(case)
     wanted = [alone.run(None, feed)[0] for feed in feeds]
-    shared = session(case.model, kernels=kernels_under_test(), threads=2)
+    shared = session(case.model, kernels=kernel_library(), threads=2)
 
     def call(seed: int) -> list[str]:
         order = np.random.default_rng(seed).integers(0, len(feeds), ROUNDS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from graphopt.runtime import session
+from graphopt.runtime.library import kernel_library
 from kernel_builds import (
     ARM_COMPILER,
     ARM_ROOT,
@@ -18,7 +19,6 @@ from kernel_builds import (
     build_host,
     build_kernels,
     command,
-    kernels_under_test,
     need,
     objects,
     wheel_runtime,
@@ -38,7 +38,7 @@ DOT_PRODUCT = re.compile(r"\s[su]u?dot\s")
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, tuple[Case, list[np.ndarray]]]:
     """All cases with the outputs of this machine."""
-    library = kernels_under_test()
+    library = kernel_library()
     return {case.name: (case, session(case.model, kernels=library).run(None, case.feeds)) for case in all_cases()}
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from graphopt.runtime import session
-from kernel_builds import attempt, command, kernels_under_test
+from graphopt.runtime.library import kernel_library
+from kernel_builds import attempt, command
 from kernel_cases import all_cases
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folder = tmp_path_factory.mktemp(case.name)
         (folder / "model.onnx").write_bytes(case.model)
         np.savez(folder / "feed.npz", **case.feeds)  # type: ignore[arg-type]
-        outputs = session(case.model, kernels=kernels_under_test(), threads=2).run(None, case.feeds)
+        outputs = session(case.model, kernels=kernel_library(), threads=2).run(None, case.feeds)
         np.savez(folder / "wanted.npz", *outputs)
         made.append(folder)
     return made
@@ -71,5 +72,5 @@ def python(version: str, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kernels_give_the_same_bits_in_every_runtime(version: str, python: Path, folders: list[Path]) -> None:
-    said = command(python, "-c", RUN, kernels_under_test(), *folders).strip()
+    said = command(python, "-c", RUN, kernel_library(), *folders).strip()
     assert said.startswith(version) or version == "newest"

@@ -41,6 +41,15 @@ def test_missing_library_names_the_places_and_the_remedy(monkeypatch: pytest.Mon
         kernel_sources()
 
 
+def test_another_library_is_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.so"
+    monkeypatch.setenv("GRAPHOPT_KERNEL_LIBRARY", str(path))
+    with pytest.raises(KernelError, match="GRAPHOPT_KERNEL_LIBRARY names no file"):
+        kernel_library()
+    path.touch()
+    assert kernel_library() == path
+
+
 def test_isa_report_of_a_file_that_is_no_library_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / library_name()
     path.write_bytes(b"not a library")

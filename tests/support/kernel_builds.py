@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from graphopt.runtime.library import kernel_library, kernel_sources, library_name
+from graphopt.runtime.library import kernel_sources, library_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,12 +29,6 @@ ARM_COMPILER = "aarch64-linux-gnu-g++"
 ARM_ROOT = "/usr/aarch64-linux-gnu"
 NODE_PACKAGE = "onnxruntime-node@1.23.2"
 """The npm package that holds ONNX Runtime's library for 64-bit Arm."""
-
-
-def kernels_under_test() -> Path:
-    """Return the library that tests load: GRAPHOPT_TEST_LIBRARY, else the installed one."""
-    given = os.environ.get("GRAPHOPT_TEST_LIBRARY")
-    return Path(given) if given else kernel_library()
 
 
 def command(*words: str | Path, **environment: str) -> str:
