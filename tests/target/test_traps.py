@@ -57,6 +57,7 @@ def matrices(body: str, rows: str = "b", **weights: Any) -> Model:
     return model(head + body, f"float[{rows}, 32] x", "float[p, q] y", weights)
 
 
+ROUNDED = "a = Conv(xd, wd) aq = QuantizeLinear(a, s, z9) b = DequantizeLinear(aq, s, z9) "
 END = " q = QuantizeLinear(c, s, z9) y = DequantizeLinear(q, s, z9)"
 
 # ------------------------------------------------------------------------------------------- signed activations
@@ -324,6 +325,42 @@ def test_sixteen_bits_stay_float() -> None:
     found = image(body, opset=21, wide=np.asarray(32768, np.uint16))
     assert audit(found, compare=False).integer_count == 0
     assert rules(found) == {"eight-bits"}
+
+
+@pytest.mark.parametrize(
+    ("body", "fused"),
+    [
+        ("y = Conv(xd, wd)", 0),  # no rounding behind it
+        ("a = Conv(xd, wd) c = LeakyRelu(a)" + END, 0),
+        ("a = Conv(xd, wd) c = HardSwish(a)" + END, 0),
+        (ROUNDED + "c = LeakyRelu(b)" + END, 2),
+        (ROUNDED + "c = HardSwish(b)" + END, 1),
+        (
+            ROUNDED + "c = Conv(b, wd) t = Tanh(a)" + END.replace("y =", "e =") + " y = Sub(t, e)",
+            1,
+        ),  # two kinds of readers
+        ("y = Concat<axis = 1>(xd, xd)", 0),
+        ("c = Concat<axis = 1>(xd, xd)" + END, 1),
+    ],
+)
+def test_what_stands_between_an_operator_and_its_rounding(body: str, fused: int) -> None:
+    assert audit(image(body), compare=False).integer_count == fused
+
+
+@pytest.mark.parametrize(
+    ("body", "fused"),
+    [
+        ("y = Gemm(xd, wd, fb)", 0),  # a float bias, and nothing rounds the result
+        ("y = Gemm(xd, wd, bd)", 1),
+        ("y = Gemm<alpha = 0.5>(xd, wd, bd)", 0),
+        ("y = Gemm<beta = 2.0>(xd, wd, bd)", 0),
+        ("c = Gemm(xd, wd, fb)" + END, 1),
+    ],
+)
+def test_gemm_is_fused_with_an_integer_bias_or_rounded_behind(body: str, fused: int) -> None:
+    given: dict[str, Any] = {"w": integers(32, 16), "fb": np.ones(16, np.float32), "bi": np.full(16, 2000, np.int32)}
+    head = "wd = DequantizeLinear(w, ws, i0) bd = DequantizeLinear(bi, bs) "
+    assert audit(matrices(head + body, **given), compare=False).integer_count == fused
 
 
 # --------------------------------------------------------------------------------------------------- few bits
