@@ -78,17 +78,20 @@ def large_cases() -> list[Case]:
 
 
 def sparse_matmul_cases() -> list[Case]:
-    """One row, a narrow batch, a wide one, and none; odd sizes; bias, residual and activations."""
+    """One row, a narrow batch, a wide one, and none; all forms; odd sizes; bias, residual and activations."""
     made = []
-    for name, shape, n, density, activation in (
-        ("vector", (1, 301), 130, 0.2, "none"),
-        ("narrow", (7, 257), 65, 0.1, "relu"),
-        ("wide", (2, 33, 300), 129, 0.3, "gelu"),
-        ("one", (1, 1), 1, 1.0, "none"),
-        ("empty", (0, 40), 9, 0.2, "silu"),
+    for name, shape, n, density, activation, block_rows in (
+        ("vector", (1, 301), 130, 0.2, "none", 1),
+        ("narrow", (7, 257), 65, 0.1, "relu", 1),
+        ("wide", (2, 33, 300), 129, 0.3, "gelu", 1),
+        ("one", (1, 1), 1, 1.0, "none", 1),
+        ("empty", (0, 40), 9, 0.2, "silu", 1),
+        ("blocks_vector", (1, 301), 130, 0.2, "gelu_tanh", 16),
+        ("blocks_narrow", (7, 257), 65, 0.1, "relu6", 8),
+        ("blocks_wide", (2, 33, 300), 129, 0.3, "silu", 4),
     ):
         k = shape[-1]
-        constants = {"w": pack_sparse(sparse(k, n, density)), "b": values((n,), 1)}
+        constants = {"w": pack_sparse(sparse(k, n, density), block_rows=block_rows), "b": values((n,), 1)}
         feeds = {"x": values(shape), "r": values((*shape[:-1], n), 2)}
         node = op("SparseMatMul", ["x", "w", "b", "r"], K=k, N=n, activation=activation)
         made.append(case(f"sparse_matmul_{name}", [node], constants, feeds, fp32_sums(k)))
