@@ -15,8 +15,8 @@
 namespace graphopt {
 namespace {
 
-constexpr const char* names[isa_count] = {"scalar",     "avx2",       "avxvnni", "avx512",
-                                          "avx512vnni", "avx512gfni", "neon",    "neon-dotprod"};
+constexpr const char* names[isa_count] = {"scalar",     "avx2", "avxvnni",     "avx512",
+                                          "avx512vnni", "neon", "neon-dotprod"};
 
 // The library has code for it, whatever the CPU.
 bool of_this_platform(Isa isa) {
@@ -48,7 +48,6 @@ bool has_own_instructions(Isa isa) {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     case Isa::avx512vnni: return __builtin_cpu_supports("avx512vnni");
-    case Isa::avx512gfni: return __builtin_cpu_supports("gfni") && __builtin_cpu_supports("avx512vbmi");
 #elif defined(GRAPHOPT_ARM64)
     case Isa::neon: return true;
     case Isa::neon_dotprod: {

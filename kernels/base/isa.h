@@ -5,7 +5,7 @@
 //   avxvnni     avx2 with AVX-VNNI                  Alder Lake: 8-bit dot products in 256-bit vectors
 //   avx512      AVX-512 F, BW, DQ, VL, with FMA     Skylake server
 //   avx512vnni  avx512 with VNNI                    Cascade Lake: 8-bit dot products in 512-bit vectors
-//   avx512gfni  avx512vnni with GFNI and VBMI       Ice Lake, Zen 4: bit fields and bytes anywhere in one instruction
+// GFNI and VBMI have no set of their own: bit fields in one instruction instead of two gained nothing (Zen 4).
 // On 64-bit Arm:
 //   neon          the baseline of the platform      every processor
 //   neon-dotprod  neon with the dot products        Cortex-A75 and newer, Apple M1, Graviton 2
@@ -15,9 +15,9 @@
 namespace graphopt {
 
 // In the order of preference: a processor that runs several takes the last of them.
-enum class Isa : int { scalar, avx2, avxvnni, avx512, avx512vnni, avx512gfni, neon, neon_dotprod };
+enum class Isa : int { scalar, avx2, avxvnni, avx512, avx512vnni, neon, neon_dotprod };
 
-constexpr int isa_count = 8;
+constexpr int isa_count = 7;
 
 // The set that `isa` is built on: whatever runs `isa` runs it too. `scalar` is built on itself.
 constexpr Isa isa_below(Isa isa) {
@@ -25,7 +25,6 @@ constexpr Isa isa_below(Isa isa) {
     case Isa::avxvnni:
     case Isa::avx512: return Isa::avx2;
     case Isa::avx512vnni: return Isa::avx512;
-    case Isa::avx512gfni: return Isa::avx512vnni;
     case Isa::neon_dotprod: return Isa::neon;
     case Isa::scalar:
     case Isa::avx2:

@@ -23,7 +23,6 @@ FORBIDDEN = {
     "avxvnni": rf"{EVEX}|gf2p8",
     "avx512": rf"{DOT_PRODUCT}|{BYTES_ANYWHERE}",
     "avx512vnni": BYTES_ANYWHERE,
-    "avx512gfni": r"vdpbf16|vpcompressb|vpexpandb|tile",
 }
 """Instructions that a file may not hold, by its instruction set; all other files hold none beyond the baseline."""
 LOOPS = re.compile(r"\tj[a-z]+ +([0-9a-f]+) ")

@@ -239,7 +239,6 @@ def test_op_wrong_bias_or_residual_is_refused_at_run() -> None:
         ("avx512vnni", 384, 1, {1: "avx512vnni 1", 17: "avx512vnni 2", 100: "avx512vnni 4"}),
         ("avx512vnni", 768, 1, {100: "avx512vnni 2"}),
         ("avx512vnni", 768, 4, {100: "avx512vnni 4"}),
-        ("avx512gfni", 384, 1, {100: "avx512vnni 4"}),
         ("neon", 768, 1, {1: "neon 1", 100: "neon 4"}),
         ("neon-dotprod", 768, 4, {100: "neon-dotprod 4"}),
     ],

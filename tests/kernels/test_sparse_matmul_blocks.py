@@ -177,7 +177,7 @@ def choice(library: Library, packed: np.ndarray, isa: str, m: int) -> str:
         ("avx512", 8, 4097, {9: "16 rows 16"}),
         ("avx512", 16, 4097, {4: "16 direct 4", 5: "16 columns 16", 99: "16 columns 16"}),
         ("avx512vnni", 4, 9, {9: "16 rows 32"}),
-        ("avx512gfni", 16, 9, {9: "16 columns 16"}),
+        ("avx512vnni", 16, 9, {9: "16 columns 16"}),
         ("neon", 1, 9, {1: "4 vector 1", 2: "4 tile 16"}),
         ("neon", 4, 9, {4: "4 direct 4", 5: "4 columns 16"}),
         ("neon", 8, 9, {5: "4 columns 8"}),
