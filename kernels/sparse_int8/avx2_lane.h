@@ -26,6 +26,12 @@ struct LaneBase {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes), eight);
     for (unsigned i = 0; i < count; ++i) at[i] = bytes[i];
   }
+  static void put_four(unsigned char* at, Int a, Int b, Int c, Int d) {
+    put_bytes(at, a, lanes);
+    put_bytes(at + lanes, b, lanes);
+    put_bytes(at + 2 * lanes, c, lanes);
+    put_bytes(at + 3 * lanes, d, lanes);
+  }
   static void transpose(Int (&r)[8]) {
     __m256i t[8];
 #pragma GCC unroll 4

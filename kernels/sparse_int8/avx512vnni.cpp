@@ -40,6 +40,11 @@ struct Lane {
     if (count == lanes) return _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(a));
     _mm_mask_storeu_epi8(at, first(count), _mm512_cvtepi32_epi8(a));
   }
+  // Packing works within 128 bits; the fours that it leaves are put in order.
+  static void put_four(unsigned char* at, Int a, Int b, Int c, Int d) {
+    const Int bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    _mm512_storeu_si512(at, _mm512_permutexvar_epi32(turned_fours(), bytes));
+  }
   static void transpose(Int (&r)[16]) {
     __m512i t[16];
 #pragma GCC unroll 8
@@ -74,7 +79,7 @@ struct Lane {
     unsigned i = 0;
     if (width == 64) {
       // Fours of bytes are put where interleaving within 128 bits leaves them in order.
-      const Int order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      const Int order = turned_fours();
       const auto all = [&](unsigned j) { return _mm512_permutexvar_epi32(order, _mm512_loadu_si512(rows[j])); };
       const Int a = all(0), b = all(1), c = all(2), d = all(3);
       const Int low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b);
@@ -103,7 +108,26 @@ struct Lane {
     const Vec scale = _mm512_set1_ps(q.scale), inverse = _mm512_set1_ps(q.inverse);
     const Vec low = _mm512_set1_ps(q.low), high = _mm512_set1_ps(q.high), sure = _mm512_set1_ps(q.sure);
     const Int zero_point = _mm512_set1_epi32(q.zero_point);
-    for (size_t i = 0; i < count; i += 16) {
+    size_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+      Vec v[4];
+      __mmask16 unsure = 0;
+#pragma GCC unroll 4
+      for (unsigned j = 0; j < 4; ++j) {
+        v[j] = _mm512_min_ps(high, _mm512_mul_ps(_mm512_loadu_ps(x + i + 16 * j), inverse));  // NaN passes
+        unsure |= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_reduce_ps(v[j], 0)), sure, _CMP_NLT_UQ);
+      }
+      if (__builtin_expect(unsure, 0)) {
+#pragma GCC unroll 4
+        for (unsigned j = 0; j < 4; ++j) v[j] = _mm512_min_ps(high, _mm512_div_ps(_mm512_loadu_ps(x + i + 16 * j), scale));
+      }
+      Int q4[4];
+#pragma GCC unroll 4
+      for (unsigned j = 0; j < 4; ++j)
+        q4[j] = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_max_ps(v[j], low)), zero_point);  // low where v is NaN
+      put_four(out + i, q4[0], q4[1], q4[2], q4[3]);
+    }
+    for (; i < count; i += 16) {
       const __mmask16 mask = first(count - i);
       const Vec value = _mm512_maskz_loadu_ps(mask, x + i);
       Vec v = _mm512_min_ps(high, _mm512_mul_ps(value, inverse));  // NaN passes
@@ -142,6 +166,7 @@ struct Lane {
   }
 
  private:
+  static Int turned_fours() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
   // The first lanes, all if count is 16 or more.
   static __mmask16 first(size_t count) {
     return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);

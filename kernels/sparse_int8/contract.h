@@ -128,9 +128,9 @@ struct Kernels {
   // sums[output of the panel][width] for one panel; there is room for 4 outputs more, and for `panel` + 4 starts.
   void (*panel)(const PackedWeights& w, size_t panel, int32_t zero_point, const unsigned char* p, unsigned width,
                 int32_t* starts, int32_t* sums);
-  // sums -> y[m0 .. m0 + rows, the outputs of the panel]
+  // sums -> y[m0 .. m0 + rows, the outputs of the panel]; there is room for `panel` factors, and as many lines of `lanes`.
   void (*finish_rows)(const MatMul& call, size_t m0, unsigned rows, unsigned width, size_t panel, const int32_t* sums,
-                      float* factors);
+                      float* factors, int32_t* lines);
   // One channel of one image, as bytes with its padding.
   void (*fill_plane)(const Conv& call, size_t image, size_t channel, unsigned char* plane);
   // Positions f0 .. f0 + count of the planes -> p, zeros for what is missing to `width` and to whole fours of k.

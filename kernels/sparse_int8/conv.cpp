@@ -124,7 +124,7 @@ bool ConvWork::Sums::run(size_t task) const {
   const unsigned count = static_cast<unsigned>(std::min<size_t>(width, s.positions - f0));
 
   Held& held = Held::of_this_thread();
-  if (held.reserve(w, width) == nullptr) return false;
+  if (held.reserve(w, width, kernels.lanes) == nullptr) return false;
   if (held.is_new(work->serial_, place)) {
     const unsigned char* planes = work->planes_ + (image * s.channels + group * (s.channels / s.group)) * s.plane;
     kernels.pack_positions(w, planes, work->offsets_, f0, count, width, held.tile);

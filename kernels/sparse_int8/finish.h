@@ -7,119 +7,101 @@ inline bool is_direct(const Output& y) {
   return y.bytes && !y.bias && !y.residual && y.epilogue.activation <= Activation::clip;
 }
 
-template <Form form, Activation activation>
-struct Finish {
-  using Vec = typename FloatLane::Vec;
-  const Output& y;
-  Vec low, high, step;
-  typename Lane::Int zero_point;
+// Sums that follow each other and what goes with them: outputs of one row, or positions of one output.
+struct Line {
+  const int32_t* sums;
+  const float* factors;   // of each, or one of all
+  const float* bias;      // of each, or one of all; or nullptr
+  const float* residual;  // of each, or nullptr
+  float* floats;          // one of the two
+  unsigned char* bytes;
+  size_t count;
+};
 
-  explicit Finish(const Output& output) : y(output) {
+template <Form form, Activation activation>
+class Finish {
+ public:
+  using Vec = typename FloatLane::Vec;
+  using Int = typename Lane::Int;
+
+  explicit Finish(const Output& y) : epilogue_(y.epilogue) {
     const float least = static_cast<float>(-y.grid.zero_point), most = static_cast<float>(255 - y.grid.zero_point);
-    float bottom = least, top = most;
-    if (form == Form::direct) {
-      bottom = clamped(y.epilogue.low / y.grid.scale, least, most);
-      top = clamped(y.epilogue.high / y.grid.scale, least, most);
-    }
-    low = FloatLane::set1(bottom);
-    high = FloatLane::set1(top);
-    step = FloatLane::set1(y.grid.scale);
-    zero_point = Lane::set1(y.grid.zero_point);
+    const bool direct = form == Form::direct;
+    low_ = FloatLane::set1(direct ? clamped(y.epilogue.low / y.grid.scale, least, most) : least);
+    high_ = FloatLane::set1(direct ? clamped(y.epilogue.high / y.grid.scale, least, most) : most);
+    step_ = FloatLane::set1(y.grid.scale);
+    zero_point_ = Lane::set1(y.grid.zero_point);
   }
 
+  // `alike`: all sums share one factor and one bias.
+  template <bool alike>
+  void line(const Line& l) const {
+    constexpr unsigned lanes = Lane::lanes;
+    size_t i = 0;
+    if constexpr (form == Form::floats) {
+      for (; i + lanes <= l.count; i += lanes) FloatLane::store(l.floats + i, value<alike>(l, i));
+    } else {
+      for (; i + 4 * lanes <= l.count; i += 4 * lanes)
+        Lane::put_four(l.bytes + i, to_bytes(value<alike>(l, i)), to_bytes(value<alike>(l, i + lanes)),
+                       to_bytes(value<alike>(l, i + 2 * lanes)), to_bytes(value<alike>(l, i + 3 * lanes)));
+      for (; i + lanes <= l.count; i += lanes) Lane::put_bytes(l.bytes + i, to_bytes(value<alike>(l, i)), lanes);
+    }
+    if (i < l.count) rest<alike>(l, i);
+  }
+
+ private:
   static float clamped(float v, float least, float most) { return v < least ? least : v > most ? most : v; }
 
-  typename Lane::Int to_bytes(Vec v) const {
-    if constexpr (form == Form::bytes) v = FloatLane::div(v, step);
-    return Lane::add(Lane::to_int(FloatLane::at_most(Lane::at_least(v, low), high)), zero_point);
+  template <bool alike>
+  Vec value(const Line& l, size_t i) const {
+    const Vec factor = alike ? FloatLane::set1(*l.factors) : FloatLane::load(l.factors + i);
+    Vec v = FloatLane::mul(Lane::to_float(Lane::load(l.sums + i)), factor);
+    if constexpr (form != Form::direct) {
+      if (l.bias) v = FloatLane::add(v, alike ? FloatLane::set1(*l.bias) : FloatLane::load(l.bias + i));
+      if (l.residual) v = FloatLane::add(v, FloatLane::load(l.residual + i));
+      v = activated<FloatLane, activation>(v, epilogue_);
+    }
+    return v;
   }
+
+  Int to_bytes(Vec v) const {
+    if constexpr (form == Form::bytes) v = FloatLane::div(v, step_);
+    return Lane::add(Lane::to_int(FloatLane::at_most(Lane::at_least(v, low_), high_)), zero_point_);
+  }
+
+  // Fewer than a vector: the same on a copy.
+  template <bool alike>
+  void rest(const Line& l, size_t i) const {
+    constexpr unsigned lanes = Lane::lanes;
+    alignas(64) int32_t sums[lanes] = {};
+    alignas(64) float factors[lanes] = {}, bias[lanes] = {}, residual[lanes] = {}, floats[lanes];
+    const size_t count = l.count - i, bytes = count * sizeof(float);
+    __builtin_memcpy(sums, l.sums + i, bytes);
+    if (!alike) __builtin_memcpy(factors, l.factors + i, bytes);
+    if (!alike && l.bias) __builtin_memcpy(bias, l.bias + i, bytes);
+    if (l.residual) __builtin_memcpy(residual, l.residual + i, bytes);
+    const Line few{sums,    alike ? l.factors : factors,   l.bias && !alike ? bias : l.bias, l.residual ? residual : nullptr,
+                   nullptr, nullptr, lanes};
+    const Vec v = value<alike>(few, 0);
+    if constexpr (form == Form::floats) {
+      FloatLane::store(floats, v);
+      __builtin_memcpy(l.floats + i, floats, bytes);
+    } else {
+      Lane::put_bytes(l.bytes + i, to_bytes(v), static_cast<unsigned>(count));
+    }
+  }
+
+  const Epilogue epilogue_;
+  Vec low_, high_, step_;
+  Int zero_point_;
 };
 
-// s * scale[n] of the outputs of a panel, or s * scale[n] / t; zeros up to a whole vector.
+// s * scale[n] of the outputs of a panel, or s * scale[n] / t.
 inline void prepare_factors(const PackedWeights& w, size_t n0, size_t outputs, const Grid& x, const Output& y,
                             float* factors) {
-  const float t = y.grid.scale;
-  const bool direct = is_direct(y);
-  for (size_t n = 0; n < outputs; ++n) {
-    const float real = x.scale * load_as<float>(w.scales + (n0 + n) * 4);
-    factors[n] = direct ? real / t : real;
-  }
-  for (size_t n = outputs; n < outputs + 16; ++n) factors[n] = 0.0f;
+  const float t = is_direct(y) ? y.grid.scale : 1.0f;
+  for (size_t n = 0; n < outputs; ++n) factors[n] = x.scale * load_as<float>(w.scales + (n0 + n) * 4) / t;
 }
-
-template <Form form, Activation activation>
-inline void finish_square(const MatMul& call, const Finish<form, activation>& finish, size_t m, unsigned rows, size_t n,
-                          unsigned outputs, typename FloatLane::Vec factor, typename FloatLane::Vec bias,
-                          typename Lane::Int (&square)[Lane::lanes]) {
-  constexpr unsigned lanes = Lane::lanes;
-  using Vec = typename FloatLane::Vec;
-  const Output& y = call.y;
-  const bool whole = outputs == lanes;
-  const auto one = [&](unsigned r, typename Lane::Int sum) __attribute__((always_inline)) {
-    const size_t at = (m + r) * call.w->n + n;
-    alignas(64) float edge[lanes];
-    Vec v = FloatLane::mul(Lane::to_float(sum), factor);
-    if constexpr (form != Form::direct) {
-      if (y.bias) v = FloatLane::add(v, bias);
-      if (y.residual) {
-        if (whole) {
-          v = FloatLane::add(v, FloatLane::load(y.residual + at));
-        } else {
-          for (unsigned c = 0; c < lanes; ++c) edge[c] = c < outputs ? y.residual[at + c] : 0.0f;
-          v = FloatLane::add(v, FloatLane::load(edge));
-        }
-      }
-      v = activated<FloatLane, activation>(v, y.epilogue);
-    }
-    if constexpr (form != Form::floats) {
-      Lane::put_bytes(y.bytes + at, finish.to_bytes(v), outputs);
-    } else if (whole) {
-      FloatLane::store(y.floats + at, v);
-    } else {
-      FloatLane::store(edge, v);
-      for (unsigned c = 0; c < outputs; ++c) y.floats[at + c] = edge[c];
-    }
-  };
-  constexpr bool is_short = activation <= Activation::clip;
-  if (is_short && whole && rows == lanes) {
-    GRAPHOPT_UNROLL
-    for (unsigned r = 0; r < lanes; ++r) one(r, square[r]);
-    return;
-  }
-  alignas(64) int32_t turned[lanes * lanes];
-  GRAPHOPT_UNROLL
-  for (unsigned r = 0; r < lanes; ++r) Lane::store(turned + r * lanes, square[r]);
-  for (unsigned r = 0; r < rows; ++r) one(r, Lane::load(turned + r * lanes));
-}
-
-template <Form form, Activation activation>
-inline void finish_rows_as(const MatMul& call, size_t m0, unsigned rows, unsigned width, size_t n0, size_t outputs,
-                           const int32_t* sums, const float* factors) {
-  constexpr unsigned lanes = Lane::lanes;
-  const Output& y = call.y;
-  const Finish<form, activation> finish(y);
-  for (size_t n = 0; n < outputs; n += lanes) {
-    const unsigned wide = static_cast<unsigned>(smaller(outputs - n, lanes));
-    alignas(64) float edge[lanes] = {};
-    if (y.bias) __builtin_memcpy(edge, y.bias + n0 + n, wide * sizeof(float));
-    const typename FloatLane::Vec bias = FloatLane::load(edge), factor = FloatLane::load(factors + n);
-    for (unsigned i = 0; i < rows; i += lanes) {
-      typename Lane::Int square[lanes];
-      GRAPHOPT_UNROLL
-      for (unsigned c = 0; c < lanes; ++c) square[c] = Lane::load(sums + (n + c) * width + i);
-      Lane::transpose(square);
-      finish_square<form, activation>(call, finish, m0 + i, static_cast<unsigned>(smaller(rows - i, lanes)), n0 + n, wide,
-                                      factor, bias, square);
-    }
-  }
-}
-
-struct FinishRows {
-  template <Form form, Activation activation, class... Args>
-  static void run(const Args&... args) {
-    finish_rows_as<form, activation>(args...);
-  }
-};
 
 template <class Visitor, Form form, class Call, class... Args>
 inline void finish_in(const Call& call, const Args&... args) {
@@ -142,9 +124,38 @@ inline void finish(const Call& call, const Args&... args) {
   finish_in<Visitor, Form::floats>(call, args...);
 }
 
+// Sums lie output by output, y row by row. A few rows are turned at once, then written one after the other: y is larger
+// than the caches, and rows lie far apart.
+struct FinishRows {
+  template <Form form, Activation activation>
+  static void run(const MatMul& call, size_t m0, unsigned rows, unsigned width, size_t n0, size_t outputs,
+                  const int32_t* sums, const float* factors, int32_t* lines) {
+    constexpr unsigned lanes = Lane::lanes;
+    const Output& y = call.y;
+    const Finish<form, activation> finish(y);
+    const size_t pitch = (outputs + lanes - 1) / lanes * lanes;
+    for (unsigned i = 0; i < rows; i += lanes) {
+      for (size_t n = 0; n < outputs; n += lanes) {
+        typename Lane::Int square[lanes];
+        GRAPHOPT_UNROLL
+        for (unsigned c = 0; c < lanes; ++c) square[c] = Lane::load(sums + (n + c) * width + i);
+        Lane::transpose(square);
+        GRAPHOPT_UNROLL
+        for (unsigned r = 0; r < lanes; ++r) Lane::store(lines + r * pitch + n, square[r]);
+      }
+      for (unsigned r = 0; r < lanes && i + r < rows; ++r) {
+        const size_t at = (m0 + i + r) * call.w->n + n0;
+        finish.template line<false>({lines + r * pitch, factors, y.bias ? y.bias + n0 : nullptr,
+                                     y.residual ? y.residual + at : nullptr, y.floats ? y.floats + at : nullptr,
+                                     y.bytes ? y.bytes + at : nullptr, outputs});
+      }
+    }
+  }
+};
+
 inline void finish_rows(const MatMul& call, size_t m0, unsigned rows, unsigned width, size_t panel, const int32_t* sums,
-                        float* factors) {
+                        float* factors, int32_t* lines) {
   const size_t n0 = panel * call.w->panel, outputs = smaller(call.w->panel, call.w->n - n0);
   prepare_factors(*call.w, n0, outputs, call.grid, call.y, factors);
-  finish<FinishRows>(call, m0, rows, width, n0, outputs, sums, factors);
+  finish<FinishRows>(call, m0, rows, width, n0, outputs, sums, factors, lines);
 }

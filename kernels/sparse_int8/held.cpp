@@ -18,14 +18,14 @@ unsigned long long next_serial() {
 
 Held& Held::of_this_thread() { return held; }
 
-unsigned char* Held::reserve(const PackedWeights& w, size_t width) {
-  const size_t packed = width * round_up(w.k, 16), sum_bytes = width * (w.panel + 4) * sizeof(int32_t);
-  const size_t per_output = (w.panel + 16) * sizeof(int32_t);
-  tile = static_cast<unsigned char*>(memory_.reserve(packed + sum_bytes + 2 * per_output));
+unsigned char* Held::reserve(const PackedWeights& w, size_t width, size_t lanes) {
+  const size_t packed = width * round_up(w.k, 16), per_output = round_up(w.panel + 4, 16), size = sizeof(int32_t);
+  tile = static_cast<unsigned char*>(memory_.reserve(packed + (width + 2 + lanes) * per_output * size));
   if (tile == nullptr) return nullptr;
   sums = reinterpret_cast<int32_t*>(tile + packed);
-  starts = sums + width * (w.panel + 4);
-  factors = reinterpret_cast<float*>(starts + w.panel + 16);
+  lines = sums + width * per_output;
+  starts = lines + lanes * per_output;
+  factors = reinterpret_cast<float*>(starts + per_output);
   return tile;
 }
 

@@ -14,8 +14,8 @@ unsigned long long next_serial();
 
 class Held {
  public:
-  // Room for a tile, the sums, starts and factors of a panel; nullptr if there is no memory.
-  unsigned char* reserve(const PackedWeights& w, size_t width);
+  // Room for a tile of `width` positions and for what a panel needs; nullptr if there is no memory.
+  unsigned char* reserve(const PackedWeights& w, size_t width, size_t lanes);
 
   // True once for every tile of every call.
   bool is_new(unsigned long long serial, size_t tile);
@@ -25,6 +25,7 @@ class Held {
   int32_t* sums = nullptr;
   int32_t* starts = nullptr;
   float* factors = nullptr;
+  int32_t* lines = nullptr;
 
   static Held& of_this_thread();
 

@@ -34,6 +34,12 @@ struct LaneBase {
       for (unsigned i = 0; i < count; ++i) at[i] = bytes[i];
     }
   }
+  static void put_four(unsigned char* at, Int a, Int b, Int c, Int d) {
+    put_bytes(at, a, lanes);
+    put_bytes(at + lanes, b, lanes);
+    put_bytes(at + 2 * lanes, c, lanes);
+    put_bytes(at + 3 * lanes, d, lanes);
+  }
   static void transpose(Int (&r)[4]) {
     const int32x4_t a = vzip1q_s32(r[0], r[2]), b = vzip2q_s32(r[0], r[2]);
     const int32x4_t c = vzip1q_s32(r[1], r[3]), d = vzip2q_s32(r[1], r[3]);

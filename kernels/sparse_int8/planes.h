@@ -78,7 +78,12 @@ inline unsigned segments_of(const ConvShape& s, size_t f0, unsigned count, Segme
   return found;
 }
 
-inline void copy_few(unsigned char* to, const unsigned char* from, size_t bytes) {
+// Copies that are mostly short.
+template <class T>
+inline void copy_few(T* target, const T* source, size_t count) {
+  unsigned char* to = reinterpret_cast<unsigned char*>(target);
+  const unsigned char* from = reinterpret_cast<const unsigned char*>(source);
+  const size_t bytes = count * sizeof(T);
   if (bytes >= 16) {
     for (size_t i = 0; i + 16 < bytes; i += 16) __builtin_memcpy(to + i, from + i, 16);
     __builtin_memcpy(to + bytes - 16, from + bytes - 16, 16);
@@ -93,63 +98,42 @@ inline void copy_few(unsigned char* to, const unsigned char* from, size_t bytes)
   }
 }
 
-template <Form form, Activation activation>
-inline void finish_planes_as(const Conv& call, size_t first, size_t outputs, size_t f0, unsigned count, unsigned width,
-                             size_t channel, const int32_t* sums, const float* factors) {
-  constexpr unsigned lanes = Lane::lanes, most = 4 * lanes;
-  using Vec = typename FloatLane::Vec;
-  const Output& y = call.y;
-  const Finish<form, activation> finish(y);
-  Segment segments[most];
-  const unsigned found = segments_of(call.shape, f0, count, segments);
-  const size_t area = call.shape.out_h * call.shape.out_w;
-  alignas(64) float floats[most];
-  alignas(64) float residual[most] = {};
-  alignas(64) unsigned char bytes[most];
-  const bool in_place = found == 1 && segments[0].length == width;
-  for (size_t n = 0; n < outputs; ++n) {
-    const size_t plane = (first + n) * area;
-    float* to_floats = in_place ? y.floats + plane + segments[0].to : floats;
-    unsigned char* to_bytes = in_place ? y.bytes + plane + segments[0].to : bytes;
-    if (form != Form::direct && y.residual) {
-      for (unsigned i = 0; i < found; ++i)
-        __builtin_memcpy(residual + segments[i].from, y.residual + plane + segments[i].to, segments[i].length * 4);
-    }
-    const Vec factor = FloatLane::set1(factors[n]);
-    const Vec bias = FloatLane::set1(form != Form::direct && y.bias ? y.bias[channel + n] : 0.0f);
-    const auto one = [&](unsigned i) __attribute__((always_inline)) {
-      Vec v = FloatLane::mul(Lane::to_float(Lane::load(sums + n * width + i)), factor);
-      if constexpr (form != Form::direct) {
-        if (y.bias) v = FloatLane::add(v, bias);
-        if (y.residual) v = FloatLane::add(v, FloatLane::load(residual + i));
-        v = activated<FloatLane, activation>(v, y.epilogue);
-      }
-      return v;
-    };
-    for (unsigned i = 0; i < width; i += lanes) {
-      if constexpr (form == Form::floats) {
-        FloatLane::store(to_floats + i, one(i));
-      } else {
-        Lane::put_bytes(to_bytes + i, finish.to_bytes(one(i)), lanes);
-      }
-    }
-    if (in_place) continue;
-    for (unsigned i = 0; i < found; ++i) {
-      const Segment& s = segments[i];
-      if constexpr (form == Form::floats) {
-        copy_few(reinterpret_cast<unsigned char*>(y.floats + plane + s.to),
-                 reinterpret_cast<const unsigned char*>(floats + s.from), s.length * 4);
-      } else {
-        copy_few(y.bytes + plane + s.to, bytes + s.from, s.length);
-      }
-    }
-  }
-}
-
 struct FinishPlanes {
-  template <Form form, Activation activation, class... Args>
-  static void run(const Args&... args) {
-    finish_planes_as<form, activation>(args...);
+  template <Form form, Activation activation>
+  static void run(const Conv& call, size_t first, size_t outputs, size_t f0, unsigned count, unsigned width,
+                  size_t channel, const int32_t* sums, const float* factors) {
+    constexpr unsigned most = 4 * Lane::lanes;
+    const Output& y = call.y;
+    const Finish<form, activation> finish(y);
+    Segment segments[most];
+    const unsigned found = segments_of(call.shape, f0, count, segments);
+    const bool whole = found == 1 && segments[0].from == 0;
+    const size_t area = call.shape.out_h * call.shape.out_w;
+    alignas(64) float floats[most], residual[most] = {};
+    alignas(64) unsigned char bytes[most];
+    for (size_t n = 0; n < outputs; ++n) {
+      const size_t plane = (first + n) * area;
+      const float* bias = y.bias ? y.bias + channel + n : nullptr;
+      if (whole) {
+        const size_t at = plane + segments[0].to;
+        finish.template line<true>({sums + n * width, factors + n, bias, y.residual ? y.residual + at : nullptr,
+                                    y.floats ? y.floats + at : nullptr, y.bytes ? y.bytes + at : nullptr,
+                                    segments[0].length});
+        continue;
+      }
+      for (unsigned i = 0; y.residual && i < found; ++i)
+        copy_few(residual + segments[i].from, y.residual + plane + segments[i].to, segments[i].length);
+      finish.template line<true>(
+          {sums + n * width, factors + n, bias, y.residual ? residual : nullptr, floats, bytes, width});
+      for (unsigned i = 0; i < found; ++i) {
+        const Segment& s = segments[i];
+        if constexpr (form == Form::floats) {
+          copy_few(y.floats + plane + s.to, floats + s.from, s.length);
+        } else {
+          copy_few(y.bytes + plane + s.to, bytes + s.from, s.length);
+        }
+      }
+    }
   }
 };
 

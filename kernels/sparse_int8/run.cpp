@@ -81,10 +81,10 @@ bool MatMulWork::run(size_t task) const {
   const unsigned width = static_cast<unsigned>(round_up(rows, kernels_.lanes));
 
   Held& held = Held::of_this_thread();
-  if (held.reserve(w, width) == nullptr) return false;
+  if (held.reserve(w, width, kernels_.lanes) == nullptr) return false;
   if (held.is_new(serial_, tile)) kernels_.pack_rows(call_, m0, rows, width, held.tile);
   kernels_.panel(w, panel, call_.grid.zero_point, held.tile, width, held.starts, held.sums);
-  kernels_.finish_rows(call_, m0, rows, width, panel, held.sums, held.factors);
+  kernels_.finish_rows(call_, m0, rows, width, panel, held.sums, held.factors, held.lines);
   return true;
 }
 

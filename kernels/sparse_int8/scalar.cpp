@@ -78,6 +78,12 @@ struct Lane {
   static void put_bytes(unsigned char* at, const Int& a, unsigned count) {
     for (unsigned i = 0; i < count; ++i) at[i] = static_cast<unsigned char>(a.v[i]);
   }
+  static void put_four(unsigned char* at, Int a, Int b, Int c, Int d) {
+    put_bytes(at, a, lanes);
+    put_bytes(at + lanes, b, lanes);
+    put_bytes(at + 2 * lanes, c, lanes);
+    put_bytes(at + 3 * lanes, d, lanes);
+  }
   static void transpose(Int (&r)[lanes]) {
     for (unsigned i = 0; i < lanes; ++i) {
       for (unsigned j = 0; j < i; ++j) {
