@@ -90,6 +90,20 @@ struct Lane {
       _mm512_storeu_si512(p + 192, _mm512_unpackhi_epi16(high, high2));
       return;
     }
+    for (; i + 32 <= width; i += 32) {
+      const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+      const auto half = [&](unsigned j) {
+        return _mm256_permutevar8x32_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[j] + i)), order);
+      };
+      const __m256i a = half(0), b = half(1), c = half(2), d = half(3);
+      const __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+      const __m256i low2 = _mm256_unpacklo_epi8(c, d), high2 = _mm256_unpackhi_epi8(c, d);
+      __m256i* to = reinterpret_cast<__m256i*>(p + 4 * i);
+      _mm256_storeu_si256(to, _mm256_unpacklo_epi16(low, low2));
+      _mm256_storeu_si256(to + 1, _mm256_unpackhi_epi16(low, low2));
+      _mm256_storeu_si256(to + 2, _mm256_unpacklo_epi16(high, high2));
+      _mm256_storeu_si256(to + 3, _mm256_unpackhi_epi16(high, high2));
+    }
     for (; i < width; i += 16) {
       const auto sixteen = [&](unsigned j) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[j] + i)); };
       const __m128i a = sixteen(0), b = sixteen(1), c = sixteen(2), d = sixteen(3);

@@ -86,12 +86,12 @@ void ConvWork::use(unsigned char* memory) {
   written_ = memory + offset_bytes_;
   planes_ = in_place_ ? call_.bytes : written_;
   const size_t channels = s.channels / s.group, taps = s.kernel_h * s.kernel_w;
-  for (size_t k = 0; k < channels * taps; ++k) {
-    const size_t channel = s.channels_last ? k % channels : k / taps;
-    const size_t tap = s.channels_last ? k / channels : k % taps;
+  const size_t channel_step = s.channels_last ? 1 : taps, tap_step = s.channels_last ? channels : 1;
+  for (size_t tap = 0; tap < taps; ++tap) {
     const size_t row = tap / s.kernel_w * s.dilation_h, column = tap % s.kernel_w * s.dilation_w;
     const size_t phase = row % s.stride_h * s.stride_w + column % s.stride_w;
-    offsets_[k] = channel * s.plane + (phase * s.rows + row / s.stride_h) * s.pitch + column / s.stride_w;
+    const size_t place = (phase * s.rows + row / s.stride_h) * s.pitch + column / s.stride_w;
+    for (size_t c = 0; c < channels; ++c) offsets_[c * channel_step + tap * tap_step] = c * s.plane + place;
   }
 }
 

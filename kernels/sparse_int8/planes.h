@@ -3,6 +3,26 @@
 //
 // Lane: interleave(const unsigned char* const rows[4], width, p): p[i][j] = rows[j][i].
 
+// Copies that are mostly short.
+template <class T>
+inline void copy_few(T* target, const T* source, size_t count) {
+  unsigned char* to = reinterpret_cast<unsigned char*>(target);
+  const unsigned char* from = reinterpret_cast<const unsigned char*>(source);
+  const size_t bytes = count * sizeof(T);
+  if (bytes >= 16) {
+    for (size_t i = 0; i + 16 < bytes; i += 16) __builtin_memcpy(to + i, from + i, 16);
+    __builtin_memcpy(to + bytes - 16, from + bytes - 16, 16);
+  } else if (bytes >= 8) {
+    __builtin_memcpy(to, from, 8);
+    __builtin_memcpy(to + bytes - 8, from + bytes - 8, 8);
+  } else if (bytes >= 4) {
+    __builtin_memcpy(to, from, 4);
+    __builtin_memcpy(to + bytes - 4, from + bytes - 4, 4);
+  } else {
+    for (size_t i = 0; i < bytes; ++i) to[i] = from[i];
+  }
+}
+
 inline void fill_plane(const Conv& call, size_t image, size_t channel, unsigned char* plane) {
   const ConvShape& s = call.shape;
   const unsigned char padding = static_cast<unsigned char>(call.grid.zero_point ^ Lane::flip);
@@ -20,6 +40,8 @@ inline void fill_plane(const Conv& call, size_t image, size_t channel, unsigned 
       unsigned char* to = s.stride_w == 1 ? direct : bytes;
       if (call.floats) {
         Lane::quantize(call.floats + at, count, rounding, to);
+      } else if (Lane::flip == 0) {
+        copy_few(to, call.bytes + at, count);
       } else {
         for (size_t i = 0; i < count; ++i) to[i] = static_cast<unsigned char>(call.bytes[at + i] ^ Lane::flip);
       }
@@ -76,26 +98,6 @@ inline unsigned segments_of(const ConvShape& s, size_t f0, unsigned count, Segme
     f += length;
   }
   return found;
-}
-
-// Copies that are mostly short.
-template <class T>
-inline void copy_few(T* target, const T* source, size_t count) {
-  unsigned char* to = reinterpret_cast<unsigned char*>(target);
-  const unsigned char* from = reinterpret_cast<const unsigned char*>(source);
-  const size_t bytes = count * sizeof(T);
-  if (bytes >= 16) {
-    for (size_t i = 0; i + 16 < bytes; i += 16) __builtin_memcpy(to + i, from + i, 16);
-    __builtin_memcpy(to + bytes - 16, from + bytes - 16, 16);
-  } else if (bytes >= 8) {
-    __builtin_memcpy(to, from, 8);
-    __builtin_memcpy(to + bytes - 8, from + bytes - 8, 8);
-  } else if (bytes >= 4) {
-    __builtin_memcpy(to, from, 4);
-    __builtin_memcpy(to + bytes - 4, from + bytes - 4, 4);
-  } else {
-    for (size_t i = 0; i < bytes; ++i) to[i] = from[i];
-  }
 }
 
 struct FinishPlanes {
