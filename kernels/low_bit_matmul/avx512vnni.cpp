@@ -21,6 +21,7 @@ struct Lane {
   using Ints = __m512i;
 
   static Bytes load_bytes(const unsigned char* at) { return _mm512_loadu_si512(at); }
+  static void store_bytes(unsigned char* at, Bytes a) { _mm512_storeu_si512(at, a); }
   static FloatLane::Vec load_floats(const unsigned char* at) { return _mm512_loadu_ps(at); }
   static Ints set_ints(int a) { return _mm512_set1_epi32(a); }
   static void store_ints(int* at, Ints a) { _mm512_storeu_si512(at, a); }
@@ -53,13 +54,28 @@ struct Lane {
     return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(sixteen)));
   }
   static Bytes lookup(Bytes book, Bytes codes) { return _mm512_shuffle_epi8(book, codes); }
-  static Bytes broadcast(const signed char* at) {
-    int four;
-    __builtin_memcpy(&four, at, 4);
-    return _mm512_set1_epi32(four);
+
+  // Four bytes of x are read by the instruction itself where there are many sums: held in registers, they would push sums
+  // onto the stack, as GCC does from twenty sums on.
+  struct FourBytes {
+    signed char q[4];
+  };
+  template <unsigned rows>
+  static auto broadcast(const signed char* at) {
+    if constexpr (rows > 2) {
+      return reinterpret_cast<const FourBytes*>(at);
+    } else {
+      int four;
+      __builtin_memcpy(&four, at, 4);
+      return _mm512_set1_epi32(four);
+    }
   }
 
   struct Part {};
+  template <bool wide>
+  static void dot(Part&, Ints& sum, Bytes codes, const FourBytes* x) {
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*x));
+  }
   template <bool wide>
   static void dot(Part&, Ints& sum, Bytes codes, Bytes x) {
     sum = _mm512_dpbusd_epi32(sum, codes, x);
@@ -72,11 +88,14 @@ struct Lane {
     const Ints bits = _mm512_loadu_si512(x);
     return _mm512_max_epi32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
   }
+  static int highest(Ints a) { return _mm512_reduce_max_epi32(a); }
+  static int total(Ints a) { return _mm512_reduce_add_epi32(a); }
   static Ints round(FloatLane::Vec a) { return _mm512_cvtps_epi32(a); }
   static void store_low(signed char* at, Ints a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(a));
   }
-  static void prefetch(const unsigned char* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
+  // Assembly: GCC 12 takes a function that only prefetches for one without effect and drops its calls.
+  static void prefetch(const unsigned char* at) { __asm__ volatile("prefetcht0 (%0)" : : "r"(at)); }
 
  private:
   // Bit `from` of each byte at the place of bit `to`, all others zero.

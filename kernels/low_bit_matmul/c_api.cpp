@@ -53,19 +53,18 @@ GRAPHOPT_EXPORT int graphopt_low_bit_matmul_f32(const unsigned char* packed, siz
   }
   const Kernels& kernels = kernels_for(chosen);
   if (m == 0) return 0;
-  unsigned char* const rounded = rounds ? rounded_rows(call, kernels) : nullptr;
-  if (rounds && rounded == nullptr) {
-    std::snprintf(message, message_size, "out of memory");
-    return 1;
-  }
-  for (size_t m0 = 0; m0 < m; m0 += slab_rows) {
-    const size_t rows = m - m0 < slab_rows ? m - m0 : slab_rows;
-    if (rounds) {
-      const Rounding rounding(call, kernels, m0, rows, rounded);
-      for (size_t task = 0; task < rounding.tasks(); ++task) rounding.run(task);
+  const auto run = [](const auto& work) {
+    for (size_t task = 0; task < work.tasks(); ++task) work.run(task);
+  };
+  if (!rounds) run(Product(call, kernels));
+  for (size_t m0 = 0; rounds && m0 < m; m0 += slab_rows) {
+    const Rounded rounded = rounded_rows(call, kernels, m0);
+    if (rounded.tiles == nullptr) {
+      std::snprintf(message, message_size, "out of memory");
+      return 1;
     }
-    const Product product(call, kernels, m0, rows, rounded);
-    for (size_t task = 0; task < product.tasks(); ++task) product.run(task);
+    run(Rounding(call, kernels, rounded));
+    run(Product(call, kernels, rounded));
   }
   return 0;
 }

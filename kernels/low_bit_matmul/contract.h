@@ -71,20 +71,31 @@ struct Call {
   Epilogue epilogue;
 };
 
-// Rows of x rounded to int8, one tile: float scale[blocks][rows], int32 sum[blocks][rows] of the q, and
-// int8 q[blocks * block / 4][rows][4].
+// Rows of x rounded to int8. They are cut evenly into tiles; a tile is a record for each block: float scale[rows],
+// int32 sum[rows] of the q, and int8 q[block / 4][rows][4]. Where the zero is constant, the sums are multiplied with what
+// it takes off every code (sum_factor in tile.h), so that integer sums may start there.
+struct Rounded {
+  unsigned char* tiles;  // aligned to 64
+  size_t m0, rows;       // of x
+  size_t count;          // of tiles
+  size_t stride;         // bytes from tile to tile, a multiple of 64
+
+  constexpr size_t start(size_t tile) const { return tile * rows / count; }
+  constexpr unsigned size(size_t tile) const { return static_cast<unsigned>(start(tile + 1) - start(tile)); }
+};
+constexpr size_t record_bytes(const PackedMatrix& w, size_t rows) { return rows * (8 + w.block); }
 constexpr size_t tile_bytes(const PackedMatrix& w, size_t rows) {
-  return (w.blocks * rows * 8 + 63) / 64 * 64 + (w.blocks * w.block * rows + 63) / 64 * 64;
+  return (w.blocks * record_bytes(w, rows) + 63) / 64 * 64;
 }
 
 struct Kernels {
-  unsigned max_rows;        // of a tile of rounded rows
+  unsigned max_rows;        // of a tile
   unsigned max_float_rows;  // that panel_float takes at once
-  // x[m0 .. m0 + rows, :] -> tile, which is aligned to 64.
-  void (*round)(const Call& call, size_t m0, unsigned rows, unsigned char* tile);
-  // y[m0 .. m0 + rows, the columns of one panel] from a tile.
-  void (*panel)(const Call& call, size_t m0, unsigned rows, size_t panel, const unsigned char* tile);
-  // The same in floats, straight from x.
+  // Rounds the rows of one tile.
+  void (*round)(const Call& call, const Rounded& x, size_t tile);
+  // y[rows of the tiles first .. end, the columns of one panel].
+  void (*panel)(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel);
+  // y[m0 .. m0 + rows, the columns of one panel] with activations as floats.
   void (*panel_float)(const Call& call, size_t m0, unsigned rows, size_t panel);
 };
 

@@ -6,6 +6,7 @@ struct Lane128 {
   using Ints = int32x4_t;
 
   static Bytes load_bytes(const unsigned char* at) { return vld1q_u8(at); }
+  static void store_bytes(unsigned char* at, Bytes a) { vst1q_u8(at, a); }
   static FloatLane::Vec load_floats(const unsigned char* at) { return vreinterpretq_f32_u8(vld1q_u8(at)); }
   static Ints set_ints(int a) { return vdupq_n_s32(a); }
   static void store_ints(int* at, Ints a) { vst1q_s32(at, a); }
@@ -45,6 +46,7 @@ struct Lane128 {
   static Bytes either(Bytes a, Bytes b) { return vorrq_u8(a, b); }
   static Bytes repeat(const unsigned char* sixteen) { return vld1q_u8(sixteen); }
   static Bytes lookup(Bytes book, Bytes codes) { return vqtbl1q_u8(book, codes); }
+  template <unsigned rows>
   static Bytes broadcast(const signed char* at) {
     int four;
     __builtin_memcpy(&four, at, 4);
@@ -61,13 +63,16 @@ struct Lane128 {
   static Ints magnitude(Ints largest, const float* x) {
     return vmaxq_s32(largest, vreinterpretq_s32_f32(vabsq_f32(vld1q_f32(x))));
   }
+  static int highest(Ints a) { return vmaxvq_s32(a); }
+  static int total(Ints a) { return vaddvq_s32(a); }
   static Ints round(FloatLane::Vec a) { return vcvtnq_s32_f32(a); }
   static void store_low(signed char* at, Ints a) {
     const int16x4_t words = vmovn_s32(a);
     const int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
     __builtin_memcpy(at, &bytes, 4);
   }
-  static void prefetch(const unsigned char* at) { __builtin_prefetch(at); }
+  // Assembly: GCC 12 takes a function that only prefetches for one without effect and drops its calls.
+  static void prefetch(const unsigned char* at) { __asm__ volatile("prfm pldl1keep, [%0]" : : "r"(at)); }
 
  private:
   // Bit `from` of each byte at the place of bit `to`, all others zero.

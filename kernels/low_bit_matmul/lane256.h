@@ -6,6 +6,7 @@ struct Lane256 {
   using Ints = __m256i;
 
   static Bytes load_bytes(const unsigned char* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+  static void store_bytes(unsigned char* at, Bytes a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), a); }
   static FloatLane::Vec load_floats(const unsigned char* at) { return _mm256_castsi256_ps(load_bytes(at)); }
   static Ints set_ints(int a) { return _mm256_set1_epi32(a); }
   static void store_ints(int* at, Ints a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), a); }
@@ -39,6 +40,7 @@ struct Lane256 {
     return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(sixteen)));
   }
   static Bytes lookup(Bytes book, Bytes codes) { return _mm256_shuffle_epi8(book, codes); }
+  template <unsigned rows>
   static Bytes broadcast(const signed char* at) {
     int four;
     __builtin_memcpy(&four, at, 4);
@@ -49,12 +51,23 @@ struct Lane256 {
     const Ints bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
     return _mm256_max_epi32(largest, _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)));
   }
+  static int highest(Ints a) {
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
+  }
+  static int total(Ints a) {
+    __m128i m = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    m = _mm_add_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
+  }
   static Ints round(FloatLane::Vec a) { return _mm256_cvtps_epi32(a); }
   static void store_low(signed char* at, Ints a) {
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm_packs_epi16(words, words));
   }
-  static void prefetch(const unsigned char* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
+  // Assembly: GCC 12 takes a function that only prefetches for one without effect and drops its calls.
+  static void prefetch(const unsigned char* at) { __asm__ volatile("prefetcht0 (%0)" : : "r"(at)); }
 
  private:
   // Bit `from` of each byte at the place of bit `to`, all others zero.

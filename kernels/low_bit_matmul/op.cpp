@@ -82,15 +82,12 @@ class Kernel {
     if (call.m == 0) return nullptr;
     call.y = static_cast<float*>(y);
     const Kernels& kernels = kernels_for(isa_choice().isa);
-    unsigned char* rounded = nullptr;
-    if (rounds_) {
-      rounded = rounded_rows(call, kernels);
-      if (rounded == nullptr) return node_.refuse(ort::error_fail, "out of memory");
-    }
+    if (!rounds_) return node_.parallel(context, Product(call, kernels));
     for (size_t m0 = 0; m0 < call.m; m0 += slab_rows) {
-      const size_t rows = call.m - m0 < slab_rows ? call.m - m0 : slab_rows;
-      if (rounds_) GRAPHOPT_TRY(node_.parallel(context, Rounding(call, kernels, m0, rows, rounded)));
-      GRAPHOPT_TRY(node_.parallel(context, Product(call, kernels, m0, rows, rounded)));
+      const Rounded rounded = rounded_rows(call, kernels, m0);
+      if (rounded.tiles == nullptr) return node_.refuse(ort::error_fail, "out of memory");
+      GRAPHOPT_TRY(node_.parallel(context, Rounding(call, kernels, rounded)));
+      GRAPHOPT_TRY(node_.parallel(context, Product(call, kernels, rounded)));
     }
     return nullptr;
   }

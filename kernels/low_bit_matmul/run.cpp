@@ -13,11 +13,6 @@ thread_local Scratch scratch;
 
 size_t parts(size_t total, size_t per_part) { return (total + per_part - 1) / per_part; }
 
-// Tiles lie one behind the other, each at a multiple of 64; those of one slab have at most one row more or less.
-size_t tile_at(const PackedMatrix& w, const Tiles& tiles, size_t tile) {
-  return tile * tile_bytes(w, (tiles.rows + tiles.count - 1) / tiles.count);
-}
-
 }  // namespace
 
 const Kernels& kernels_for(Isa isa) {
@@ -39,49 +34,52 @@ const Kernels& kernels_for(Isa isa) {
   return table.best(isa);
 }
 
-unsigned char* rounded_rows(const Call& call, const Kernels& kernels) {
-  const Tiles tiles(call.m < slab_rows ? call.m : slab_rows, kernels.max_rows);
-  return static_cast<unsigned char*>(scratch.reserve(tile_at(*call.w, tiles, tiles.count)));
+Rounded rounded_rows(const Call& call, const Kernels& kernels, size_t m0) {
+  Rounded x{nullptr, m0, call.m - m0 < slab_rows ? call.m - m0 : slab_rows, 0, 0};
+  x.count = parts(x.rows, kernels.max_rows);
+  x.stride = tile_bytes(*call.w, parts(x.rows, x.count));
+  x.tiles = static_cast<unsigned char*>(scratch.reserve(x.count * x.stride));
+  return x;
 }
 
-Rounding::Rounding(const Call& call, const Kernels& kernels, size_t m0, size_t rows, unsigned char* rounded)
-    : call_(call), kernels_(kernels), m0_(m0), tiles_(rows, kernels.max_rows), rounded_(rounded) {
-  const size_t most = parts(rows * call.w->k, rounding_task);
-  tasks_ = tiles_.count < most ? tiles_.count : most;
+Rounding::Rounding(const Call& call, const Kernels& kernels, const Rounded& x) : call_(call), kernels_(kernels), x_(x) {
+  const size_t most = parts(x.rows * call.w->k, rounding_task);
+  tasks_ = x.count < most ? x.count : most;
 }
 
 bool Rounding::run(size_t task) const {
-  for (size_t tile = task * tiles_.count / tasks_; tile < (task + 1) * tiles_.count / tasks_; ++tile)
-    kernels_.round(call_, m0_ + tiles_.start(tile), tiles_.size(tile), rounded_ + tile_at(*call_.w, tiles_, tile));
+  for (size_t tile = task * x_.count / tasks_; tile < (task + 1) * x_.count / tasks_; ++tile)
+    kernels_.round(call_, x_, tile);
   return true;
 }
 
-Product::Product(const Call& call, const Kernels& kernels, size_t m0, size_t rows, const unsigned char* rounded)
-    : call_(call),
-      kernels_(kernels),
-      m0_(m0),
-      tiles_(rows, rounded ? kernels.max_rows : kernels.max_float_rows),
-      rounded_(rounded) {
-  const size_t panels = call.w->panels;
-  const size_t most = parts(rows * call.w->k * panels * panel_columns, product_task);
+Product::Product(const Call& call, const Kernels& kernels, const Rounded& x) : call_(call), kernels_(kernels), x_(x) {
+  share_out();
+}
+
+Product::Product(const Call& call, const Kernels& kernels)
+    : call_(call), kernels_(kernels), x_{nullptr, 0, call.m, parts(call.m, kernels.max_float_rows), 0} {
+  share_out();
+}
+
+void Product::share_out() {
+  const size_t panels = call_.w->panels;
+  const size_t most = parts(x_.rows * call_.w->k * panels * panel_columns, product_task);
   panel_tasks_ = panels < most ? panels : most;
   row_tasks_ = parts(enough_tasks, panel_tasks_);
-  if (row_tasks_ > tiles_.count) row_tasks_ = tiles_.count;
+  if (row_tasks_ > x_.count) row_tasks_ = x_.count;
   if (row_tasks_ > parts(most, panel_tasks_)) row_tasks_ = parts(most, panel_tasks_);
 }
 
 bool Product::run(size_t task) const {
   const size_t panels = call_.w->panels;
   const size_t panel_task = task / row_tasks_, row_task = task % row_tasks_;
-  const size_t first_tile = row_task * tiles_.count / row_tasks_, end_tile = (row_task + 1) * tiles_.count / row_tasks_;
+  const size_t first = row_task * x_.count / row_tasks_, end = (row_task + 1) * x_.count / row_tasks_;
   for (size_t panel = panel_task * panels / panel_tasks_; panel < (panel_task + 1) * panels / panel_tasks_; ++panel) {
-    for (size_t tile = first_tile; tile < end_tile; ++tile) {
-      const size_t m0 = m0_ + tiles_.start(tile);
-      if (rounded_ != nullptr) {
-        kernels_.panel(call_, m0, tiles_.size(tile), panel, rounded_ + tile_at(*call_.w, tiles_, tile));
-      } else {
-        kernels_.panel_float(call_, m0, tiles_.size(tile), panel);
-      }
+    if (x_.tiles != nullptr) {
+      kernels_.panel(call_, x_, first, end, panel);
+    } else {
+      for (size_t tile = first; tile < end; ++tile) kernels_.panel_float(call_, x_.start(tile), x_.size(tile), panel);
     }
   }
   return true;

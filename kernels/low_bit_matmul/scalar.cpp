@@ -9,7 +9,7 @@ namespace {
 
 struct Lane {
   static constexpr unsigned lanes = 8;
-  static constexpr unsigned max_rows = 2;
+  static constexpr unsigned max_rows = 1;
   static constexpr unsigned max_float_rows = 16;
   static constexpr unsigned vectors(unsigned) { return 1; }
   struct Bytes {
@@ -35,6 +35,7 @@ struct Lane {
   static Bytes load_bytes(const unsigned char* at) {
     return each_byte([&](unsigned i) { return at[i]; });
   }
+  static void store_bytes(unsigned char* at, const Bytes& a) { __builtin_memcpy(at, a.v, sizeof a.v); }
   static FloatLane::Vec load_floats(const unsigned char* at) {
     FloatLane::Vec r;
     __builtin_memcpy(r.v, at, sizeof r.v);
@@ -91,6 +92,7 @@ struct Lane {
   static Bytes lookup(const Bytes& book, const Bytes& codes) {
     return each_byte([&](unsigned i) { return book.v[codes.v[i] & 15]; });
   }
+  template <unsigned rows>
   static Bytes broadcast(const signed char* at) {
     return each_byte([&](unsigned i) { return at[i & 3]; });
   }
@@ -113,6 +115,16 @@ struct Lane {
       bits &= 0x7fffffff;
       return bits > largest.v[i] ? bits : largest.v[i];
     });
+  }
+  static int highest(const Ints& a) {
+    int found = a.v[0];
+    for (unsigned i = 1; i < lanes; ++i) found = a.v[i] > found ? a.v[i] : found;
+    return found;
+  }
+  static int total(const Ints& a) {
+    int sum = 0;
+    for (unsigned i = 0; i < lanes; ++i) sum += a.v[i];
+    return sum;
   }
   static Ints round(const FloatLane::Vec& a) {
     const FloatLane::Vec rounded = FloatLane::round(a);

@@ -3,20 +3,27 @@
 // here is private to that file.
 //
 // Lane: a FloatLane, and
-//   Bytes, Ints: vectors of 4 * lanes bytes and of `lanes` int32; load_bytes, load_floats, set_ints, store_ints,
+//   Bytes, Ints: vectors of 4 * lanes bytes and of `lanes` int32; load_bytes, store_bytes, load_floats, set_ints, store_ints,
 //     add_ints, mul_ints, to_float, as_ints; widen(uint8*): lanes bytes as Ints; byte<i>(Ints): byte i of each lane as an unsigned number
 //   field<bits, shift>(Bytes): that bit field of each byte; high_bit<g>(Bytes): bit g of each byte at the place of bit 2;
-//     either(a, b): a | b; lookup(Bytes book, Bytes): sixteen bytes, repeated; broadcast(int8*): four bytes, repeated
+//     either(a, b): a | b; lookup(Bytes book, Bytes): sixteen bytes, repeated; broadcast<rows>(int8*): four bytes, repeated, in
+//     what dot takes
 //   Part: what is summed within a chunk; dot<wide>(part, sum, codes, x): codes up to 15, or up to 255 if wide;
 //     fold(part, sum): adds the part; bias<wide>: what dot takes off wide codes
-//   magnitude(Ints sum, float*): bitwise maximum of |x|; round(x, factor): Ints, half to even; store_low(int8*, Ints)
+//   magnitude(Ints sum, float*): bitwise maximum of |x|; round(Vec): Ints, half to even; highest(Ints), total(Ints): over the lanes; store_low(int8*, Ints)
 //   max_rows; vectors(rows): how many vectors of outputs are summed at once, a divisor of 64 / lanes; prefetch(at)
+//
+// A few rows meet the codes as they are taken out of the stream (panel_of); more rows meet levels that were taken out of a
+// strip of the stream once for all of them (tile_rows.h).
 
 #define GRAPHOPT_UNROLL _Pragma("GCC unroll 32")
+// Arrays of sums stay in registers only where no function takes their address.
+#define GRAPHOPT_INLINE inline __attribute__((always_inline))
 
 constexpr unsigned row_bytes = 4 * panel_columns;
 constexpr unsigned panel_vectors = panel_columns / Lane::lanes;
 constexpr unsigned vector_bytes = 4 * Lane::lanes;
+// Streams of few bits are fetched ahead; the processor follows denser ones better by itself.
 constexpr size_t prefetch_ahead = 4096;
 
 using Vec = FloatLane::Vec;
@@ -40,7 +47,7 @@ struct Codes {
 
 // The levels of group g of a chunk for the vector of outputs whose codes start at `at`.
 template <class C, unsigned g>
-inline Lane::Bytes group_levels(const unsigned char* at, Lane::Bytes book) {
+GRAPHOPT_INLINE Lane::Bytes group_levels(const unsigned char* at, Lane::Bytes book) {
   Lane::Bytes codes;
   if constexpr (C::bits == 3) {
     const Lane::Bytes low = Lane::load_bytes(at + g / 4 * row_bytes);
@@ -61,71 +68,115 @@ inline Lane::Bytes group_levels(const unsigned char* at, Lane::Bytes book) {
   return codes;
 }
 
+// One row has few sums, each of which would wait for the product before: its odd groups have sums of their own.
 template <class C, unsigned rows, unsigned vectors, unsigned g>
-inline void add_groups(const unsigned char* codes, const signed char* x, Lane::Bytes book,
-                       Lane::Part (&part)[rows][vectors], Lane::Ints (&sum)[rows][vectors]) {
+GRAPHOPT_INLINE void add_groups(const unsigned char* codes, const signed char* x, Lane::Bytes book,
+                                Lane::Part (&part)[rows][vectors], Lane::Ints (&sum)[rows][vectors],
+                                Lane::Ints (&odd)[rows][vectors]) {
   if constexpr (g < C::groups) {
     Lane::Bytes levels[vectors];
     GRAPHOPT_UNROLL
     for (unsigned v = 0; v < vectors; ++v) levels[v] = group_levels<C, g>(codes + v * vector_bytes, book);
     GRAPHOPT_UNROLL
     for (unsigned r = 0; r < rows; ++r) {
-      const Lane::Bytes four = Lane::broadcast(x + (g * rows + r) * 4);
+      const auto four = Lane::template broadcast<rows>(x + (g * rows + r) * 4);
       GRAPHOPT_UNROLL
-      for (unsigned v = 0; v < vectors; ++v) Lane::template dot<C::wide>(part[r][v], sum[r][v], levels[v], four);
+      for (unsigned v = 0; v < vectors; ++v)
+        Lane::template dot<C::wide>(part[r][v], rows == 1 && g % 2 ? odd[r][v] : sum[r][v], levels[v], four);
     }
-    add_groups<C, rows, vectors, g + 1>(codes, x, book, part, sum);
+    add_groups<C, rows, vectors, g + 1>(codes, x, book, part, sum, odd);
   }
 }
 
-// Where the integer sums of a block start: what the zeros take off them.
-template <bool wide>
-inline Lane::Ints first_sum(const PackedMatrix& w, const unsigned char* zeros, int sum_of_q) {
-  constexpr int bias = Lane::template bias<wide>;
-  if (w.zeros != Zeros::bytes) return Lane::set_ints((bias - w.zero) * sum_of_q);
-  const Lane::Ints start = Lane::mul_ints(Lane::widen(zeros), Lane::set_ints(-sum_of_q));
-  return bias == 0 ? start : Lane::add_ints(start, Lane::set_ints(bias * sum_of_q));
+// A block of a tile.
+struct Record {
+  const float* scales;
+  const int* sums;
+  const signed char* q;
+
+  Record(const unsigned char* at, size_t rows)
+      : scales(reinterpret_cast<const float*>(at)),
+        sums(reinterpret_cast<const int*>(at + rows * 4)),
+        q(reinterpret_cast<const signed char*>(at + rows * 8)) {}
+};
+
+// What the sum of a block's q is multiplied with when x is rounded.
+inline int sum_factor(const PackedMatrix& w) {
+  const bool wide = w.bits == 8 || w.levels != Levels::codes;
+  const int bias = wide ? Lane::bias<true> : Lane::bias<false>;
+  return w.zeros == Zeros::constant ? bias - w.zero : 1;
 }
 
-// One block of `rows` rows against `vectors` vectors of outputs; sums[rows][64] are floats.
-template <class C, unsigned rows, unsigned vectors>
-inline void block_part(const PackedMatrix& w, const unsigned char* block, unsigned first, const signed char* x,
-                       const float* x_scales, const int* x_sums, Lane::Bytes book, float* sums) {
-  const unsigned char* zeros = block + panel_columns * sizeof(float);
-  const unsigned char* codes = zeros + zeros_bytes(w.zeros) + first * vector_bytes;
-  Lane::Ints sum[rows][vectors];
+// Where the integer sums of a block start: what the zeros, and the bias of the codes, add to them.
+template <bool wide, unsigned rows, unsigned vectors>
+GRAPHOPT_INLINE void first_sums(const PackedMatrix& w, const unsigned char* zeros, const int* x_sums,
+                       Lane::Ints (&sum)[rows][vectors]) {
+  constexpr int bias = Lane::bias<wide>;
+  if (w.zeros == Zeros::bytes) {
+    GRAPHOPT_UNROLL
+    for (unsigned v = 0; v < vectors; ++v) {
+      const Lane::Ints zero = Lane::add_ints(Lane::widen(zeros + v * Lane::lanes), Lane::set_ints(-bias));
+      GRAPHOPT_UNROLL
+      for (unsigned r = 0; r < rows; ++r) sum[r][v] = Lane::mul_ints(zero, Lane::set_ints(-x_sums[r]));
+    }
+    return;
+  }
+  const int factor = w.zeros == Zeros::constant ? 1 : bias;
   GRAPHOPT_UNROLL
   for (unsigned r = 0; r < rows; ++r) {
+    const Lane::Ints start = bias == 0 && factor == 0 ? Lane::set_ints(0) : Lane::set_ints(x_sums[r] * factor);
     GRAPHOPT_UNROLL
-    for (unsigned v = 0; v < vectors; ++v)
-      sum[r][v] = first_sum<C::wide>(w, zeros + (first + v) * Lane::lanes, x_sums[r]);
+    for (unsigned v = 0; v < vectors; ++v) sum[r][v] = start;
   }
-  const unsigned char* const codes_end = codes + w.block / C::chunk * C::chunk_bytes;
-  for (; codes != codes_end; codes += C::chunk_bytes, x += C::chunk * rows) {
+}
+
+// sums[rows][64] += scale * x_scale * sum, for vectors of outputs from `scales` and `sums` on.
+template <unsigned rows, unsigned vectors>
+GRAPHOPT_INLINE void add_scaled(const unsigned char* scales, const float* x_scales, const Lane::Ints (&sum)[rows][vectors],
+                       float* sums) {
+  GRAPHOPT_UNROLL
+  for (unsigned v = 0; v < vectors; ++v) {
+    const Vec scale = Lane::load_floats(scales + v * vector_bytes);
     GRAPHOPT_UNROLL
-    for (unsigned row = 0; row < C::chunk_bytes / row_bytes; ++row) {
+    for (unsigned r = 0; r < rows; ++r) {
+      float* at = sums + r * panel_columns + v * Lane::lanes;
+      const Vec factor = FloatLane::mul(scale, FloatLane::set1(x_scales[r]));
+      FloatLane::store(at, FloatLane::fma(Lane::to_float(sum[r][v]), factor, FloatLane::load(at)));
+    }
+  }
+}
+
+// One block of `rows` rows against `vectors` vectors of outputs from `first` on.
+template <class C, unsigned rows, unsigned vectors>
+GRAPHOPT_INLINE void block_part(const PackedMatrix& w, const unsigned char* block, unsigned first, const Record& x,
+                       Lane::Bytes book, float* sums) {
+  const unsigned char* zeros = block + panel_columns * sizeof(float);
+  const unsigned char* codes = zeros + zeros_bytes(w.zeros) + first * vector_bytes;
+  Lane::Ints sum[rows][vectors], odd[rows][vectors];
+  first_sums<C::wide>(w, zeros + first * Lane::lanes, x.sums, sum);
+  GRAPHOPT_UNROLL
+  for (unsigned v = 0; v < vectors; ++v) odd[0][v] = Lane::set_ints(0);
+  const signed char* q = x.q;
+  const unsigned char* const codes_end = codes + w.block / C::chunk * C::chunk_bytes;
+  for (; codes != codes_end; codes += C::chunk_bytes, q += C::chunk * rows) {
+    if constexpr (C::bits <= 2) {
       GRAPHOPT_UNROLL
-      for (unsigned v = 0; v < vectors; v += 64 / vector_bytes)
-        Lane::prefetch(codes + row * row_bytes + v * vector_bytes + prefetch_ahead);
+      for (unsigned v = 0; v < vectors * C::chunk_bytes / row_bytes; v += 64 / vector_bytes)
+        Lane::prefetch(codes + v / vectors * row_bytes + v % vectors * vector_bytes + prefetch_ahead);
     }
     Lane::Part part[rows][vectors] = {};
-    add_groups<C, rows, vectors, 0>(codes, x, book, part, sum);
+    add_groups<C, rows, vectors, 0>(codes, q, book, part, sum, odd);
     GRAPHOPT_UNROLL
     for (unsigned r = 0; r < rows; ++r) {
       GRAPHOPT_UNROLL
       for (unsigned v = 0; v < vectors; ++v) Lane::fold(part[r][v], sum[r][v]);
     }
   }
-  GRAPHOPT_UNROLL
-  for (unsigned v = 0; v < vectors; ++v) {
-    const Vec scale = Lane::load_floats(block + (first + v) * vector_bytes);
+  if constexpr (rows == 1) {
     GRAPHOPT_UNROLL
-    for (unsigned r = 0; r < rows; ++r) {
-      float* at = sums + r * panel_columns + (first + v) * Lane::lanes;
-      const Vec factor = FloatLane::mul(scale, FloatLane::set1(x_scales[r]));
-      FloatLane::store(at, FloatLane::fma(Lane::to_float(sum[r][v]), factor, FloatLane::load(at)));
-    }
+    for (unsigned v = 0; v < vectors; ++v) sum[0][v] = Lane::add_ints(sum[0][v], odd[0][v]);
   }
+  add_scaled(block + first * vector_bytes, x.scales, sum, sums + first * Lane::lanes);
 }
 
 // sums[n] += offset[n] * x_scale * x_sum
@@ -167,62 +218,70 @@ inline void finish(const Call& call, size_t m0, unsigned rows, size_t panel, con
   }
 }
 
+inline Lane::Bytes book_of(const PackedMatrix& w) {
+  alignas(16) unsigned char levels[book_size] = {};
+  if (w.levels == Levels::bytes) {
+    for (unsigned i = 0; i < book_size; ++i) levels[i] = static_cast<unsigned char>(w.book[i]);
+  }
+  return Lane::repeat(levels);
+}
+
 template <class C, unsigned rows>
-inline void panel_of(const Call& call, size_t m0, size_t panel, const unsigned char* tile) {
+inline void panel_of(const Call& call, const Rounded& rounded, size_t tile, size_t panel) {
   constexpr unsigned vectors = Lane::vectors(rows);
   const PackedMatrix& w = *call.w;
-  const float* x_scales = reinterpret_cast<const float*>(tile);
-  const int* x_sums = reinterpret_cast<const int*>(x_scales + w.blocks * rows);
-  const signed char* x = reinterpret_cast<const signed char*>(tile) + (w.blocks * rows * 8 + 63) / 64 * 64;
-  alignas(16) unsigned char levels[book_size];
-  for (unsigned i = 0; i < book_size; ++i) levels[i] = C::book ? static_cast<unsigned char>(w.book[i]) : 0;
-  const Lane::Bytes book = Lane::repeat(levels);
-
+  const unsigned char* record = rounded.tiles + tile * rounded.stride;
+  const Lane::Bytes book = book_of(w);
   alignas(64) float sums[rows * panel_columns] = {};
   const size_t stride = block_bytes(w);
   const unsigned char* block = w.streams + panel * w.blocks * stride;
-  for (size_t b = 0; b < w.blocks; ++b, block += stride) {
+  for (size_t b = 0; b < w.blocks; ++b, block += stride, record += record_bytes(w, rows)) {
+    const Record x(record, rows);
     for (unsigned first = 0; first < panel_vectors; first += vectors)
-      block_part<C, rows, vectors>(w, block, first, x, x_scales, x_sums, book, sums);
-    if (w.zeros == Zeros::offsets) add_offsets(block, rows, x_scales, x_sums, sums);
-    x += w.block * rows;
-    x_scales += rows;
-    x_sums += rows;
+      block_part<C, rows, vectors>(w, block, first, x, book, sums);
+    if (w.zeros == Zeros::offsets) add_offsets(block, rows, x.scales, x.sums, sums);
   }
-  finish(call, m0, rows, panel, sums);
+  finish(call, rounded.m0 + rounded.start(tile), rows, panel, sums);
 }
 
 template <class C, unsigned most>
-inline void panel_of_rows(const Call& call, size_t m0, unsigned rows, size_t panel, const unsigned char* tile) {
+inline void panel_of_rows(const Call& call, const Rounded& x, size_t tile, size_t panel) {
   if constexpr (most > 1) {
-    if (rows < most) return panel_of_rows<C, most - 1>(call, m0, rows, panel, tile);
+    if (x.size(tile) < most) return panel_of_rows<C, most - 1>(call, x, tile, panel);
   }
-  panel_of<C, most>(call, m0, panel, tile);
+  panel_of<C, most>(call, x, tile, panel);
 }
 
-inline void panel(const Call& call, size_t m0, unsigned rows, size_t panel, const unsigned char* tile) {
-  constexpr unsigned most = Lane::max_rows;
+#include "low_bit_matmul/tile_rows.h"
+
+template <class C>
+inline void panel_of_codes(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel) {
+  if (takes_out_once(*call.w, x.start(end) - x.start(first))) return panel_of_tiles<C>(call, x, first, end, panel);
+  for (; first < end; ++first) panel_of_rows<C, Lane::max_rows>(call, x, first, panel);
+}
+
+inline void panel(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel) {
   const PackedMatrix& w = *call.w;
   if (w.levels == Levels::codes && w.block != 16) {
     switch (w.bits) {
-      case 1: return panel_of_rows<Codes<1, 32, false>, most>(call, m0, rows, panel, tile);
-      case 2: return panel_of_rows<Codes<2, 32, false>, most>(call, m0, rows, panel, tile);
-      case 3: return panel_of_rows<Codes<3, 32, false>, most>(call, m0, rows, panel, tile);
-      case 4: return panel_of_rows<Codes<4, 32, false>, most>(call, m0, rows, panel, tile);
-      default: return panel_of_rows<Codes<8, 32, false>, most>(call, m0, rows, panel, tile);
+      case 1: return panel_of_codes<Codes<1, 32, false>>(call, x, first, end, panel);
+      case 2: return panel_of_codes<Codes<2, 32, false>>(call, x, first, end, panel);
+      case 3: return panel_of_codes<Codes<3, 32, false>>(call, x, first, end, panel);
+      case 4: return panel_of_codes<Codes<4, 32, false>>(call, x, first, end, panel);
+      default: return panel_of_codes<Codes<8, 32, false>>(call, x, first, end, panel);
     }
   }
   if (w.levels == Levels::codes) {
     switch (w.bits) {
-      case 2: return panel_of_rows<Codes<2, 16, false>, most>(call, m0, rows, panel, tile);
-      case 4: return panel_of_rows<Codes<4, 16, false>, most>(call, m0, rows, panel, tile);
-      default: return panel_of_rows<Codes<8, 16, false>, most>(call, m0, rows, panel, tile);
+      case 2: return panel_of_codes<Codes<2, 16, false>>(call, x, first, end, panel);
+      case 4: return panel_of_codes<Codes<4, 16, false>>(call, x, first, end, panel);
+      default: return panel_of_codes<Codes<8, 16, false>>(call, x, first, end, panel);
     }
   }
   switch (w.bits) {
-    case 2: return panel_of_rows<Codes<2, 32, true>, most>(call, m0, rows, panel, tile);
-    case 3: return panel_of_rows<Codes<3, 32, true>, most>(call, m0, rows, panel, tile);
-    default: return panel_of_rows<Codes<4, 32, true>, most>(call, m0, rows, panel, tile);
+    case 2: return panel_of_codes<Codes<2, 32, true>>(call, x, first, end, panel);
+    case 3: return panel_of_codes<Codes<3, 32, true>>(call, x, first, end, panel);
+    default: return panel_of_codes<Codes<4, 32, true>>(call, x, first, end, panel);
   }
 }
 
@@ -230,9 +289,7 @@ inline void panel(const Call& call, size_t m0, unsigned rows, size_t panel, cons
 inline void round_block(const float* x, size_t block, signed char* q, float* scale, int* sum) {
   Lane::Ints largest = Lane::set_ints(0);
   for (size_t i = 0; i < block; i += Lane::lanes) largest = Lane::magnitude(largest, x + i);
-  int lanes[Lane::lanes], bits = 0;
-  Lane::store_ints(lanes, largest);
-  for (unsigned i = 0; i < Lane::lanes; ++i) bits = lanes[i] > bits ? lanes[i] : bits;
+  const int bits = Lane::highest(largest);
 
   constexpr int infinity = 0x7f800000, tiny = (127 - 100) << 23;
   float a, factor = 0.0f;
@@ -250,34 +307,32 @@ inline void round_block(const float* x, size_t block, signed char* q, float* sca
     total = Lane::add_ints(total, rounded);
     Lane::store_low(q + i, rounded);
   }
-  Lane::store_ints(lanes, total);
-  *sum = 0;
-  for (unsigned i = 0; i < Lane::lanes; ++i) *sum += lanes[i];
+  *sum = Lane::total(total);
 }
 
-inline void round(const Call& call, size_t m0, unsigned rows, unsigned char* tile) {
+inline void round(const Call& call, const Rounded& rounded, size_t tile) {
   const PackedMatrix& w = *call.w;
-  float* scales = reinterpret_cast<float*>(tile);
-  int* sums = reinterpret_cast<int*>(scales + w.blocks * rows);
-  signed char* q = reinterpret_cast<signed char*>(tile) + (w.blocks * rows * 8 + 63) / 64 * 64;
+  const size_t m0 = rounded.m0 + rounded.start(tile), rows = rounded.size(tile);
+  unsigned char* record = rounded.tiles + tile * rounded.stride;
+  const int factor = sum_factor(w);
   float padded[max_block];
-  signed char rounded[max_block];
-  for (unsigned r = 0; r < rows; ++r) {
-    for (size_t b = 0; b < w.blocks; ++b) {
+  signed char apart[max_block];
+  for (size_t b = 0; b < w.blocks; ++b, record += record_bytes(w, rows)) {
+    float* scales = reinterpret_cast<float*>(record);
+    int* sums = reinterpret_cast<int*>(record + rows * 4);
+    signed char* q = reinterpret_cast<signed char*>(record + rows * 8);
+    const size_t left = w.k - b * w.block;
+    for (size_t r = 0; r < rows; ++r) {
       const float* x = call.x + (m0 + r) * w.k + b * w.block;
-      const size_t left = w.k - b * w.block;
       if (left < w.block) {
         __builtin_memcpy(padded, x, left * sizeof(float));
         __builtin_memset(padded + left, 0, (w.block - left) * sizeof(float));
         x = padded;
       }
-      signed char* at = q + b * w.block * rows;
-      if (rows == 1) {
-        round_block(x, w.block, at, scales + b, sums + b);
-        continue;
-      }
-      round_block(x, w.block, rounded, scales + b * rows + r, sums + b * rows + r);
-      for (size_t i = 0; i < w.block; i += 4) __builtin_memcpy(at + i * rows + r * 4, rounded + i, 4);
+      round_block(x, w.block, rows == 1 ? q : apart, scales + r, sums + r);
+      sums[r] *= factor;
+      if (rows == 1) continue;
+      for (size_t i = 0; i < w.block; i += 4) __builtin_memcpy(q + i * rows + r * 4, apart + i, 4);
     }
   }
 }
