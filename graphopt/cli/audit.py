@@ -46,6 +46,7 @@ REPAIRS = {
     "equal-grids": "one grid before and behind data movement",
     "open-result": "a pair behind operators whose result was not rounded",
     "several-readers": "one pair for all that reads a tensor",
+    "gemm-factor": "factors of Gemm taken into its weight and bias",
     "all-inputs": "constant operands rounded too",
     "bias-scale": "biases as int32 on the product of the scales",
     "integer-movement": "data movement on the integers themselves",

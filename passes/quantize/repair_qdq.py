@@ -25,6 +25,7 @@ from graphopt.passes.quantize.repairing.weights import (
     lower_weights,
     round_biases,
     store_integers,
+    take_factors,
     turn_scales,
 )
 from graphopt.rewrite.pass_ import Pass
@@ -47,6 +48,7 @@ REPAIRS = (
     make_unsigned,
     give_one_scale,
     store_integers,
+    take_factors,
     free_activations,
     end_with_activations,
     turn_scales,
@@ -120,5 +122,6 @@ class RepairQdq(Pass):
                 break
         yield from (skip for skip in skips.values())
         yield from move_integers(model, target)
+        yield from round_biases(model, target)
         if self.drop_idle:
             yield from Coverage(model, target, facts.get(Types), seen, frozenset(self.floating)).idle()

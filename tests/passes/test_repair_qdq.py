@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx.parser
 import pytest
 from onnx import numpy_helper
@@ -22,6 +24,7 @@ from graphopt.runtime import Feeds, random_feeds, run, session
 from graphopt.target import audit, find_target, validate
 from pass_oracle import check_pass
 from peer_quantized import quantized_by_peer
+from random_networks import random_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +93,7 @@ WEIGHTS: dict[str, np.ndarray[Any, Any]] = {
     "vm": integers(32, 32, seed=4),
     "rows": np.linspace(0.002, 0.02, 32, dtype=np.float32),
     "zrows": np.zeros(32, np.int8),
+    "one": np.full(1, 0.5, np.float32),
     "fb": np.linspace(-1, 1, 32, dtype=np.float32),
 }
 
@@ -209,6 +213,53 @@ def test_float_models_are_left_alone() -> None:
     outcome = PassManager([RepairQdq()]).run(read_model(DEMO / "digits_cnn.onnx"), None)
     assert outcome.patches == 0
     assert [reason for _, reason in outcome.records[0].skips] == ["it is not quantized"]
+
+
+def test_rounding_that_stands_for_relu_stays() -> None:
+    """Tools take a Relu out whose grid begins at zero: the pair is not idle, and not the same for a float reader."""
+    relu = "t = Tanh(x) tq = QuantizeLinear(t, s, z) td = DequantizeLinear(tq, s, z) "
+    shared = X + W + "k = Conv(xd, wd) kq = QuantizeLinear(k, s, z) kd = DequantizeLinear(kq, s, z) "
+    for body in (relu + "y = Neg(td)", shared + "t = Tanh(k) v = Conv(kd, wd) y = Sub(t, v)"):
+        model = parsed(body, "float[1, 8, 8, 8] x", "float[a, b, c, d] y")
+        result = model.copy()
+        mended_rules(result)
+        feeds = list(random_feeds(session(model), count=2, seed=0))
+        plain, mended = session(model, optimize="off"), session(result, optimize="off")
+        for feed in feeds:
+            np.testing.assert_allclose(run(mended, dict(feed))["y"], run(plain, dict(feed))["y"], atol=0.05)
+
+
+@pytest.mark.parametrize("bias", ["fb", "one"])
+@pytest.mark.parametrize("alpha", [0.5, -2.0])
+def test_factors_of_gemm_leave_it(alpha: float, bias: str) -> None:
+    body = f"wd = DequantizeLinear(vm, ws, i0) c = Gemm<alpha = {alpha}, beta = 0.5>(xd, wd, {bias})" + END
+    model = parsed(X + body, "float[n, 32] x", "float[p, q] y")
+    result = model.copy()
+    assert "gemm-factor" in mended_rules(result)
+    assert counts(result) == (1, 0, 2)
+    feed = next(iter(random_feeds(session(model), count=1, seed=0, sizes={"n": 4})))
+    plain, mended = run(session(model, optimize="off"), feed)["y"], run(session(result), feed)["y"]
+    np.testing.assert_allclose(mended, plain, atol=0.051)  # a step of the grid of the result
+
+
+@pytest.mark.parametrize("seed", [14, 31, 67, 109, 205, 214])
+def test_random_networks_that_a_peer_quantized(seed: int, tmp_path: Path) -> None:
+    """Seeds that once went wrong; the given model is run as it says, without optimizations."""
+    source, made = random.Random(seed), random_network(seed)
+    path = tmp_path / "float.onnx"
+    onnx.save(made.proto, path)
+    form, kind = source.choice(["qdq", "qdq per channel"]), source.choice([quantization.QuantType.QInt8, quantization.QuantType.QUInt8])  # fmt: skip
+    extra = {"ActivationSymmetric": source.random() < 0.4, "DedicatedQDQPair": source.random() < 0.3, "ForceQuantizeNoInputCheck": source.random() < 0.3, "QuantizeBias": source.random() < 0.7, "AddQDQPairToWeight": source.random() < 0.3}  # fmt: skip
+    feed = dict(made.feeds)
+    given = quantized_by_peer(path, form, [dict(feed)], tmp_path, activation_type=kind, extra_options=extra)
+    result = given.copy()
+    PassManager([RepairQdq(), "eliminate-dead"], verify="full").run(result, None)
+    result.sort()
+    found = run(session(result), feed)
+    for name, wanted in run(session(given, optimize="off"), feed).items():
+        signal, noise = (float((each.astype(np.float64) ** 2).sum()) for each in (wanted, wanted - found[name]))
+        assert noise <= 10**-1.5 * signal
+    assert PassManager([RepairQdq()]).run(result, None).patches == 0
 
 
 def test_weights_for_cpus_without_vnni_go_to_64() -> None:

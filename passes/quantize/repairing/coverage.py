@@ -14,14 +14,15 @@ from graphopt.passes.quantize.repairing.pair import (
     Pair,
     behind,
     cover,
-    drop,
     grid_before,
     grid_over,
     is_byte,
     mended,
     pairs_of,
     roundings_of,
+    stands_for_relu,
 )
+from graphopt.passes.quantize.restoring.pairs import drop_pair
 from graphopt.rewrite.patch import Skip, node_label
 from graphopt.target.grid import ASYMMETRIC_UINT8
 from graphopt.target.numbers import INT8, UINT8
@@ -94,6 +95,8 @@ class Coverage:
         ):
             return None  # something reads the integers themselves
         if pairs:
+            if any(stands_for_relu(pair) for pair in pairs):
+                return None
             spans = [pair.span for pair in pairs]
             same = len({pair.grid() for pair in pairs if is_byte(pair)}) == 1 and all(is_byte(pair) for pair in pairs)
             grid = pairs[0].grid() if same else grid_over(min(s[0] for s in spans), max(s[1] for s in spans))
@@ -245,7 +248,7 @@ class Coverage:
                 continue
 
             def apply(rw: Rewriter, pair: Pair = pair) -> None:
-                drop(rw, pair, pair.rounding.inputs[0])
+                drop_pair(rw, pair.rounding, self.model.opset, saturation="activations")
 
             yield mended("idle-pair", pair.rounding, "removed: all beside it is float", apply)
 

@@ -19,6 +19,7 @@ from graphopt.passes.quantize.repairing.pair import (
     read_pair,
     roundings_of,
     set_grid,
+    stands_for_relu,
     stored_values,
 )
 from graphopt.passes.quantize.restoring.conversions import erase_idle
@@ -98,6 +99,8 @@ def make_unsigned(model: Model, target: Target) -> Iterator[Patch]:
             found = restored(tensor)
             if found is None or found.values is None or found.values.dtype != np.int8 or found.grid() is None:
                 continue
+            if found.scale is None or found.scale.dtype != np.float32:
+                continue
             if any(pair_before(other) for other in node.inputs):
                 yield _unsigned_constant(model, node, place)
 
@@ -139,7 +142,8 @@ def free_activations(model: Model, target: Target) -> Iterator[Patch]:
         if rule is None or rule.role not in {Role.WEIGHTED, Role.JOIN} or len(uses(tensor)) != 1:
             continue
         activation = _sole_reader(pair)
-        if activation is None or activation_bounds(activation) is None or is_graph_output(tensor):
+        bounds = None if activation is None else activation_bounds(activation)
+        if activation is None or bounds is None or is_graph_output(tensor) or (bounds[0] < 0 and stands_for_relu(pair)):
             continue
         after = uses(activation.outputs[0])
         if len(after) != 1 or is_graph_output(activation.outputs[0]) or read_pair(after[0].node) is None:

@@ -11,6 +11,7 @@ from graphopt.analysis.tensor_grid import restored_values, written_grid
 from graphopt.graph import constant_value, is_graph_output, producer, uses
 from graphopt.passes.quantize.pairing.writing import PairWriter
 from graphopt.passes.quantize.restoring.conversions import erase_idle
+from graphopt.passes.quantize.restoring.pairs import known_bounds
 from graphopt.passes.quantize.writing import short_name
 from graphopt.rewrite.patch import LayerRecord, Patch, node_label
 from graphopt.target.grid import Grid, activation_grid
@@ -114,6 +115,8 @@ def grid_before(tensor: Tensor) -> Grid | None:
     found = restored(tensor)
     if found is None or found.is_constant or found.number != UINT8.name or found.scale is None or found.scale.size != 1:
         return None
+    if found.scale.dtype != np.float32:
+        return None
     zero = 0 if found.zero is None else int(found.zero.reshape(-1)[0])
     return Grid(np.float32(found.scale.reshape(-1)[0]), zero)
 
@@ -185,6 +188,11 @@ def behind(node: Node) -> Tensor:
 def grid_over(low: float, high: float) -> Grid:
     """Return the uint8 grid over a range."""
     return activation_grid(low, high)
+
+
+def stands_for_relu(pair: Pair) -> bool:
+    """Tell whether a pair may cut off what is below 0: tools take a Relu out whose grid begins there."""
+    return pair.span[0] >= 0.0 and known_bounds(pair.rounding.inputs[0])[0] < 0.0
 
 
 def is_byte(pair: Pair) -> bool:

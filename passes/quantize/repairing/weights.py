@@ -18,6 +18,7 @@ from graphopt.passes.quantize.repairing.pair import (
     pair_before,
     read_pair,
     roundings_of,
+    stands_for_relu,
     stored_values,
 )
 from graphopt.passes.quantize.restoring.conversions import erase_idle
@@ -61,6 +62,42 @@ def turn_scales(model: Model, target: Target) -> Iterator[Patch]:
             _replace_weight(rw, model, node, codes, scales, output_axis(node, codes.ndim))
 
         yield mended("weight-axis", node, f"weight rounded anew, scales along axis {axis}", apply)
+
+
+def take_factors(model: Model, target: Target) -> Iterator[Patch]:
+    """Take the factors of a Gemm into the scales of its weight and into its bias.
+
+    With a factor it is not fused, or, where it is rounded behind, fused into wrong numbers for a negative one.
+    """
+    for node, rule, weight in _weighted(model, target):
+        alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+        if node.op != "Gemm" or (alpha, beta) == (1.0, 1.0) or not alpha or not _is_int8(weight):
+            continue
+        bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
+        value = None if bias is None or bias.is_empty() else _bias_value(bias)
+        if weight.scale is None or (bias is not None and not bias.is_empty() and value is None):
+            continue
+        added = None if value is None else _per_output(node, weight, np.asarray(value * np.float32(beta), np.float32))
+
+        def apply(
+            rw: Rewriter,
+            node: Node = node,
+            weight: Restored = weight,
+            alpha: float = alpha,
+            added: Any = added,
+        ) -> None:
+            assert weight.values is not None
+            codes = np.clip(weight.values.astype(np.int64) * int(np.sign(alpha)), INT8.bottom, INT8.top).astype(np.int8)
+            scales = (np.asarray(weight.scale, np.float64) * abs(alpha)).astype(np.float32)
+            _replace_weight(rw, model, node, codes, scales, weight.axis)
+            if added is not None:
+                old = node.inputs[2]
+                rw.set_input(node, 2, rw.constant(added, name=f"{short_name(node.outputs[0])}_bias", near=node))
+                erase_idle(rw, [old])
+            for name in ("alpha", "beta"):
+                rw.set_attr(node, name, None)
+
+        yield mended("gemm-factor", node, f"factors {alpha:g} and {beta:g} into weight and bias", apply)
 
 
 def store_integers(model: Model, target: Target) -> Iterator[Patch]:
@@ -154,12 +191,15 @@ def round_biases(model: Model, target: Target) -> Iterator[Patch]:
             continue
         value, step = _bias_value(bias), grid.scale
         scales = np.asarray(weight.scale, np.float32).reshape(-1)
-        if value is None or _lies_on(bias, step, scales) or not _is_along_outputs(node, weight):
+        if value is None or not _is_along_outputs(node, weight):
             continue
-        if value.size == 1 and scales.size > 1:
-            value = np.broadcast_to(value, scales.shape)
-        if constant_value(bias) is not None and (rule.needs_output_grid or roundings_of(behind(node))):
-            continue  # the runtime rounds it by itself
+        full = value if node.op != "Gemm" else _per_output(node, weight, value)
+        rounds_itself = constant_value(bias) is not None and (
+            rule.needs_output_grid or bool(roundings_of(behind(node)))
+        )
+        if full.size == value.size and (rounds_itself or _lies_on(bias, step, scales)):
+            continue
+        value = full
         codes, steps = quantize_bias(value, step, scales)
         if np.abs(codes.astype(np.int64)).max(initial=0) >= BIAS_LIMIT:
             continue
@@ -189,9 +229,18 @@ def _bias_value(bias: Tensor) -> NDArray[np.float32] | None:
     """Return the real values of a bias with one value per output, constant or restored from a constant."""
     value = constant_value(bias)
     value = stored_values(bias) if value is None else value
-    if value is None or value.dtype != np.float32 or value.ndim > 1 or not np.isfinite(value).all():
+    if value is None or value.dtype != np.float32 or not np.isfinite(value).all():
+        return None
+    if value.size != max(value.shape, default=1):
         return None
     return np.asarray(value, np.float32).reshape(-1)
+
+
+def _per_output(node: Node, weight: Restored, bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a bias with one value per output: the integer kernel reads as many, also where there is one for all."""
+    if bias.size > 1 or weight.values is None:
+        return bias
+    return np.ascontiguousarray(np.broadcast_to(bias, weight.values.shape[output_axis(node, weight.values.ndim)]))
 
 
 def _lies_on(bias: Tensor, step: np.float32, scales: NDArray[np.float32]) -> bool:
@@ -248,7 +297,12 @@ def fold_normalization(model: Model, target: Target) -> Iterator[Patch]:
 
 
 def _is_symmetric(weight: Restored) -> bool:
-    if weight.values is None or weight.values.dtype != np.int8 or weight.block or weight.axis not in {None, 0}:
+    return _is_int8(weight) and weight.axis in {None, 0}
+
+
+def _is_int8(weight: Restored) -> bool:
+    """Tell whether a weight is int8 around 0."""
+    if weight.values is None or weight.values.dtype != np.int8 or weight.block:
         return False
     return weight.scale is not None and not (weight.zero is not None and weight.zero.astype(np.int64).any())
 
@@ -260,7 +314,7 @@ def _normalization(node: Node) -> tuple[Node, Pair | None] | None:
     if len(readers) != 1 or is_graph_output(tensor):
         return None
     if (pair := read_pair(readers[0].node)) is not None:
-        if len(pair.restores) != 1 or is_graph_output(pair.restores[0].outputs[0]):
+        if len(pair.restores) != 1 or is_graph_output(pair.restores[0].outputs[0]) or stands_for_relu(pair):
             return None
         readers = uses(pair.restores[0].outputs[0])
     norm = readers[0].node if len(readers) == 1 else None
@@ -277,5 +331,7 @@ def _weighted(model: Model, target: Target) -> Iterator[tuple[Node, OpRule, Rest
         if rule is None or rule.role is not Role.WEIGHTED or rule.weight is None or len(node.inputs) <= rule.weight:
             continue
         weight = restored(node.inputs[rule.weight])
-        if weight is not None and weight.is_constant and producer(node.inputs[0]) is not None:
+        if weight is None or not weight.is_constant or producer(node.inputs[0]) is None:
+            continue
+        if weight.scale is not None and weight.scale.dtype == np.float32:
             yield node, rule, weight
