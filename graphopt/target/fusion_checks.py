@@ -77,6 +77,16 @@ def _number_pair(node: Node, view: View) -> Iterator[str]:
         yield "int8 activations by uint8 weights: there is no such kernel"
 
 
+def _conv_bias(node: Node, view: View) -> Iterator[str]:
+    if node.op != "Gemm":
+        yield from checks.BIAS_SCALE.find(node, view)
+
+
+def _gemm_bias(node: Node, view: View) -> Iterator[str]:
+    if node.op == "Gemm":
+        yield from checks.BIAS_SCALE.find(node, view)
+
+
 def _weight_limit(node: Node, view: View) -> Iterator[str]:
     found = weighted(node, view)
     if found is None or found[1] is None or found[2] is None or found[2].values is None:
@@ -253,12 +263,16 @@ CUT_OFF = Check(
     find=_cut_off,
 )
 
+GEMM_BIAS = replace(checks.BIAS_SCALE, name="gemm-bias", serious=True, find=_gemm_bias)
+"""The runtime fuses such a Gemm all the same, and adds the integers as if they lay on the product of the scales."""
+
 FUSION = (
     EIGHT_BITS,
     checks.ONE_SCALE,
     checks.ALL_INPUTS,
     checks.WEIGHT_AXIS,
-    replace(checks.BIAS_SCALE, serious=False),  # the runtime leaves such an operator float
+    replace(checks.BIAS_SCALE, serious=False, find=_conv_bias),  # the runtime leaves such an operator float
+    GEMM_BIAS,
     checks.EQUAL_GRIDS,
     SHARED_SIGNED,
     WRITTEN_ZERO,

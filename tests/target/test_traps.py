@@ -194,6 +194,21 @@ def test_bias_on_another_scale_stays_float() -> None:
     assert rules(wrong) == {"bias-scale"}
 
 
+@pytest.mark.parametrize("tail", ["y = Gemm(xd, wd, bd)", "c = Gemm(xd, wd, bd)" + END])
+def test_bias_of_a_gemm_on_another_scale_is_added_wrongly(tail: str) -> None:
+    """Other than a convolution it is fused, as if the integers lay on the product of the scales."""
+    given: dict[str, Any] = {"w": integers(32, 32), "b": np.arange(32, dtype=np.int32) * 100}
+    head = "wd = DequantizeLinear(w, ws, i0) bd = DequantizeLinear(b, {0}) "
+    right, wrong = (matrices(head.format(scale) + tail, **given) for scale in ("bs", "ws"))
+    feed = {"x": np.random.default_rng(1).standard_normal((4, 32)).astype(np.float32)}
+    errors = [audit(each, feeds=[feed]).optimization_error or 0.0 for each in (right, wrong)]
+    assert errors[0] < 0.02
+    assert errors[1] > 0.3
+    assert rules(right) == set()
+    broken = validate(wrong, find_target("ort-cpu"))
+    assert [(each.rule, each.serious) for each in broken] == [("gemm-bias", True)]
+
+
 # --------------------------------------------------------------------------------------------------- linear layers
 
 

