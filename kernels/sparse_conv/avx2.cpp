@@ -11,7 +11,7 @@ namespace {
 #include "base/activation_lane.h"
 
 struct Lane : FloatLane {
-  static constexpr bool has_halves = false, masked = true;
+  static constexpr bool has_halves = false, masked = true, compact = false;
   // All ones in the lanes whose bit is set.
   static __m256i lanes_of(unsigned bits) {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -36,7 +36,7 @@ constexpr unsigned widest_4 = 2, widest_8 = 1;
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 2, 1}, true, gather, sweep, activate_all};
+  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 2, 1}, true, false, space, gather, sweep, activate_all};
   return kernels;
 }
 

@@ -11,13 +11,15 @@ namespace {
 #include "base/activation_lane.h"
 
 struct Lane : FloatLane {
-  static constexpr bool has_halves = true, masked = true;
+  static constexpr bool has_halves = true, masked = true, compact = true;
   static __mmask16 first(size_t count) { return static_cast<__mmask16>((1u << count) - 1); }
   static Vec load_some(const float* at, size_t count) { return _mm512_maskz_loadu_ps(first(count), at); }
   static void store_some(float* at, Vec v, size_t count) { _mm512_mask_storeu_ps(at, first(count), v); }
   static Vec load_masked(const float* at, unsigned bits) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>(bits), at);
   }
+  static Vec compress(unsigned bits, Vec v) { return _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), v); }
+  static Vec spread(unsigned bits, Vec v) { return _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), v); }
 };
 
 // Eight positions in a vector of half the width.
@@ -38,6 +40,8 @@ struct Half {
   static Vec load_masked(const float* at, unsigned bits) {
     return _mm256_maskz_loadu_ps(static_cast<__mmask8>(bits), at);
   }
+  static Vec compress(unsigned bits, Vec v) { return _mm256_maskz_compress_ps(static_cast<__mmask8>(bits), v); }
+  static Vec spread(unsigned bits, Vec v) { return _mm256_maskz_expand_ps(static_cast<__mmask8>(bits), v); }
 };
 
 constexpr unsigned widest_4 = 4, widest_8 = 3;
@@ -47,7 +51,7 @@ constexpr unsigned widest_4 = 4, widest_8 = 3;
 }  // namespace
 
 const Kernels& avx512_kernels() {
-  static constexpr Kernels kernels = {Half::lanes, 2, {8, 8, 6}, true, gather, sweep, activate_all};
+  static constexpr Kernels kernels = {Half::lanes, 2, {8, 8, 6}, true, true, space, gather, sweep, activate_all};
   return kernels;
 }
 

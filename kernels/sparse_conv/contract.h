@@ -105,7 +105,8 @@ struct Sweep {
   unsigned units;  // width of the tile, as Kernels::unit counts
   unsigned count;  // positions of the tile that exist; less than `unit` are missing
 
-  // Where index i of the part reads: x + i * stride, or, if there are sources, where sources[i] says.
+  // Where index i of the part reads: x + i * stride, or, if there are sources, where sources[i] says; without masks
+  // at every position.
   const float* x;
   size_t stride;
   const Source* sources;
@@ -118,6 +119,7 @@ struct Sweep {
   float* y;            // at the panel's first channel and the tile's first position
   const float* residual;
   size_t y_plane;      // from channel to channel, of the residual too
+  uint64_t valid;      // 0, or the positions that the output has, one bit each: the others are left out of y
   float low, high;     // bounds of the result
 };
 
@@ -126,7 +128,10 @@ struct Kernels {
   unsigned unit;             // positions of a tile come in multiples of this
   unsigned vector_units;     // units of a whole vector; tiles start at multiples of a vector
   unsigned max_units[3];     // of a tile, where a row is 1, 4, 8 channels; at most max_tile positions
-  bool masked;               // rows of several channels are swept with sources; else always with a stride
+  bool masked;               // rows of several channels are swept with sources and masks; else never with masks
+  bool compact;              // sweeps leave positions out of y, and rows of several channels take sources without masks
+  // Copies rows to a distance of `pitch` >= `width` floats and fills what lies between them with zeros.
+  void (*space)(const float* rows, size_t count, size_t width, size_t pitch, float* to);
   void (*gather)(const Gather&);
   void (*sweep)(const Sweep&);
   void (*activate)(float* values, size_t count, const Epilogue&);

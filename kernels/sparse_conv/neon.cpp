@@ -11,7 +11,7 @@ namespace {
 #include "base/activation_lane.h"
 
 struct Lane : FloatLane {
-  static constexpr bool has_halves = false, masked = false;
+  static constexpr bool has_halves = false, masked = false, compact = false;
   static Vec load_some(const float* at, size_t count) { return load_masked(at, (1u << count) - 1); }
   static void store_some(float* at, Vec v, size_t count) {
     if (count == lanes) return store(at, v);
@@ -38,7 +38,7 @@ constexpr unsigned widest_4 = 4, widest_8 = 2;
 }  // namespace
 
 const Kernels& neon_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 4, 2}, false, gather, sweep, activate_all};
+  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 4, 2}, false, false, space, gather, sweep, activate_all};
   return kernels;
 }
 

@@ -1,7 +1,5 @@
 #include "sparse_conv/plan.h"
 
-#include <cstring>
-
 namespace graphopt::sparse_conv {
 namespace {
 
@@ -24,7 +22,11 @@ size_t read_axis(size_t count, size_t dilation, size_t stride, size_t pad, size_
     const int64_t first = shift < 0 ? -shift : 0;
     const int64_t end = present - shift < static_cast<int64_t>(out) ? present - shift : static_cast<int64_t>(out);
     AxisTap& tap = taps[i];
-    tap = {shift, static_cast<size_t>(phase), static_cast<size_t>(first), static_cast<size_t>(end > first ? end : first),
+    tap = {shift,
+           static_cast<size_t>(phase),
+           static_cast<size_t>(present),
+           static_cast<size_t>(first),
+           static_cast<size_t>(end > first ? end : first),
            phases};
     for (size_t back = 1; back <= i && back <= stride; ++back) {
       if (taps[i - back].phase == tap.phase) tap.number = taps[i - back].number;
@@ -52,6 +54,41 @@ void cut_tiles(const PackedConv& w, const Kernels& kernels, Plan* plan) {
   plan->tiles = ceil_div(plan->positions, plan->tile);
 }
 
+// Every `step`th float of a row, and zeros up to `pitch`.
+void pick(const float* from, size_t step, size_t count, size_t pitch, float* to) {
+  if (step == 2) {
+    for (size_t i = 0; i < count; ++i) to[i] = from[2 * i];
+  } else {
+    for (size_t i = 0; i < count; ++i) to[i] = from[i * step];
+  }
+  for (size_t i = count; i < pitch; ++i) to[i] = 0.0f;
+}
+
+// Zeros between the rows and above and below the image, as many as the taps reach out of it.
+void space(const Call& call, Plan* plan) {
+  const Shape& s = call.shape;
+  const PackedConv& w = *call.w;
+  int64_t pitch = static_cast<int64_t>(s.out_w), above = 0, rows = 0;
+  bool left = false;
+  for (size_t b = 0; b < w.kernel_w; ++b) {
+    const int64_t shift = plan->columns[b].shift, present = static_cast<int64_t>(plan->columns[b].present);
+    left = left || shift < 0;
+    const int64_t needed = shift < 0 ? present - shift : shift + static_cast<int64_t>(s.out_w);
+    if (needed > pitch) pitch = needed;
+    if (present > pitch) pitch = present;
+  }
+  for (size_t a = 0; a < w.kernel_h; ++a) {
+    const int64_t shift = plan->rows[a].shift, present = static_cast<int64_t>(plan->rows[a].present);
+    if (-shift > above) above = -shift;
+    if (shift + static_cast<int64_t>(s.out_h) > rows) rows = shift + static_cast<int64_t>(s.out_h);
+    if (present > rows) rows = present;
+  }
+  plan->pitch = static_cast<size_t>(pitch);
+  plan->top = static_cast<size_t>(above) + (left ? 1 : 0);
+  plan->rearranged = true;
+  plan->plane = padded_plane((plan->top + static_cast<size_t>(rows)) * plan->pitch);
+}
+
 }  // namespace
 
 bool make_plan(const Call& call, const Kernels& kernels, AxisTap* taps, Plan* out) {
@@ -63,23 +100,37 @@ bool make_plan(const Call& call, const Kernels& kernels, AxisTap* taps, Plan* ou
   plan.row_phases = read_axis(w.kernel_h, s.dilation_h, s.stride_h, s.pad_top, s.in_h, s.out_h, taps);
   plan.column_phases = read_axis(w.kernel_w, s.dilation_w, s.stride_w, s.pad_left, s.in_w, s.out_w, taps + w.kernel_h);
 
-  plan.pitch = ceil_div(s.in_w, s.stride_w);
-  if (plan.pitch < s.out_w) plan.pitch = s.out_w;
-  plan.narrow = plan.pitch != s.out_w && s.out_h > 1;
-  plan.positions = (s.out_h - 1) * plan.pitch + s.out_w;
-  plan.rearranged = s.stride_h != 1 || s.stride_w != 1 || plan.pitch != s.in_w;
-  plan.plane = plan.rearranged ? padded_plane(ceil_div(s.in_h, s.stride_h) * plan.pitch) : s.in_plane;
-  plan.channel_floats = (plan.rearranged ? plan.row_phases * plan.column_phases : 1) * plan.plane;
-
   const AxisTap &row = plan.rows[0], &column = plan.columns[0];
   const bool inside = w.taps() == 1 && row.shift == 0 && column.shift == 0 && row.end == s.out_h && column.end == s.out_w;
+  plan.spaced = kernels.compact && w.block > 1 && !inside;
+  if (plan.spaced) {
+    space(call, &plan);
+  } else {
+    plan.pitch = ceil_div(s.in_w, s.stride_w);
+    if (plan.pitch < s.out_w) plan.pitch = s.out_w;
+    plan.rearranged = s.stride_h != 1 || s.stride_w != 1 || plan.pitch != s.in_w;
+    plan.plane = plan.rearranged ? padded_plane(ceil_div(s.in_h, s.stride_h) * plan.pitch) : s.in_plane;
+  }
+  plan.narrow = plan.pitch != s.out_w && s.out_h > 1;
+  plan.positions = (s.out_h - 1) * plan.pitch + s.out_w;
+  plan.channel_floats = (plan.rearranged ? plan.row_phases * plan.column_phases : 1) * plan.plane;
+  const AxisTap &last_row = plan.rows[w.kernel_h - 1], &last_column = plan.columns[w.kernel_w - 1];
+  const int64_t reach =
+      (last_row.shift + static_cast<int64_t>(plan.top)) * static_cast<int64_t>(plan.pitch) + last_column.shift;
+  plan.reach = static_cast<size_t>(reach > 0 ? reach : 0);
+
   plan.direct = inside && round_up(plan.positions, kernels.unit) <= plan.plane && !collide(plan.plane);
-  plan.masked = !plan.direct && kernels.masked && w.block > 1;
+  plan.masked = !plan.direct && !plan.spaced && kernels.masked && w.block > 1;
   cut_tiles(w, kernels, &plan);
 
-  // Few tiles: their panels are shared out, although each range of panels gathers the tile anew.
-  constexpr size_t enough_tasks = 4;
-  const size_t wanted = ceil_div(enough_tasks, s.images * w.groups * plan.tiles);
+  // Many tiles: a task goes over several, so that what the next one reads can be fetched while one is computed. Few: their
+  // panels are shared out, although each range of panels gathers the tile anew.
+  constexpr size_t enough_tasks = 4, many_tasks = 32;
+  const size_t planes = s.images * w.groups;
+  plan.run = planes * plan.tiles > many_tasks ? ceil_div(planes * plan.tiles, many_tasks) : 1;
+  if (plan.run > plan.tiles) plan.run = plan.tiles;
+  plan.runs = ceil_div(plan.tiles, plan.run);
+  const size_t wanted = ceil_div(enough_tasks, planes * plan.runs);
   plan.chunk = ceil_div(w.panels, wanted < w.panels ? wanted : w.panels);
   plan.chunks = ceil_div(w.panels, plan.chunk);
   *out = plan;
@@ -95,13 +146,24 @@ void fill_sources(const Call& call, const Plan& plan, Source* sources) {
   for (size_t a = 0; a < w.kernel_h; ++a) {
     for (size_t b = 0; b < w.kernel_w; ++b, ++tap) {
       const AxisTap &row = plan.rows[a], &column = plan.columns[b];
-      int64_t offset = row.shift * static_cast<int64_t>(plan.pitch) + column.shift;
+      int64_t offset =
+          (row.shift + static_cast<int64_t>(plan.top)) * static_cast<int64_t>(plan.pitch) + column.shift;
       if (plan.rearranged) offset += static_cast<int64_t>((row.number * plan.column_phases + column.number) * plan.plane);
       sources[tap] = {static_cast<int32_t>(offset), tap};
     }
   }
   const int32_t channel = static_cast<int32_t>(plan.channel_floats);
   for (size_t k = w.taps(); k < w.k; ++k) sources[k] = {sources[k - tap].offset + channel, sources[k - tap].tap};
+}
+
+uint64_t valid_positions(const Call& call, const Plan& plan, size_t p) {
+  uint64_t valid = 0;
+  const size_t last = p + max_tile < plan.positions ? p + max_tile : plan.positions;
+  for (size_t oh = p / plan.pitch; oh * plan.pitch < last; ++oh) {
+    const int64_t start = static_cast<int64_t>(oh * plan.pitch) - static_cast<int64_t>(p);
+    valid |= bits(start, start + static_cast<int64_t>(call.shape.out_w));
+  }
+  return valid;
 }
 
 void fill_masks(const Call& call, const Plan& plan, size_t p, uint64_t* masks) {
@@ -121,7 +183,7 @@ void fill_masks(const Call& call, const Plan& plan, size_t p, uint64_t* masks) {
   }
 }
 
-void rearrange(const Call& call, const Plan& plan, const float* from, float* to) {
+void rearrange(const Call& call, const Kernels& kernels, const Plan& plan, const float* from, float* to) {
   const Shape& s = call.shape;
   for (size_t a = 0, next_row = 0; next_row < plan.row_phases; ++a) {
     if (plan.rows[a].number != next_row) continue;
@@ -130,18 +192,14 @@ void rearrange(const Call& call, const Plan& plan, const float* from, float* to)
       if (plan.columns[b].number != next_column) continue;
       ++next_column;
       float* const end = to + plan.plane;
-      for (size_t h = plan.rows[a].phase; h < s.in_h; h += s.stride_h, to += plan.pitch) {
-        const float* line = from + h * s.in_w;
-        const size_t first = plan.columns[b].phase;
-        const size_t count = s.in_w > first ? ceil_div(s.in_w - first, s.stride_w) : 0;
-        if (s.stride_w == 1) {
-          if (count != 0) std::memcpy(to, line + first, count * sizeof(float));
-        } else if (s.stride_w == 2) {
-          for (size_t i = 0; i < count; ++i) to[i] = line[first + 2 * i];
-        } else {
-          for (size_t i = 0; i < count; ++i) to[i] = line[first + i * s.stride_w];
-        }
-        for (size_t i = count; i < plan.pitch; ++i) to[i] = 0.0f;
+      for (const float* const image = to + plan.top * plan.pitch; to != image; ++to) *to = 0.0f;
+      if (s.stride_h == 1 && s.stride_w == 1) {
+        kernels.space(from, s.in_h, s.in_w, plan.pitch, to);
+        to += s.in_h * plan.pitch;
+      } else {
+        const AxisTap& column = plan.columns[b];
+        for (size_t h = plan.rows[a].phase; h < s.in_h; h += s.stride_h, to += plan.pitch)
+          pick(from + h * s.in_w + column.phase, s.stride_w, column.present, plan.pitch, to);
       }
       for (; to != end; ++to) *to = 0.0f;
     }

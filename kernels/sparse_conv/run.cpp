@@ -43,32 +43,32 @@ bool is_curve(Activation a) {
   return a == Activation::silu || a == Activation::gelu || a == Activation::gelu_tanh;
 }
 
-// A task: one tile of one image and group against a range of panels.
+// A task: some tiles of one image and group against a range of panels.
 class Task {
  public:
   Task(const Job& job, size_t task) : call_(job.call()), plan_(job.plan()), kernels_(job.kernels()), job_(job) {
     const PackedConv& w = *call_.w;
     const size_t chunk = task % plan_.chunks, rest = task / plan_.chunks;
-    p_ = rest % plan_.tiles * plan_.tile;
-    group_ = rest / plan_.tiles % w.groups;
-    image_ = rest / plan_.tiles / w.groups;
+    tile_first_ = rest % plan_.runs * plan_.run;
+    tile_end_ = smaller(tile_first_ + plan_.run, plan_.tiles);
+    group_ = rest / plan_.runs % w.groups;
+    image_ = rest / plan_.runs / w.groups;
     panel_first_ = chunk * plan_.chunk;
     panel_end_ = smaller(panel_first_ + plan_.chunk, w.panels);
-    count_ = smaller(plan_.tile, plan_.positions - p_);
-    units_ = (count_ + kernels_.unit - 1) / kernels_.unit;
-    width_ = units_ * kernels_.unit;
+    take(tile_first_);
   }
 
   bool run() {
     const PackedConv& w = *call_.w;
-    const bool gathers = !plan_.direct && !plan_.masked;
+    const bool gathers = !plan_.direct && !plan_.masked && !plan_.spaced;
     const size_t channels = (panel_end_ - panel_first_) * w.panel_rows * w.block;
     Parts parts;
     const size_t masks = parts.add<uint64_t>(w.taps());
     const size_t tile = parts.add<float>(gathers ? smaller(w.k_block, w.k) * width_ : 0);
     const size_t sums = parts.add<float>(w.k_blocks > 1 ? channels * width_ : 0);
-    const size_t y = parts.add<float>(plan_.narrow ? w.panel_rows * w.block * width_ : 0);
-    const size_t residual = parts.add<float>(plan_.narrow && call_.residual ? w.panel_rows * w.block * width_ : 0);
+    const size_t gaps = copies_rows() ? w.panel_rows * w.block * width_ : 0;
+    const size_t y = parts.add<float>(gaps);
+    const size_t residual = parts.add<float>(call_.residual ? gaps : 0);
     unsigned char* memory = static_cast<unsigned char*>(task_memory.reserve(parts.size()));
     if (memory == nullptr) return false;
     masks_ = reinterpret_cast<uint64_t*>(memory + masks);
@@ -77,9 +77,42 @@ class Task {
     y_ = reinterpret_cast<float*>(memory + y);
     residual_ = reinterpret_cast<float*>(memory + residual);
 
-    if (!plan_.direct) fill_masks(call_, plan_, p_, masks_);
+    for (size_t tile_number = tile_first_; tile_number < tile_end_; ++tile_number) {
+      take(tile_number);
+      convolve(gathers);
+    }
+    return true;
+  }
+
+ private:
+  // The positions of a tile.
+  void take(size_t tile) {
+    p_ = tile * plan_.tile;
+    count_ = smaller(plan_.tile, plan_.positions - p_);
+    units_ = (count_ + kernels_.unit - 1) / kernels_.unit;
+    width_ = units_ * kernels_.unit;
     const float* base = plan_.rearranged ? job_.planes() : call_.x;
-    x_ = base + (image_ * w.groups + group_) * w.in_channels * plan_.channel_floats + p_;
+    x_ = base + (image_ * call_.w->groups + group_) * call_.w->in_channels * plan_.channel_floats + p_;
+  }
+
+  // Rows of the tile are copied to the output without the gaps between them; else the sweep leaves those out itself.
+  bool copies_rows() const { return plan_.narrow && !kernels_.compact; }
+
+  // Fetches what the next tile of this task reads that this one does not.
+  void fetch_ahead() const {
+    const size_t next = p_ + plan_.tile;
+    if (next >= plan_.positions) return;
+    const size_t end = smaller(next + plan_.tile + plan_.reach, plan_.plane);
+    for (size_t c = 0; c < call_.w->in_channels * plan_.channel_floats; c += plan_.plane) {
+      const float* plane = x_ - p_ + c;
+      for (size_t at = next + plan_.reach; at < end; at += 16) __builtin_prefetch(plane + at, 0, 2);
+    }
+  }
+
+  void convolve(bool gathers) {
+    const PackedConv& w = *call_.w;
+    if (gathers || plan_.masked) fill_masks(call_, plan_, p_, masks_);
+    fetch_ahead();
     for (size_t kb = 0; kb < w.k_blocks; ++kb) {
       const size_t k_first = kb * w.k_block, k_end = smaller(k_first + w.k_block, w.k);
       if (gathers) {
@@ -87,10 +120,8 @@ class Task {
       }
       for (size_t panel = panel_first_; panel < panel_end_; ++panel) sweep(kb, panel);
     }
-    return true;
   }
 
- private:
   void sweep(size_t kb, size_t panel) {
     const PackedConv& w = *call_.w;
     const size_t in_group = panel * w.panel_rows * w.block;
@@ -110,18 +141,20 @@ class Task {
     if (plan_.direct) {
       s.x = x_ + kb * w.k_block * plan_.channel_floats;
       s.stride = plan_.channel_floats;
-    } else if (plan_.masked) {
+    } else if (plan_.masked || plan_.spaced) {
       s.x = x_;
       s.sources = job_.sources() + kb * w.k_block;
-      s.masks = masks_;
+      s.masks = plan_.masked ? masks_ : nullptr;
     } else {
       s.x = tile_;
       s.stride = width_;
     }
-    s.y = call_.y + out + p_;
-    s.residual = call_.residual == nullptr ? nullptr : call_.residual + out + p_;
+    const size_t at = plan_.narrow ? output_of(p_) : p_;
+    s.y = call_.y + out + at;
+    s.residual = call_.residual == nullptr ? nullptr : call_.residual + out + at;
     s.y_plane = call_.shape.out_plane;
-    if (plan_.narrow) {
+    s.valid = plan_.narrow ? valid_positions(call_, plan_, p_) : 0;
+    if (copies_rows()) {
       s.y = y_;
       s.y_plane = width_;
       if (s.residual != nullptr && s.last) {
@@ -135,16 +168,22 @@ class Task {
 
   void finish(const Sweep& s, size_t out) const {
     if (is_curve(call_.epilogue.activation)) {
-      for (size_t c = 0; c < s.channels; ++c) kernels_.activate(s.y + c * s.y_plane, s.count, call_.epilogue);
+      const size_t made = copies_rows() || !plan_.narrow ? s.count : output_of(p_ + count_) - output_of(p_);
+      for (size_t c = 0; c < s.channels; ++c) kernels_.activate(s.y + c * s.y_plane, made, call_.epilogue);
     }
     const size_t plane = call_.shape.out_plane, image = call_.shape.out_h * call_.shape.out_w;
     for (size_t c = 0; c < s.channels; ++c) {
       float* y = call_.y + out + c * plane;
-      if (plan_.narrow) narrow(y_ + c * width_, y);
+      if (copies_rows()) narrow(y_ + c * width_, y);
       if (p_ + count_ == plan_.positions) {
         for (size_t i = image; i < plane; ++i) y[i] = 0.0f;
       }
     }
+  }
+
+  // How many positions of an output plane lie before a flat position.
+  size_t output_of(size_t p) const {
+    return p / plan_.pitch * call_.shape.out_w + smaller(p % plan_.pitch, call_.shape.out_w);
   }
 
   // Calls visit(position in the tile, position in an output plane, count) for the rows of the tile without the gaps.
@@ -173,7 +212,8 @@ class Task {
   const Plan& plan_;
   const Kernels& kernels_;
   const Job& job_;
-  size_t p_, group_, image_, panel_first_, panel_end_, count_, units_, width_;
+  size_t group_, image_, panel_first_, panel_end_, tile_first_, tile_end_;
+  size_t p_ = 0, count_ = 0, units_ = 0, width_ = 0;
   const float* x_ = nullptr;
   uint64_t* masks_ = nullptr;
   float *tile_ = nullptr, *sums_ = nullptr, *y_ = nullptr, *residual_ = nullptr;
@@ -208,7 +248,7 @@ Job::Problem Job::prepare(const Call& call, const Kernels& kernels) {
 
   if (plan_.rearranged) {
     const size_t floats = call.shape.images * w.groups * w.in_channels * plan_.channel_floats;
-    parts.add<float>(floats);
+    parts.add<float>(floats + max_tile);  // the vectors of the last tile may end behind the last plane
     memory = static_cast<unsigned char*>(shared_memory.reserve(parts.size()));
     if (memory == nullptr) return Problem::memory;
     make_plan(call_, kernels, reinterpret_cast<AxisTap*>(memory), &plan_);  // what was there may have moved
@@ -227,13 +267,13 @@ size_t Rearrange::tasks() const {
 
 bool Rearrange::run(size_t task) const {
   const Call& call = job_.call();
-  rearrange(call, job_.plan(), call.x + task * call.shape.in_plane, job_.planes() + task * job_.plan().channel_floats);
+  rearrange(call, job_.kernels(), job_.plan(), call.x + task * call.shape.in_plane, job_.planes() + task * job_.plan().channel_floats);
   return true;
 }
 
 size_t Convolve::tasks() const {
   const Plan& plan = job_.plan();
-  return job_.call().shape.images * job_.call().w->groups * plan.tiles * plan.chunks;
+  return job_.call().shape.images * job_.call().w->groups * plan.runs * plan.chunks;
 }
 
 bool Convolve::run(size_t task) const { return Task(job_, task).run(); }

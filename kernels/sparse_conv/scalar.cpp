@@ -9,7 +9,7 @@ namespace {
 #include "base/activation_lane.h"
 
 struct Lane : FloatLane {
-  static constexpr bool has_halves = false, masked = false;
+  static constexpr bool has_halves = false, masked = false, compact = false;
   static Vec load_some(const float* at, size_t count) {
     return each([&](unsigned i) { return i < count ? at[i] : 0.0f; });
   }
@@ -32,7 +32,7 @@ constexpr unsigned widest_4 = 1, widest_8 = 1;
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 1, 1}, false, gather, sweep, activate_all};
+  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 1, 1}, false, false, space, gather, sweep, activate_all};
   return kernels;
 }
 

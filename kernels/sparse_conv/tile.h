@@ -3,7 +3,8 @@
 //
 // Lane: a FloatLane with load_some(at, count) and store_some(at, v, count), of which lanes at and behind `count` are
 // zero and are not written, and load_masked(at, bits), of which lanes without a bit are zero. None of them touches
-// memory of lanes that it leaves out. Half: the same for vectors of half the width, and of(Lane::Vec), the lower half;
+// memory of lanes that it leaves out. Where it is `compact`: compress(bits, v), the lanes with a bit one behind the other,
+// and spread(bits, v), the reverse. Half: the same for vectors of half the width, and of(Lane::Vec), the lower half;
 // an instruction set without has_halves has Half = Lane.
 //
 // An entry of w meets a tile of up to 64 positions at once: NB vectors, and with H one of half the width behind them.
@@ -45,6 +46,27 @@ GRAPHOPT_INLINE typename L::Vec bounded(typename L::Vec v, const Sweep& c) {
   return L::at_most(L::at_least(v, L::set1(c.low)), L::set1(c.high));
 }
 
+// Stores the sums whose positions the output has, one behind the other.
+template <class L>
+GRAPHOPT_INLINE void store_compact(const Sweep& c, unsigned bits, typename L::Vec v, const float*& r, float*& y) {
+  const unsigned count = static_cast<unsigned>(__builtin_popcount(bits));
+  if (c.residual != nullptr) v = L::add(v, L::spread(bits, L::load_some(r, count)));
+  L::store_some(y, L::compress(bits, bounded<L>(v, c)), count);
+  r += count;
+  y += count;
+}
+
+template <unsigned NB, bool H>
+GRAPHOPT_INLINE void end_compact(const Sweep& c, size_t channel, Lane::Vec (&s)[NB + 1], Half::Vec& t) {
+  constexpr unsigned vector = (1u << Lane::lanes) - 1, half = (1u << Half::lanes) - 1;
+  float* y = c.y + channel * c.y_plane;
+  const float* r = c.residual != nullptr ? c.residual + channel * c.y_plane : y;
+  GRAPHOPT_UNROLL
+  for (unsigned i = 0; i < NB; ++i)
+    store_compact<Lane>(c, static_cast<unsigned>(c.valid >> (i * Lane::lanes)) & vector, s[i], r, y);
+  if constexpr (H) store_compact<Half>(c, static_cast<unsigned>(c.valid >> (NB * Lane::lanes)) & half, t, r, y);
+}
+
 // The sums of one output channel after the entries of a part.
 template <unsigned NB, bool H>
 GRAPHOPT_INLINE void end(const Sweep& c, size_t channel, Lane::Vec (&s)[NB + 1], Half::Vec& t) {
@@ -56,6 +78,9 @@ GRAPHOPT_INLINE void end(const Sweep& c, size_t channel, Lane::Vec (&s)[NB + 1],
     return;
   }
   if (channel >= c.channels) return;
+  if constexpr (Lane::compact) {
+    if (c.valid != 0) return end_compact<NB, H>(c, channel, s, t);
+  }
   constexpr unsigned whole = H ? NB : NB - 1;  // vectors of which every position exists
   const unsigned rest = c.count - whole * Lane::lanes;
   float* y = c.y + channel * c.y_plane;
@@ -102,8 +127,10 @@ inline void rows_together(const Sweep& c, const unsigned char* indices, const un
   for (unsigned r = 0; r < R; ++r) end<NB, H>(c, load_as<uint16_t>(listed + 2 * r), s[r], t[r]);
 }
 
+enum class Reading { stride, sources, masks };
+
 // One row of B channels.
-template <unsigned NB, bool H, unsigned B, bool with_sources>
+template <unsigned NB, bool H, unsigned B, Reading reading>
 inline void row_of_channels(const Sweep& c, const unsigned char* indices, const unsigned char* values, size_t entries,
                             size_t row) {
   Lane::Vec s[B][NB + 1];
@@ -115,7 +142,12 @@ inline void row_of_channels(const Sweep& c, const unsigned char* indices, const 
     const size_t index = load_as<uint16_t>(indices + 2 * j);
     Lane::Vec v[NB + 1];
     Half::Vec h;
-    if constexpr (with_sources) {
+    if constexpr (reading == Reading::sources) {
+      const float* column = x + c.sources[index].offset;
+      GRAPHOPT_UNROLL
+      for (unsigned i = 0; i < NB; ++i) v[i] = Lane::load(column + i * Lane::lanes);
+      if constexpr (H) h = Half::load(column + NB * Lane::lanes);
+    } else if constexpr (reading == Reading::masks) {
       const Source source = c.sources[index];
       const uint64_t mask = c.masks[source.tap];
       const float* column = x + source.offset;
@@ -184,12 +216,12 @@ inline void sweep_rows(const Sweep& c) {
   }
 }
 
-template <unsigned NB, bool H, unsigned B, bool with_sources>
-inline void sweep_blocks(const Sweep& c) {
+template <unsigned NB, bool H, unsigned B, Reading reading>
+inline void sweep_blocks_reading(const Sweep& c) {
   for (Cursor at = cursor(c); at.run != at.run_end; at.run += run_bytes) {
     const size_t per_row = load_as<uint32_t>(at.run);
     for (size_t left = load_as<uint32_t>(at.run + 4); left > 0; --left) {
-      row_of_channels<NB, H, B, with_sources>(c, at.indices, at.values, per_row, load_as<uint16_t>(at.listed));
+      row_of_channels<NB, H, B, reading>(c, at.indices, at.values, per_row, load_as<uint16_t>(at.listed));
       at.indices += per_row * 2;
       at.values += per_row * B * 4;
       at.listed += 2;
@@ -197,25 +229,26 @@ inline void sweep_blocks(const Sweep& c) {
   }
 }
 
+template <unsigned NB, bool H, unsigned B>
+inline void sweep_blocks(const Sweep& c) {
+  if constexpr (Lane::masked) {
+    if (c.masks != nullptr) return sweep_blocks_reading<NB, H, B, Reading::masks>(c);
+  }
+  if constexpr (Lane::compact) {
+    if (c.sources != nullptr) return sweep_blocks_reading<NB, H, B, Reading::sources>(c);
+  }
+  sweep_blocks_reading<NB, H, B, Reading::stride>(c);
+}
+
 template <unsigned NB, bool H>
 inline void sweep_of_width(const Sweep& c) {
   switch (c.w->block) {
     case 1: return sweep_rows<NB, H>(c);
     case 4:
-      if constexpr (NB + H <= widest_4) {
-        if constexpr (Lane::masked) {
-          if (c.sources != nullptr) return sweep_blocks<NB, H, 4, true>(c);
-        }
-        return sweep_blocks<NB, H, 4, false>(c);
-      }
+      if constexpr (NB + H <= widest_4) sweep_blocks<NB, H, 4>(c);
       return;
     default:
-      if constexpr (NB + H <= widest_8) {
-        if constexpr (Lane::masked) {
-          if (c.sources != nullptr) return sweep_blocks<NB, H, 8, true>(c);
-        }
-        return sweep_blocks<NB, H, 8, false>(c);
-      }
+      if constexpr (NB + H <= widest_8) sweep_blocks<NB, H, 8>(c);
       return;
   }
 }
@@ -279,6 +312,18 @@ struct GatherOf {
 
 inline void sweep(const Sweep& c) { for_width<SweepOf>(c.units, c); }
 inline void gather(const Gather& g) { for_width<GatherOf>(g.units, g); }
+
+inline void space(const float* rows, size_t count, size_t width, size_t pitch, float* to) {
+  for (size_t r = 0; r < count; ++r, rows += width, to += pitch) {
+    // The last vector of a row may reach into the next one, which is written afterwards.
+    const size_t room = r + 1 < count ? pitch + Lane::lanes : pitch;
+    for (size_t i = 0; i < pitch; i += Lane::lanes) {
+      const size_t present = i >= width ? 0 : width - i < Lane::lanes ? width - i : Lane::lanes;
+      const Lane::Vec v = Lane::load_some(rows + i, present);
+      Lane::store_some(to + i, v, room - i < Lane::lanes ? room - i : Lane::lanes);
+    }
+  }
+}
 
 inline void activate_all(float* values, size_t count, const Epilogue& e) {
   size_t i = 0;
