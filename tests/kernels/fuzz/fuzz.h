@@ -1,9 +1,15 @@
 // Damages packed weights, for builds with sanitizers: whatever the kernels accept must run on every instruction set
 // without a bad access, and agree with the reference. One file per operator defines `accepts_and_runs`.
 //
+// Every array ends where a page begins that nobody may touch, so that reads and writes beyond it are seen without
+// sanitizers too.
+//
 // Built alone it is a program, fuzz SEED ROUNDS FILE..., that damages the files at random; the files themselves must be
 // accepted. With GRAPHOPT_LIBFUZZER it is a target of libFuzzer, which is guided by coverage.
 #pragma once
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -19,6 +25,38 @@ namespace fuzz {
 
 using Bytes = std::vector<unsigned char>;
 
+template <class T>
+struct Fenced {
+  using value_type = T;
+  Fenced() = default;
+  template <class U>
+  Fenced(const Fenced<U>&) {}
+
+  static size_t page() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+  static size_t pages(size_t count) { return (count * sizeof(T) + page() - 1) / page() * page(); }
+
+  T* allocate(size_t count) {
+    const size_t size = pages(count);
+    void* const start = mmap(nullptr, size + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED || mprotect(static_cast<char*>(start) + size, page(), PROT_NONE) != 0) std::abort();
+    return reinterpret_cast<T*>(static_cast<char*>(start) + size - count * sizeof(T));
+  }
+  void deallocate(T* at, size_t count) {
+    const size_t size = pages(count);
+    munmap(reinterpret_cast<char*>(at) + count * sizeof(T) - size, size + page());
+  }
+  template <class U>
+  bool operator==(const Fenced<U>&) const {
+    return true;
+  }
+  template <class U>
+  bool operator!=(const Fenced<U>&) const {
+    return false;
+  }
+};
+using Floats = std::vector<float, Fenced<float>>;
+using FencedBytes = std::vector<unsigned char, Fenced<unsigned char>>;
+
 class Random {
  public:
   explicit Random(uint64_t seed) : bits_(seed) {}
@@ -26,8 +64,8 @@ class Random {
   size_t below(size_t limit) { return limit == 0 ? 0 : bits_() % limit; }
   // About -1 .. 1.
   float number() { return static_cast<float>(below(2001)) / 1000 - 1; }
-  std::vector<float> numbers(size_t count) {
-    std::vector<float> made(count);
+  Floats numbers(size_t count) {
+    Floats made(count);
     for (float& each : made) each = number();
     return made;
   }
@@ -71,8 +109,7 @@ inline float largest_of(const unsigned char* floats, size_t count) {
 
 // Compares sums of so many fp32 products of weights up to `largest` and inputs up to 1. A damaged weight may be huge or
 // no number: then there is nothing to compare.
-inline void compare(const char* isa, const std::vector<float>& found, const std::vector<float>& wanted, float largest,
-                    size_t terms) {
+inline void compare(const char* isa, const Floats& found, const Floats& wanted, float largest, size_t terms) {
   if (!(largest < 1e6f)) return;
   const float count = static_cast<float>(terms) + 2, rounding = count * count * largest * 1e-6f;
   for (size_t i = 0; i < found.size(); ++i) {
@@ -82,14 +119,18 @@ inline void compare(const char* isa, const std::vector<float>& found, const std:
   }
 }
 
+// Whether the bytes are as they were packed.
+inline bool undamaged = false;
+
 // Of each operator: false if the bytes are refused, else runs them.
 bool accepts_and_runs(const unsigned char* packed, size_t size, Random& random);
 
-// The bytes at an address `offset` beyond a multiple of 16, with nothing allocated behind them.
-inline bool run(const Bytes& bytes, size_t offset, Random& random) {
-  std::vector<unsigned char> room(bytes.size() + offset);
-  if (!bytes.empty()) std::memcpy(room.data() + offset, bytes.data(), bytes.size());
-  return accepts_and_runs(room.data() + offset, bytes.size(), random);
+// The bytes with a fence behind them. `slack` bytes before the fence let them lie at every address, also one that is a
+// multiple of four.
+inline bool run(const Bytes& bytes, size_t slack, Random& random) {
+  FencedBytes room(bytes.size() + slack, 0xee);
+  if (!bytes.empty()) std::memcpy(room.data(), bytes.data(), bytes.size());
+  return accepts_and_runs(room.data(), bytes.size(), random);
 }
 
 inline size_t header_of(const Bytes& b) {
@@ -167,9 +208,11 @@ int main(int argc, char** argv) {
     fuzz::Bytes bytes(1 << 20);
     bytes.resize(std::fread(bytes.data(), 1, bytes.size(), file));
     std::fclose(file);
-    for (size_t offset = 0; offset < 4; ++offset) {
-      if (!fuzz::run(bytes, offset, random)) fuzz::fail(argv[i], "sound, and refused");
+    fuzz::undamaged = true;
+    for (size_t slack = 0; slack < 4; ++slack) {
+      if (!fuzz::run(bytes, slack, random)) fuzz::fail(argv[i], "sound, and refused");
     }
+    fuzz::undamaged = false;
     seeds.push_back(bytes);
   }
   for (long i = 0; i < rounds; ++i) {

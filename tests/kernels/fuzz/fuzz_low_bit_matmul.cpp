@@ -36,15 +36,15 @@ bool fuzz::accepts_and_runs(const unsigned char* packed, size_t size, Random& ra
 
   const size_t sizes[] = {1, 2, 5, 18};
   const size_t m = sizes[random.below(4)];
-  const std::vector<float> x = random.numbers(m * k), bias = random.numbers(n), residual = random.numbers(m * n);
-  std::vector<float> wanted(m * n), y(m * n);
+  const Floats x = random.numbers(m * k), bias = random.numbers(n), residual = random.numbers(m * n);
+  Floats wanted(m * n), y(m * n);
   const float* added = random.below(2) ? residual.data() : nullptr;
   const int activation = static_cast<int>(random.below(7));
   const bool book_of_floats = load<uint32_t>(packed + 56) == 2;
   const float largest = largest_number(packed, k, n, shape[2], shape[3]);
   for (const int rounds : {0, 1}) {
     if (rounds && book_of_floats) continue;
-    const auto run = [&](const char* isa, std::vector<float>& out) {
+    const auto run = [&](const char* isa, Floats& out) {
       if (graphopt_low_bit_matmul_f32(packed, size, isa, rounds, x.data(), m, bias.data(), added, activation, -1, 1,
                                       out.data(), message, sizeof message))
         fail(isa, message);

@@ -39,15 +39,15 @@ bool fuzz::accepts_and_runs(const unsigned char* packed, size_t size, Random& ra
   const size_t images = static_cast<size_t>(x_sizes[0]);
   const size_t in_plane = plane(in_positions, padded & 1), out_plane = plane(positions, padded & 2);
 
-  std::vector<float> x = random.numbers(images * inputs * in_plane);
+  Floats x = random.numbers(images * inputs * in_plane);
   for (size_t i = 0; i < x.size(); ++i) {
     if (i % in_plane >= in_positions) x[i] = 0;
   }
-  const std::vector<float> bias = random.numbers(outputs), residual = random.numbers(images * outputs * out_plane);
-  std::vector<float> wanted(residual.size()), y(residual.size());
+  const Floats bias = random.numbers(outputs), residual = random.numbers(images * outputs * out_plane);
+  Floats wanted(residual.size()), y(residual.size());
   const float* added = random.below(2) ? residual.data() : nullptr;
   const int activation = static_cast<int>(random.below(7));
-  const auto run = [&](const char* isa, std::vector<float>& result) {
+  const auto run = [&](const char* isa, Floats& result) {
     if (graphopt_sparse_conv_f32(packed, size, isa, x.data(), x_sizes, steps, padded, bias.data(), added, activation, -1, 1,
                                  result.data(), message, sizeof message))
       fail(isa, message);

@@ -13,11 +13,11 @@ bool fuzz::accepts_and_runs(const unsigned char* packed, size_t size, Random& ra
 
   const size_t sizes[] = {1, 2, 17, 70};
   const size_t m = sizes[random.below(4)];
-  const std::vector<float> x = random.numbers(m * k), bias = random.numbers(n), residual = random.numbers(m * n);
-  std::vector<float> wanted(m * n), y(m * n);
+  const Floats x = random.numbers(m * k), bias = random.numbers(n), residual = random.numbers(m * n);
+  Floats wanted(m * n), y(m * n);
   const float* added = random.below(2) ? residual.data() : nullptr;
   const int activation = static_cast<int>(random.below(7));
-  const auto run = [&](const char* isa, std::vector<float>& out) {
+  const auto run = [&](const char* isa, Floats& out) {
     if (graphopt_sparse_matmul_f32(packed, size, isa, x.data(), m, bias.data(), added, activation, -1, 1, out.data(),
                                    message, sizeof message))
       fail(isa, message);
