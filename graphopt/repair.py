@@ -10,11 +10,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphopt.errors import RunError
+from graphopt.errors import RunError, UnsupportedError
 from graphopt.fusion import stayed_float
 from graphopt.graph.labels import node_label
 from graphopt.passes.quantize.repair_qdq import RepairQdq
-from graphopt.rewrite import PassManager
+from graphopt.rewrite import Outcome, PassManager
 from graphopt.runtime import Feeds, latency, random_feeds, session
 from graphopt.target.audit import as_model, audit
 from graphopt.verify.quality import Judge
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from graphopt.graph import Model
-    from graphopt.rewrite import Outcome, Pass, Step
+    from graphopt.rewrite import Pass, Step
     from graphopt.runtime.feeds import Source
     from graphopt.target.audit import Audit
     from graphopt.verify.quality import Quality
@@ -91,6 +91,24 @@ def repair(
     given = as_model(source)
     before = audit(given, target, compare=True)
     feeds = None if data is None else Feeds.open(data, session(given))
+    try:
+        model, outcome, floating, after = _settled(given, target, feeds)
+    except UnsupportedError as error:
+        refusal = f"the runtime does not load the mended model: {error}"
+        model, outcome, floating, after = given, Outcome(), {}, before
+    else:
+        refusal = _refusal(before, after) if outcome.patches else ""
+    repairs = Counter(layer.reason for record in outcome.records for layer in record.layers)
+    left = {str(name): why for record in outcome.records for name, why in record.skips} | floating
+    if refusal:
+        model, after = given, before
+    samples = random_feeds(session(model), count=RANDOM_SAMPLES, seed=seed) if feeds is None else feeds.take(COMPARED)
+    quality, times, failure = _compared(given, model, samples)
+    return Repaired(model, before, after, dict(repairs), left, quality, times, feeds is None, refusal, failure)
+
+
+def _settled(given: Model, target: str, feeds: Feeds | None) -> tuple[Model, Outcome, dict[str, str], Audit]:
+    """Return the mended model, its account, operators that are float in it because the runtime leaves them so."""
     model, outcome = _mended(given, target, feeds, ())
     floating: dict[str, str] = {}
     labels = {node_label(node) for _, node in given.walk(functions=False)}
@@ -100,15 +118,7 @@ def repair(
             break
         floating |= found
         model, outcome = _mended(given, target, feeds, tuple(floating))
-    after = audit(model, target, compare=True)
-    repairs = Counter(layer.reason for record in outcome.records for layer in record.layers)
-    left = {str(name): why for record in outcome.records for name, why in record.skips} | floating
-    refusal = _refusal(before, after) if repairs else ""
-    if refusal:
-        model, after = given, before
-    samples = random_feeds(session(model), count=RANDOM_SAMPLES, seed=seed) if feeds is None else feeds.take(COMPARED)
-    quality, times, failure = _compared(given, model, samples)
-    return Repaired(model, before, after, dict(repairs), left, quality, times, feeds is None, refusal, failure)
+    return model, outcome, floating, audit(model, target, compare=True)
 
 
 def _mended(given: Model, target: str, feeds: Feeds | None, floating: tuple[str, ...]) -> tuple[Model, Outcome]:
@@ -123,6 +133,10 @@ def _refusal(before: Audit, after: Audit) -> str:
     """Return why a mended model is worse than the given one by the runtime's own account, or ""."""
     if after.failure and not before.failure:
         return f"the mended model does not run without the runtime's optimizations: {after.failure}"
+    was = {each.rule for each in before.broken if each.serious}
+    new = sorted({each.rule for each in after.broken if each.serious} - was)
+    if new:
+        return f"it would break {', '.join(new)}, which the given one does not"
     if after.integer_count < before.integer_count and after.conversions >= before.conversions:
         return f"it would have {after.integer_count} integer operators instead of {before.integer_count}"
     return ""

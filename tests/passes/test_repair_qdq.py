@@ -16,6 +16,8 @@ from onnx import numpy_helper
 from onnxruntime import quantization
 
 import graphopt
+import graphopt.repair
+from graphopt.errors import UnsupportedError
 from graphopt.graph import Model, read_model
 from graphopt.passes.quantize.repair_qdq import RepairQdq
 from graphopt.repair import repair
@@ -303,3 +305,16 @@ def test_channels_that_fit_keep_their_integers() -> None:
     np.testing.assert_array_equal(scales[kept], np.float32(0.01))
     assert scales[3] == pytest.approx(0.01 * 128 / 127)
     assert codes[3, 0] == -127
+
+
+def test_what_the_runtime_does_not_load_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise UnsupportedError("no such operator")
+
+    monkeypatch.setattr(graphopt.repair, "_settled", refuse)
+    model, *_ = case("a pair before Relu")
+    found = repair(model)
+    assert "the runtime does not load the mended model" in found.refusal
+    assert found.model.to_bytes() == model.to_bytes()
+    assert found.after == found.before
+    assert found.repairs == {}
