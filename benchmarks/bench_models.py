@@ -167,7 +167,7 @@ def images(args: argparse.Namespace) -> list[Subject]:
     subjects = []
     for name, model, task, shape, shares in (
         ("ResNet-20", "cifar10_resnet20_legacy_op17", "cifar10", (1, 3, 32, 32), (0.8, 0.9)),
-        ("SqueezeNet 1.1", "imagenet_squeezenet1_1_legacy_op17", "imagenet_torch", (1, 3, 224, 224), (0.7, 0.8)),
+        ("SqueezeNet 1.1", "imagenet_squeezenet1_1_legacy_op17", "imagenet_torch", (1, 3, 224, 224), (0.5, 0.7)),
     ):
         path = args.assets / "models" / f"{model}.onnx"
         inputs = [each.name for each in read_model(path).graph.inputs]

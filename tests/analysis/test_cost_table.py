@@ -132,7 +132,7 @@ def test_default_is_loaded_once_and_sensible() -> None:
     assert at_64 <= 0.8
     assert table.predicted("sparse-matmul", 64, 768 * 3072, 0.9) > 2
     for name, grid in table.kernels.items():
-        assert set(grid.speedup) == {"avx2", "avx512"}
+        assert set(grid.speedup) == {"avx2", "avx512vnni"}
         for m in (*grid.m, None):
             for weights in (*grid.weights, 10**7):
                 needed = table.break_even(name, m, weights) if KERNELS[name] == "sparsity" else None
