@@ -36,7 +36,7 @@ constexpr unsigned widest_4 = 2, widest_8 = 1;
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 2, 1}, true, false, space, gather, sweep, activate_all};
+  static constexpr Kernels kernels = {"avx2", Lane::lanes, 1, {4, 2, 1}, true, false, space, gather, sweep, activate_all};
   return kernels;
 }
 

@@ -51,7 +51,7 @@ constexpr unsigned widest_4 = 4, widest_8 = 3;
 }  // namespace
 
 const Kernels& avx512_kernels() {
-  static constexpr Kernels kernels = {Half::lanes, 2, {8, 8, 6}, true, true, space, gather, sweep, activate_all};
+  static constexpr Kernels kernels = {"avx512", Half::lanes, 2, {8, 8, 6}, true, true, space, gather, sweep, activate_all};
   return kernels;
 }
 

@@ -21,6 +21,57 @@ GRAPHOPT_EXPORT int graphopt_sparse_conv_check(const unsigned char* packed, size
   return 0;
 }
 
+namespace graphopt::sparse_conv {
+namespace {
+
+// A call without data. `x_sizes`, `steps` and `padded` are those of graphopt_sparse_conv_f32.
+bool describe(const PackedConv& w, const int64_t* x_sizes, const int64_t* steps, int padded, Call* call, char* message,
+              size_t message_size) {
+  const int64_t kernel[] = {static_cast<int64_t>(w.kernel_h), static_cast<int64_t>(w.kernel_w)};
+  const int64_t strides[] = {steps[0], steps[4]}, dilations[] = {steps[1], steps[5]};
+  const int64_t pads[] = {steps[2], steps[6], steps[3], steps[7]};
+  Geometry geometry;
+  if (!geometry.read({kernel, strides, dilations, pads, 2, 2, 2, 4}, message, message_size)) return false;
+  if (x_sizes[0] < 0 || x_sizes[1] < 1 || x_sizes[2] < 1 || !geometry.shape(x_sizes + 1, &call->shape)) {
+    std::snprintf(message, message_size, "x with its pads is smaller than the kernel");
+    return false;
+  }
+  Shape& s = call->shape;
+  s.images = static_cast<size_t>(x_sizes[0]);
+  s.in_plane = (padded & 1) != 0 ? padded_plane(s.in_h * s.in_w) : s.in_h * s.in_w;
+  s.out_plane = (padded & 2) != 0 ? padded_plane(s.out_h * s.out_w) : s.out_h * s.out_w;
+  call->w = &w;
+  return true;
+}
+
+}  // namespace
+}  // namespace graphopt::sparse_conv
+
+// The choice for a call, as text: the instruction set, how it reads x, positions of a tile, and tasks. `isa` need not be
+// supported. 0, or 1 with a message.
+GRAPHOPT_EXPORT int graphopt_sparse_conv_choice(const unsigned char* packed, size_t size, const char* isa,
+                                                const int64_t* x_sizes, const int64_t* steps, int padded, char* text,
+                                                size_t text_size) {
+  using namespace graphopt;
+  using namespace graphopt::sparse_conv;
+  Isa chosen{};
+  PackedConv w{};
+  Call call{};
+  if (!isa_from_name(isa, &chosen) || !parse(packed, size, &w, text, text_size) ||
+      !describe(w, x_sizes, steps, padded, &call, text, text_size) || call.shape.images == 0)
+    return 1;
+  Job job;
+  if (job.prepare(call, kernels_for(chosen)) != Job::Problem::none) return 1;
+  const Plan& plan = job.plan();
+  std::snprintf(text, text_size, "%s %s %zu %zu", job.kernels().name,
+                plan.direct   ? "direct"
+                : plan.spaced ? "spaced"
+                : plan.masked ? "masked"
+                              : "gather",
+                plan.tile, Convolve(job).tasks());
+  return 0;
+}
+
 // y = act(conv(x, w) + bias + residual) on the calling thread.
 //   isa       an instruction set; nullptr is the chosen one, "reference" the specification
 //   x_sizes   {images, input height, input width}
@@ -41,27 +92,14 @@ GRAPHOPT_EXPORT int graphopt_sparse_conv_f32(const unsigned char* packed, size_t
   }
   PackedConv w{};
   if (!parse(packed, size, &w, message, message_size)) return 1;
-  const int64_t kernel[] = {static_cast<int64_t>(w.kernel_h), static_cast<int64_t>(w.kernel_w)};
-  const int64_t strides[] = {steps[0], steps[4]}, dilations[] = {steps[1], steps[5]};
-  const int64_t pads[] = {steps[2], steps[6], steps[3], steps[7]};
-  Geometry geometry;
-  if (!geometry.read({kernel, strides, dilations, pads, 2, 2, 2, 4}, message, message_size)) return 1;
   Call call{};
-  if (x_sizes[0] < 0 || x_sizes[1] < 1 || x_sizes[2] < 1 || !geometry.shape(x_sizes + 1, &call.shape)) {
-    std::snprintf(message, message_size, "x with its pads is smaller than the kernel");
-    return 1;
-  }
-  Shape& s = call.shape;
-  s.images = static_cast<size_t>(x_sizes[0]);
-  s.in_plane = (padded & 1) != 0 ? padded_plane(s.in_h * s.in_w) : s.in_h * s.in_w;
-  s.out_plane = (padded & 2) != 0 ? padded_plane(s.out_h * s.out_w) : s.out_h * s.out_w;
-  call.w = &w;
+  if (!describe(w, x_sizes, steps, padded, &call, message, message_size)) return 1;
   call.x = x;
   call.y = y;
   call.bias = bias;
   call.residual = residual;
   call.epilogue = {static_cast<Activation>(activation), low, high};
-  if (s.images == 0) return 0;
+  if (call.shape.images == 0) return 0;
   if (specification) {
     reference(call);
     return 0;

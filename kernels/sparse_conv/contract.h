@@ -125,6 +125,7 @@ struct Sweep {
 
 // One implementation.
 struct Kernels {
+  const char* name;
   unsigned unit;             // positions of a tile come in multiples of this
   unsigned vector_units;     // units of a whole vector; tiles start at multiples of a vector
   unsigned max_units[3];     // of a tile, where a row is 1, 4, 8 channels; at most max_tile positions

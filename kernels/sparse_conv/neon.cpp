@@ -38,7 +38,7 @@ constexpr unsigned widest_4 = 4, widest_8 = 2;
 }  // namespace
 
 const Kernels& neon_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 4, 2}, false, false, space, gather, sweep, activate_all};
+  static constexpr Kernels kernels = {"neon", Lane::lanes, 1, {4, 4, 2}, false, false, space, gather, sweep, activate_all};
   return kernels;
 }
 

@@ -32,7 +32,7 @@ constexpr unsigned widest_4 = 1, widest_8 = 1;
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels kernels = {Lane::lanes, 1, {4, 1, 1}, false, false, space, gather, sweep, activate_all};
+  static constexpr Kernels kernels = {"scalar", Lane::lanes, 1, {4, 1, 1}, false, false, space, gather, sweep, activate_all};
   return kernels;
 }
 

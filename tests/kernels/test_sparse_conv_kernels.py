@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import pytest
 
@@ -212,3 +214,39 @@ def test_kernel_random_geometry_is_within_the_rounding_bound(conv: ConvLibrary, 
     packed = pack_sparse_conv(w, group=group, block=block, k_block=int(rng.integers(0, 50)))
     padded = (bool(rng.random() < 0.5), bool(rng.random() < 0.5))
     check(conv.run(packed, x, isa, w.shape, steps, extras, padded), x, w, steps, group, extras)
+
+
+@pytest.mark.skipif(platform.machine().lower() not in {"x86_64", "amd64"}, reason="instruction sets of x86-64")
+@pytest.mark.parametrize(
+    ("isa", "block", "side", "kernel", "steps", "padded", "wanted"),
+    [
+        ("avx512", 1, 56, 1, Steps(), (False, False), "avx512 direct 64 25"),
+        ("avx512", 1, 14, 1, Steps(), (False, False), "avx512 gather 64 4"),
+        ("avx512", 1, 14, 1, Steps(), BOTH, "avx512 direct 64 4"),
+        ("avx512", 1, 32, 1, Steps(), (False, False), "avx512 gather 64 16"),
+        ("avx512", 1, 32, 1, Steps(), BOTH, "avx512 direct 64 16"),
+        ("avx512", 1, 7, 3, SAME, (False, False), "avx512 gather 64 2"),
+        ("avx512", 4, 7, 3, SAME, (False, False), "avx512 spaced 64 2"),
+        ("avx512", 8, 7, 3, SAME, (False, False), "avx512 spaced 32 4"),
+        ("avx512", 4, 7, 1, Steps(), (False, False), "avx512 masked 64 2"),
+        ("avx512", 4, 7, 1, Steps(), BOTH, "avx512 direct 64 2"),
+        ("avx512", 1, 15, 1, Steps((2, 2)), (False, False), "avx512 direct 64 2"),
+        ("avx512vnni", 1, 7, 3, SAME, (False, False), "avx512 gather 64 2"),
+        ("avx2", 1, 28, 3, SAME, (False, False), "avx2 gather 32 25"),
+        ("avx2", 4, 28, 3, SAME, (False, False), "avx2 masked 16 25"),
+        ("avx2", 8, 28, 3, SAME, (False, False), "avx2 masked 8 25"),
+        ("scalar", 4, 28, 3, SAME, (False, False), "scalar gather 8 25"),
+    ],
+)
+def test_choice_is_a_function_of_shape_format_and_instruction_set(
+    conv: ConvLibrary,
+    isa: str,
+    block: int,
+    side: int,
+    kernel: int,
+    steps: Steps,
+    padded: tuple[bool, bool],
+    wanted: str,
+) -> None:
+    packed = pack_sparse_conv(weight(256, 8, kernel, kernel), block=block)
+    assert conv.choice(packed, isa, (1, side, side), steps, padded) == wanted

@@ -113,6 +113,23 @@ class ConvLibrary:
         made = y[_GUARD:-_GUARD].reshape(x.shape[0], weight[0], count)
         return from_padded(made, sizes) if padded[1] else made.reshape(*made.shape[:2], *sizes)
 
+    def choice(
+        self, packed: np.ndarray, isa: str, x_sizes: tuple[int, int, int], steps: Steps, padded: tuple[bool, bool]
+    ) -> str:
+        """Return instruction set, how x is read, positions of a tile, and tasks, for images, height and width of x."""
+        failed = self.dll.graphopt_sparse_conv_choice(
+            ctypes.c_void_p(packed.ctypes.data),
+            ctypes.c_size_t(packed.nbytes),
+            isa.encode(),
+            (ctypes.c_int64 * 3)(*x_sizes),
+            steps.as_c(),
+            int(padded[0]) + 2 * int(padded[1]),
+            self._message,
+            ctypes.c_size_t(512),
+        )
+        assert failed == 0, self._message.value.decode()
+        return self._message.value.decode()
+
     def check(self, packed: np.ndarray) -> str:
         """Return the library's objection to these bytes, or ''."""
         shape = (ctypes.c_uint64 * 7)()
