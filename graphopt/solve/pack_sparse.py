@@ -86,8 +86,8 @@ def pack_sparse(
         block_rows: Height of the blocks, one of `BLOCK_ROWS`; by default that of the form that takes the fewest bytes.
         k_block: Rows of a block, 1 to 256 (128 by default): the kernel keeps that many rows of the transposed
             activations in L1. For the block forms 1 to 65536 (all of them by default).
-        panel_rows: Columns of a block, 1 to 4096 (512 by default): the kernel keeps their sums in L2. For the block
-            forms a multiple of 16 (256 by default), the columns of one task.
+        panel_rows: Columns of a block, 1 to 4096 (up to 512 by default): the kernel keeps their sums in L2. For the
+            block forms a multiple of 16 (up to 256 by default), the columns of one task.
 
     Returns:
         uint8 of shape [bytes], the same for the same arguments everywhere.
@@ -103,6 +103,7 @@ def pack_sparse(
         what = f"blocks of {height} rows cannot be packed"
         raise KernelError(what, must=f"block_rows must be one of {', '.join(map(str, BLOCK_ROWS))}.")
     deep, wide = (DEFAULT_K_BLOCK, DEFAULT_PANEL_ROWS) if height == 1 else (_STRIP_K_BLOCK, _STRIP_PANEL_ROWS)
+    wide = _even(weight.shape[1], wide)
     deep, wide = deep if k_block is None else k_block, wide if panel_rows is None else panel_rows
     most, step = (256, 1) if height == 1 else (_STRIP_K_BLOCK, _TALLEST)
     if not 1 <= deep <= most or not 1 <= wide <= 4096 or wide % step:
@@ -152,6 +153,12 @@ def packed_form(packed: NDArray[np.uint8]) -> SparseForm:
     fields = _HEADER.unpack_from(data)
     entries, height = fields[6], fields[-2]
     return SparseForm(height, entries * height, len(packed))
+
+
+def _even(n: int, most: int) -> int:
+    """The columns of a panel, at most so many, with which all panels have about equally many."""
+    panels = -(-n // most)
+    return -(-n // (panels * _TALLEST)) * _TALLEST
 
 
 def _form(weight: NDArray[np.float32], block_rows: int) -> SparseForm:

@@ -91,6 +91,15 @@ def test_pack_sparse_non_contiguous_input_packs_as_its_copy() -> None:
     assert np.array_equal(pack_sparse(w[::2, ::3]), pack_sparse(w[::2, ::3].copy()))
 
 
+@pytest.mark.parametrize(
+    ("n", "block_rows", "panel_rows"),
+    [(768, 1, 384), (512, 1, 512), (513, 1, 272), (5, 1, 16), (768, 4, 256), (300, 16, 160)],
+)
+def test_pack_sparse_panels_are_about_equally_wide(n: int, block_rows: int, panel_rows: int) -> None:
+    packed = pack_sparse(np.zeros((2, n), np.float32), block_rows=block_rows)
+    assert int.from_bytes(packed[108:112].tobytes(), "little") == panel_rows
+
+
 @pytest.mark.parametrize("block_rows", BLOCK_ROWS)
 def test_pack_sparse_bytes_are_bounded_and_estimated(block_rows: int) -> None:
     for density in (0.05, 0.2, 0.5):
