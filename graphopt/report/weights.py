@@ -12,6 +12,7 @@ from graphopt.graph import Constant, producer
 from graphopt.report.report import WeightEntry
 from graphopt.solve.pack_low_bit import unpack_low_bit
 from graphopt.solve.pack_sparse import unpack_sparse
+from graphopt.solve.pack_sparse_int8 import unpack_sparse_int8
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 SPARSE = "SparseMatMul"
 LOW_BIT = "LowBitMatMul"
+SPARSE_INT8 = ("SparseInt8MatMul", "SparseInt8Conv")
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"})
 """Operators whose constant operand is a layer's weight."""
 COMPRESSED = frozenset(
-    {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits", SPARSE, LOW_BIT}
+    (
+        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits"),
+        *(SPARSE, LOW_BIT, *SPARSE_INT8),
+    )
 )
 """What passes make of them."""
 
@@ -110,8 +115,10 @@ def _stored_as(node: Node, weight: Constant) -> tuple[str, float]:
     if node.op == LOW_BIT:
         matrix = unpack_low_bit(np.asarray(weight.array(), dtype=np.uint8))
         return f"{matrix.bits}-bit packed", _share_of_zeros(matrix.restored())
+    if node.op in SPARSE_INT8:
+        return "sparse int8", _share_of_zeros(unpack_sparse_int8(np.asarray(weight.array()).view(np.uint8)).values)
     return type_name(weight), _zeros(weight)
 
 
-def _share_of_zeros(dense: NDArray[np.float32]) -> float:
+def _share_of_zeros(dense: NDArray[np.float32] | NDArray[np.int8]) -> float:
     return float(dense.size - np.count_nonzero(dense)) / dense.size

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from onnx import helper, numpy_helper, parser
 
 from graphopt.graph import Model, read_model
 from graphopt.report.weights import weight_entries
 from graphopt.solve.pack_sparse import pack_sparse
+from graphopt.solve.pack_sparse_int8 import pack_sparse_int8
 
 RANDOM = np.random.default_rng(5)
 
@@ -54,6 +56,16 @@ def test_replaced_node_is_found_by_its_origin_and_the_packed_form_read() -> None
     assert entry.type_after == "sparse float"
     assert entry.zeros_after == 0.75
     assert entry.bytes_after == pack_sparse(sparse).nbytes
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_packed_integers_of_a_sparse_weight_are_read(dtype: type) -> None:
+    codes = np.ones((8, 4), np.int8)
+    codes[:4] = 0
+    packed = pack_sparse_int8(codes, np.ones(4, np.float32)).view(dtype)
+    before = build("{ [fc] y = MatMul (x, w) }", w=RANDOM.standard_normal((8, 4)).astype(np.float32))
+    (entry,) = weight_entries(before, build("{ [fc] y = ai.graphopt.SparseInt8MatMul (x, p) }", p=packed))
+    assert (entry.type_after, entry.zeros_after, entry.bytes_after) == ("sparse int8", 0.5, packed.nbytes)
 
 
 def test_weight_in_a_constant_node_is_seen_and_a_removed_layer_left_out() -> None:
