@@ -84,9 +84,9 @@ const Kernels& avx2_kernels() {
       1,
       tile_method(),
       {direct_method<Four, 4>(), direct_method<Lane, 8>(), direct_method<Lane, 16>()},
-      {{}, columns_method<Lane, 8, 12>(), columns_method<Lane, 16, 12>()},
-      {rows_method<4>(), {}, {}},
-      {0, SIZE_MAX, SIZE_MAX}};
+      {{}, {}, columns_method<Lane, 16, 12>()},
+      {rows_method<4, 2>(), rows_method<8, 1>(), {}},
+      {0, 0, SIZE_MAX}};
   return kernels;
 }
 

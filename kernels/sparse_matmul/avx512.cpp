@@ -126,7 +126,7 @@ const Kernels& avx512_kernels() {
       tile_method(),
       {direct_method<Four, 4>(), direct_method<Eight, 8>(), direct_method<Lane, 16>()},
       {columns_method<Four, 4, 8>(), columns_method<Eight, 8, 8>(), columns_method<Lane, 16, 16>()},
-      {rows_method<4>(), rows_method<8>(), {}},
+      {rows_method<4, 2>(), rows_method<8, 2>(), {}},
       {8, 8, SIZE_MAX}};
   return kernels;
 }

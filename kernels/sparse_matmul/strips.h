@@ -211,9 +211,9 @@ inline void strips_by_rows(const Call& call, size_t m0, unsigned rows, size_t pa
   bend(call, m0, rows, strips.first * R, smaller(strips.last * R, w.n) - strips.first * R);
 }
 
-template <unsigned R>
-inline void strips_by_rows(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums) {
-  if (rows > Lane::lanes) return strips_by_rows<2, R>(call, m0, rows, panel, p, sums);
+template <unsigned most, unsigned R>
+inline void strips_rows(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums) {
+  if (most > 1 && rows > Lane::lanes) return strips_by_rows<most, R>(call, m0, rows, panel, p, sums);
   strips_by_rows<1, R>(call, m0, rows, panel, p, sums);
 }
 
@@ -227,7 +227,8 @@ constexpr Method columns_method() {
   constexpr unsigned most = sums * L::lanes / R;
   return {"columns", most, 1, true, Method::Sums::none, strips_columns<L, R / L::lanes, most>};
 }
-template <unsigned R>
+// One or two vectors, as the registers allow.
+template <unsigned R, unsigned vectors>
 constexpr Method rows_method() {
-  return {"rows", 2 * Lane::lanes, Lane::lanes, true, Method::Sums::lanes, strips_by_rows<R>};
+  return {"rows", vectors * Lane::lanes, Lane::lanes, true, Method::Sums::lanes, strips_rows<vectors, R>};
 }
