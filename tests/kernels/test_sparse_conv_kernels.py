@@ -200,7 +200,10 @@ def test_kernel_results_do_not_depend_on_the_instruction_set_where_products_are_
 @pytest.mark.parametrize("seed", range(60))
 def test_kernel_random_geometry_is_within_the_rounding_bound(conv: ConvLibrary, isa: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    pick = lambda low, high, count=2: tuple(int(v) for v in rng.integers(low, high + 1, count))  # noqa: E731
+
+    def pick(low: int, high: int, count: int = 2) -> tuple[int, ...]:
+        return tuple(int(v) for v in rng.integers(low, high + 1, count))
+
     group, inputs, outputs = (int(v) for v in rng.integers(1, 12, 3))
     group = 1 + group % 3
     kernel, dilations, strides, pads = pick(1, 4), pick(1, 3), pick(1, 3), pick(0, 4, 4)
