@@ -78,6 +78,7 @@ class Parser {
       const uint64_t end = load_as<uint64_t>(at + block_bytes + 8);
       if (end < group || end > groups_) return blob_.refuse("the groups of block %zu reach beyond the section", b);
       if (!check_groups(w, b, group, end, &step)) return false;
+      if (b % w.k_blocks == w.k_blocks - 1 && !check_totals(w, b / w.k_blocks)) return false;
       group = end;
     }
     const unsigned char* last = w.blocks + w.panels * w.k_blocks * block_bytes;
@@ -109,6 +110,7 @@ class Parser {
         const unsigned index = load_as<uint16_t>(w.indices + i * 2);
         if (index >= fours) return blob_.refuse("index %u in block %zu is outside its %zu fours", index, block, fours);
       }
+      if (!add_weights(w, block, at, *step, *step + steps)) return false;
       *step += steps;
     }
     if (block % w.k_blocks == 0 && listed != units)
@@ -116,10 +118,39 @@ class Parser {
     return true;
   }
 
+  // Adds up the weights of each output. Rows behind the last one have none.
+  bool add_weights(const PackedWeights& w, size_t block, const unsigned char* group, uint64_t step, uint64_t end) {
+    const size_t rows = smaller(w.k_block, w.k - block % w.k_blocks * w.k_block);
+    for (; step < end; ++step) {
+      for (size_t i = 0; i < step_bytes; ++i) {
+        const size_t u = i / 4 / w.unit, unit = load_as<uint16_t>(group + 2 + 2 * u);
+        const signed char weight = static_cast<signed char>(w.values[step * step_bytes + i]);
+        if (unit == w.panel / w.unit || weight == 0) continue;
+        const size_t row = size_t{load_as<uint16_t>(w.indices + (step * w.group + u) * 2)} * 4 + i % 4;
+        if (row >= rows) return blob_.refuse("block %zu has a weight outside its %zu rows", block, rows);
+        totals_[unit * w.unit + i / 4 % w.unit] += weight;
+      }
+    }
+    return true;
+  }
+
+  // Implementations take the totals from the section.
+  bool check_totals(const PackedWeights& w, size_t panel) {
+    const size_t first = panel * w.panel, outputs = smaller(w.panel, w.padded_n - first);
+    for (size_t i = 0; i < outputs; ++i) {
+      const int32_t total = load_as<int32_t>(w.totals + (first + i) * sizeof(int32_t));
+      if (total != totals_[i])
+        return blob_.refuse("the weights of output %zu add up to %d, not to %d", first + i, totals_[i], total);
+      totals_[i] = 0;
+    }
+    return true;
+  }
+
   static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
   BlobReader blob_;
   uint64_t groups_ = 0;
+  int32_t totals_[max_panel] = {};  // of the panel at hand
 };
 
 }  // namespace

@@ -127,6 +127,7 @@ def test_check_trailing_bytes_are_refused(int8: Int8Library) -> None:
         ("groups", 2, struct.pack("<H", 48), "lists 47 of the 48 units"),
         ("indices", 0, struct.pack("<H", 16), "index 16 in block 0 is outside its 16 fours"),
         ("indices", 0, struct.pack("<H", 65535), "is outside its 16 fours"),
+        ("totals", 4, struct.pack("<i", 1 << 20), "the weights of output 1 add up to"),
     ],
 )
 def test_check_damaged_sections_are_refused(
@@ -136,6 +137,15 @@ def test_check_damaged_sections_are_refused(
     start = struct.unpack_from("<Q", packed.tobytes(), FIELDS[f"offset of {section}"][0])[0] + offset
     packed[start : start + len(value)] = np.frombuffer(value, np.uint8)
     assert reason in int8.check(packed)
+
+
+def test_check_a_weight_behind_the_last_row_is_refused(int8: Int8Library) -> None:
+    packed = pack_sparse_int8(np.ones((5, 1), np.int8), np.ones(1, np.float32))
+    assert int8.check(packed) == ""
+    start = struct.unpack_from("<Q", packed.tobytes(), FIELDS["offset of values"][0])[0]
+    at = start + 4 * next(i for i, four in enumerate(packed[start:].reshape(-1, 4)) if four.sum() == 1)
+    packed[at + 1] = 1
+    assert "outside its 5 rows" in int8.check(packed)
 
 
 def test_check_a_unit_listed_twice_is_refused(int8: Int8Library) -> None:
@@ -150,7 +160,7 @@ def test_check_random_damage_is_refused_or_harmless(int8: Int8Library, isa: str)
     accepted = 0
     for _ in range(300):
         packed = example(int(rng.choice([1, 4])))
-        packed[rng.integers(128, packed.size, 3)] = rng.integers(0, 256, 3)
+        packed[rng.integers(128, packed.size)] = rng.integers(0, 256)
         if int8.check(packed) == "":
             accepted += 1
             int8.matmul(packed, np.ones((3, 200), np.float32), 90, isa)
