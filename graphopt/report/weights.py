@@ -12,6 +12,7 @@ from graphopt.graph import Constant, producer
 from graphopt.report.report import WeightEntry
 from graphopt.solve.pack_low_bit import unpack_low_bit
 from graphopt.solve.pack_sparse import unpack_sparse
+from graphopt.solve.pack_sparse_conv import unpack_sparse_conv
 from graphopt.solve.pack_sparse_int8 import unpack_sparse_int8
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from graphopt.graph import Model, Node, Tensor
 
 SPARSE = "SparseMatMul"
+SPARSE_CONV = "SparseConv"
 LOW_BIT = "LowBitMatMul"
 SPARSE_INT8 = ("SparseInt8MatMul", "SparseInt8Conv")
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"})
@@ -29,7 +31,7 @@ LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "R
 COMPRESSED = frozenset(
     (
         *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits"),
-        *(SPARSE, LOW_BIT, *SPARSE_INT8),
+        *(SPARSE, SPARSE_CONV, LOW_BIT, *SPARSE_INT8),
     )
 )
 """What passes make of them."""
@@ -112,6 +114,8 @@ def _stored_as(node: Node, weight: Constant) -> tuple[str, float]:
     """How a weight is stored, in words, and its share of zeros."""
     if node.op == SPARSE:
         return "sparse float", _share_of_zeros(unpack_sparse(np.asarray(weight.array(), dtype=np.uint8)))
+    if node.op == SPARSE_CONV:
+        return "sparse float", _share_of_zeros(unpack_sparse_conv(np.asarray(weight.array(), dtype=np.uint8)))
     if node.op == LOW_BIT:
         matrix = unpack_low_bit(np.asarray(weight.array(), dtype=np.uint8))
         return f"{matrix.bits}-bit packed", _share_of_zeros(matrix.restored())

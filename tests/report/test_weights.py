@@ -7,6 +7,7 @@ from onnx import helper, numpy_helper, parser
 from graphopt.graph import Model, read_model
 from graphopt.report.weights import weight_entries
 from graphopt.solve.pack_sparse import pack_sparse
+from graphopt.solve.pack_sparse_conv import pack_sparse_conv
 from graphopt.solve.pack_sparse_int8 import pack_sparse_int8
 
 RANDOM = np.random.default_rng(5)
@@ -80,3 +81,14 @@ def test_weight_in_a_constant_node_is_seen_and_a_removed_layer_left_out() -> Non
 def test_layers_without_constant_weights_have_no_row() -> None:
     model = build("{ t = Transpose (x) [scores] y = MatMul (x, t) }")
     assert list(weight_entries(model, model)) == []
+
+
+def test_weights_packed_convolution_shows_its_zeros() -> None:
+    rng = np.random.default_rng(0)
+    sparse = rng.standard_normal((8, 4, 3, 3)).astype(np.float32)
+    sparse[:, :3] = 0
+    before = build("{ [conv] y = Conv (x, w) }", w=sparse)
+    after = build("{ [conv] y = ai.graphopt.SparseConv (x, p) }", p=pack_sparse_conv(sparse))
+    (row,) = weight_entries(before, after)
+    assert (row.type_after, row.zeros_after) == ("sparse float", 0.75)
+    assert row.bytes_after < row.bytes_before
