@@ -34,6 +34,9 @@ SMALLEST_WEIGHT = 256
 """Values below which a weight stays float: its scales and the operator that restores it would take more."""
 
 
+MATRIX_PULL = 3
+"""How many times the damping of convolutions matrix products have."""
+
 ENDS_SHARE = 0.1
 """Share of all weights that the first and the last layers together may hold to have ``ends_bits``; the largest of them
 that are too much for it are rounded like the others: at 8 bits one such layer would decide the size of the model."""
@@ -81,7 +84,8 @@ class RoundWeights(LayerwisePass):
             convolutions, of recurrent layers and, where there is data, of layers in bodies, which nobody can observe;
             integers per channel.
         damping: Pull towards the dense weights, relative to the mean square of the inputs: strong, since what layers
-            read in use differs from the samples more than some held back from these show.
+            read in use differs from the samples more than some held back from these show. Matrix products, which see
+            fewer rows and other texts, have three times as much as convolutions.
 
     Matches: Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN with constant weights of 256 values or more, in bodies
         too.
@@ -111,7 +115,7 @@ class RoundWeights(LayerwisePass):
     allocation: Literal["uniform", "kl"] = "uniform"
     levels: tuple[str, ...] = ()
     ends_bits: int = 8
-    damping: float = 0.3
+    damping: float = 0.1
 
     def __post_init__(self) -> None:
         super(RoundWeights, self).__post_init__()
@@ -210,7 +214,7 @@ class RoundWeights(LayerwisePass):
                 np.stack(problem.present), _unknown(problem), None if mask is None else np.stack(mask)
             )
         else:
-            given = rounding.asymmetric_target(problem.dense, problem.fit, damping=self.damping, mask=mask)
+            given = rounding.asymmetric_target(problem.dense, problem.fit, damping=self._pull(problem), mask=mask)
         if plan.scheme == "codebook":
             return self._codebook(problem, given, plan)
         return self._integers(problem, given, plan, measured=measured)
@@ -221,7 +225,7 @@ class RoundWeights(LayerwisePass):
         weight = np.stack(problem.present)
         if measured and given.mask is not None:
             groups = zip(problem.dense, given.mask, problem.fit, strict=True)
-            weight = np.stack([solve_rows(*each, damping=self.damping) for each in groups])
+            weight = np.stack([solve_rows(*each, damping=self._pull(problem)) for each in groups])
         elif measured:
             weight = given.target
         method = self.method if measured else "nearest"
@@ -248,6 +252,9 @@ class RoundWeights(LayerwisePass):
             storage.write_grid(rw, problem.layer.node, written.tensor, stored, plan.opset)
 
         return Solution(list(values), list(other) if plain is not None else None, self._what(problem, plan), record)
+
+    def _pull(self, problem: Problem) -> float:
+        return self.damping if problem.layer.node.op.startswith("Conv") else self.damping * MATRIX_PULL
 
     def _levels(self, plan: _Plan) -> rounding.Levels:
         if plan.scheme == "ternary":
