@@ -13,6 +13,7 @@ namespace {
 struct Lane : Lane256 {
   static constexpr unsigned max_rows = 4;
   static constexpr unsigned max_float_rows = 16;
+  static constexpr bool raises = false;
   static constexpr unsigned vectors(unsigned rows) { return rows <= 2 ? 4 : 2; }
 
   struct Part {
@@ -24,8 +25,8 @@ struct Lane : Lane256 {
     if constexpr (!wide) {
       part.words = _mm256_add_epi16(part.words, _mm256_maddubs_epi16(codes, x));
     } else {
-      const __m256i low = _mm256_maddubs_epi16(field<4, 0>(codes), x);
-      const __m256i high = _mm256_maddubs_epi16(field<4, 4>(codes), x);
+      const __m256i low = _mm256_maddubs_epi16(moved_field<4, 0, 0>(codes), x);
+      const __m256i high = _mm256_maddubs_epi16(moved_field<4, 4, 0>(codes), x);
       sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, _mm256_set1_epi16(1)));
       sum = _mm256_add_epi32(sum, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
     }

@@ -16,6 +16,7 @@ struct Lane {
   static constexpr unsigned lanes = 16;
   static constexpr unsigned max_rows = 6;
   static constexpr unsigned max_float_rows = 16;
+  static constexpr bool raises = true;
   static constexpr unsigned vectors(unsigned) { return 4; }
   using Bytes = __m512i;
   using Ints = __m512i;
@@ -37,17 +38,15 @@ struct Lane {
     return _mm512_and_si512(_mm512_srli_epi32(a, 8 * i), _mm512_set1_epi32(255));
   }
 
-  template <unsigned bits, unsigned shift>
-  static Bytes field(Bytes a) {
-    return _mm512_and_si512(shift == 0 ? a : _mm512_srli_epi16(a, shift), _mm512_set1_epi8((1 << bits) - 1));
+  template <unsigned bits, unsigned from, unsigned to>
+  static Bytes moved_field(Bytes a) {
+    if constexpr (from > to) a = _mm512_srli_epi16(a, from - to);
+    if constexpr (from < to) a = _mm512_slli_epi16(a, to - from);
+    return _mm512_and_si512(a, _mm512_set1_epi8(static_cast<char>(((1 << bits) - 1) << to)));
   }
-  template <unsigned bit>
-  static Bytes doubled_bit(Bytes a) {
-    return moved_bit<bit, 1>(a);
-  }
-  template <unsigned bit>
-  static Bytes high_bit(Bytes a) {
-    return moved_bit<bit, 2>(a);
+  template <unsigned by>
+  static Ints shift_down(Ints a) {
+    return _mm512_srai_epi32(a, by);
   }
   static Bytes either(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
   static Bytes repeat(const unsigned char* sixteen) {
@@ -96,15 +95,6 @@ struct Lane {
   }
   // Assembly: GCC 12 takes a function that only prefetches for one without effect and drops its calls.
   static void prefetch(const unsigned char* at) { __asm__ volatile("prefetcht0 (%0)" : : "r"(at)); }
-
- private:
-  // Bit `from` of each byte at the place of bit `to`, all others zero.
-  template <unsigned from, unsigned to>
-  static Bytes moved_bit(Bytes a) {
-    if constexpr (from > to) a = _mm512_srli_epi16(a, from - to);
-    if constexpr (from < to) a = _mm512_slli_epi16(a, to - from);
-    return _mm512_and_si512(a, _mm512_set1_epi8(1 << to));
-  }
 };
 
 #include "low_bit_matmul/tile.h"

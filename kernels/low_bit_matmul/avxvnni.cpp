@@ -13,6 +13,7 @@ namespace {
 struct Lane : Lane256 {
   static constexpr unsigned max_rows = 4;
   static constexpr unsigned max_float_rows = 16;
+  static constexpr bool raises = true;
   static constexpr unsigned vectors(unsigned rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
 
   struct Part {};

@@ -13,6 +13,7 @@ namespace {
 struct Lane : Lane128 {
   static constexpr unsigned max_rows = 4;
   static constexpr unsigned max_float_rows = 16;
+  static constexpr bool raises = false;
   static constexpr unsigned vectors(unsigned rows) { return rows == 1 ? 8 : 4; }
 
   struct Part {};

@@ -29,19 +29,16 @@ struct Lane128 {
     }
   }
 
-  template <unsigned bits, unsigned shift>
-  static Bytes field(Bytes a) {
-    if constexpr (shift != 0) a = vshrq_n_u8(a, shift);
-    if constexpr (shift + bits != 8) a = vandq_u8(a, vdupq_n_u8((1 << bits) - 1));
+  template <unsigned bits, unsigned from, unsigned to>
+  static Bytes moved_field(Bytes a) {
+    if constexpr (from > to) a = vshrq_n_u8(a, from - to);
+    if constexpr (from < to) a = vshlq_n_u8(a, to - from);
+    return vandq_u8(a, vdupq_n_u8(((1 << bits) - 1) << to));
+  }
+  template <unsigned by>
+  static Ints shift_down(Ints a) {
+    static_assert(by == 0);
     return a;
-  }
-  template <unsigned bit>
-  static Bytes doubled_bit(Bytes a) {
-    return moved_bit<bit, 1>(a);
-  }
-  template <unsigned bit>
-  static Bytes high_bit(Bytes a) {
-    return moved_bit<bit, 2>(a);
   }
   static Bytes either(Bytes a, Bytes b) { return vorrq_u8(a, b); }
   static Bytes repeat(const unsigned char* sixteen) { return vld1q_u8(sixteen); }
@@ -73,13 +70,4 @@ struct Lane128 {
   }
   // Assembly: GCC 12 takes a function that only prefetches for one without effect and drops its calls.
   static void prefetch(const unsigned char* at) { __asm__ volatile("prfm pldl1keep, [%0]" : : "r"(at)); }
-
- private:
-  // Bit `from` of each byte at the place of bit `to`, all others zero.
-  template <unsigned from, unsigned to>
-  static Bytes moved_bit(Bytes a) {
-    if constexpr (from > to) a = vshrq_n_u8(a, from - to);
-    if constexpr (from < to) a = vshlq_n_u8(a, to - from);
-    return vandq_u8(a, vdupq_n_u8(1 << to));
-  }
 };

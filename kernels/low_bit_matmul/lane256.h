@@ -22,18 +22,15 @@ struct Lane256 {
     return _mm256_and_si256(_mm256_srli_epi32(a, 8 * i), _mm256_set1_epi32(255));
   }
 
-  template <unsigned bits, unsigned shift>
-  static Bytes field(Bytes a) {
-    const Bytes mask = _mm256_set1_epi8((1 << bits) - 1);
-    return _mm256_and_si256(shift == 0 ? a : _mm256_srli_epi16(a, shift), mask);
+  template <unsigned bits, unsigned from, unsigned to>
+  static Bytes moved_field(Bytes a) {
+    if constexpr (from > to) a = _mm256_srli_epi16(a, from - to);
+    if constexpr (from < to) a = _mm256_slli_epi16(a, to - from);
+    return _mm256_and_si256(a, _mm256_set1_epi8(static_cast<char>(((1 << bits) - 1) << to)));
   }
-  template <unsigned bit>
-  static Bytes doubled_bit(Bytes a) {
-    return moved_bit<bit, 1>(a);
-  }
-  template <unsigned bit>
-  static Bytes high_bit(Bytes a) {
-    return moved_bit<bit, 2>(a);
+  template <unsigned by>
+  static Ints shift_down(Ints a) {
+    return _mm256_srai_epi32(a, by);
   }
   static Bytes either(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
   static Bytes repeat(const unsigned char* sixteen) {
@@ -68,13 +65,4 @@ struct Lane256 {
   }
   // Assembly: GCC 12 takes a function that only prefetches for one without effect and drops its calls.
   static void prefetch(const unsigned char* at) { __asm__ volatile("prefetcht0 (%0)" : : "r"(at)); }
-
- private:
-  // Bit `from` of each byte at the place of bit `to`, all others zero.
-  template <unsigned from, unsigned to>
-  static Bytes moved_bit(Bytes a) {
-    if constexpr (from > to) a = _mm256_srli_epi16(a, from - to);
-    if constexpr (from < to) a = _mm256_slli_epi16(a, to - from);
-    return _mm256_and_si256(a, _mm256_set1_epi8(1 << to));
-  }
 };

@@ -11,6 +11,7 @@ struct Lane {
   static constexpr unsigned lanes = 8;
   static constexpr unsigned max_rows = 1;
   static constexpr unsigned max_float_rows = 16;
+  static constexpr bool raises = false;
   static constexpr unsigned vectors(unsigned) { return 1; }
   struct Bytes {
     unsigned char v[4 * lanes];
@@ -71,17 +72,13 @@ struct Lane {
     return each([&](unsigned lane) { return a.v[lane] >> 8 * i & 255; });
   }
 
-  template <unsigned bits, unsigned shift>
-  static Bytes field(const Bytes& a) {
-    return each_byte([&](unsigned i) { return a.v[i] >> shift & ((1 << bits) - 1); });
+  template <unsigned bits, unsigned from, unsigned to>
+  static Bytes moved_field(const Bytes& a) {
+    return each_byte([&](unsigned i) { return (a.v[i] >> from & ((1 << bits) - 1)) << to; });
   }
-  template <unsigned bit>
-  static Bytes doubled_bit(const Bytes& a) {
-    return each_byte([&](unsigned i) { return (a.v[i] >> bit & 1) << 1; });
-  }
-  template <unsigned bit>
-  static Bytes high_bit(const Bytes& a) {
-    return each_byte([&](unsigned i) { return (a.v[i] >> bit & 1) << 2; });
+  template <unsigned by>
+  static Ints shift_down(const Ints& a) {
+    return each([&](unsigned i) { return a.v[i] >> by; });
   }
   static Bytes either(const Bytes& a, const Bytes& b) {
     return each_byte([&](unsigned i) { return a.v[i] | b.v[i]; });

@@ -3,14 +3,17 @@
 // here is private to that file.
 //
 // Lane: a FloatLane, and
-//   Bytes, Ints: vectors of 4 * lanes bytes and of `lanes` int32; load_bytes, store_bytes, load_floats, set_ints, store_ints,
-//     add_ints, mul_ints, to_float, as_ints; widen(uint8*): lanes bytes as Ints; byte<i>(Ints): byte i of each lane as an unsigned number
-//   field<bits, shift>(Bytes): that bit field of each byte; high_bit<g>(Bytes): bit g of each byte at the place of bit 2;
-//     either(a, b): a | b; lookup(Bytes book, Bytes): sixteen bytes, repeated; broadcast<rows>(int8*): four bytes, repeated, in
-//     what dot takes
+//   Bytes, Ints: vectors of 4 * lanes bytes and of `lanes` int32; load_bytes, store_bytes, load_floats, set_ints,
+//     store_ints, add_ints, mul_ints, to_float, as_ints; widen(uint8*): lanes bytes as Ints; byte<i>(Ints): byte i of
+//     each lane as an unsigned number
+//   moved_field<bits, from, to>(Bytes): the bit field from bit `from` of each byte, moved to bit `to`, all else zero;
+//     either(a, b): a | b; lookup(Bytes book, Bytes): sixteen bytes, repeated; broadcast<rows>(int8*): four bytes,
+//     repeated, in what dot takes
 //   Part: what is summed within a chunk; dot<wide>(part, sum, codes, x): codes up to 15, or up to 255 if wide;
 //     fold(part, sum): adds the part; bias<wide>: what dot takes off wide codes
-//   magnitude(Ints sum, float*): bitwise maximum of |x|; round(Vec): Ints, half to even; highest(Ints), total(Ints): over the lanes; store_low(int8*, Ints)
+//   magnitude(Ints sum, float*): bitwise maximum of |x|; round(Vec): Ints, half to even; highest(Ints), total(Ints): over
+//     the lanes; store_low(int8*, Ints)
+//   raises: levels may be up to 240; shift_down<by>(Ints): arithmetic
 //   max_rows; vectors(rows): how many vectors of outputs are summed at once, a divisor of 64 / lanes; prefetch(at)
 //
 // A few rows meet the codes as they are taken out of the stream (panel_of); more rows meet levels that were taken out of a
@@ -23,7 +26,7 @@
 constexpr unsigned row_bytes = 4 * panel_columns;
 constexpr unsigned panel_vectors = panel_columns / Lane::lanes;
 constexpr unsigned vector_bytes = 4 * Lane::lanes;
-// Streams of few bits are fetched ahead; the processor follows denser ones better by itself.
+// Streams of few bits are fetched ahead; the processor follows denser ones better by itself (measured on Zen 4).
 constexpr size_t prefetch_ahead = 4096;
 
 using Vec = FloatLane::Vec;
@@ -45,23 +48,26 @@ struct Codes {
   static constexpr unsigned chunk_bytes = chunk * panel_columns * bits / 8;
 };
 
-// The levels of group g of a chunk for the vector of outputs whose codes start at `at`.
-template <class C, unsigned g>
+// The levels of group g of a chunk for the vector of outputs whose codes start at `at`. Raised levels stay one field
+// higher than the group before, so that both take one shift: they are `raise` bits too high.
+template <class C>
+constexpr unsigned raise = C::book || C::bits == 8 || C::bits == 3 ? 0 : C::bits;
+
+template <class C, unsigned g, bool raised = false>
 GRAPHOPT_INLINE Lane::Bytes group_levels(const unsigned char* at, Lane::Bytes book) {
   Lane::Bytes codes;
   if constexpr (C::bits == 3) {
     const Lane::Bytes low = Lane::load_bytes(at + g / 4 * row_bytes);
-    codes = Lane::either(Lane::template field<2, 2 * (g % 4)>(low),
-                         Lane::template high_bit<g>(Lane::load_bytes(at + 2 * row_bytes)));
+    codes = Lane::either(Lane::template moved_field<2, 2 * (g % 4), 0>(low),
+                         Lane::template moved_field<1, g, 2>(Lane::load_bytes(at + 2 * row_bytes)));
   } else {
     constexpr unsigned per_byte = 8 / C::bits;
     const Lane::Bytes row = Lane::load_bytes(at + g / per_byte * row_bytes);
+    constexpr unsigned to = (C::bits == 1 ? 1 : 0) + (raised ? raise<C> : 0);
     if constexpr (C::bits == 8) {
       codes = row;
-    } else if constexpr (C::bits == 1) {
-      codes = Lane::template doubled_bit<g>(row);
     } else {
-      codes = Lane::template field<C::bits, C::bits * (g % per_byte)>(row);
+      codes = Lane::template moved_field<C::bits, C::bits * (g % per_byte), to>(row);
     }
   }
   if constexpr (C::book) codes = Lane::lookup(book, codes);
@@ -76,7 +82,8 @@ GRAPHOPT_INLINE void add_groups(const unsigned char* codes, const signed char* x
   if constexpr (g < C::groups) {
     Lane::Bytes levels[vectors];
     GRAPHOPT_UNROLL
-    for (unsigned v = 0; v < vectors; ++v) levels[v] = group_levels<C, g>(codes + v * vector_bytes, book);
+    for (unsigned v = 0; v < vectors; ++v)
+      levels[v] = group_levels<C, g, rows == 1 && Lane::raises && g % 2 == 1>(codes + v * vector_bytes, book);
     GRAPHOPT_UNROLL
     for (unsigned r = 0; r < rows; ++r) {
       const auto four = Lane::template broadcast<rows>(x + (g * rows + r) * 4);
@@ -159,7 +166,7 @@ GRAPHOPT_INLINE void block_part(const PackedMatrix& w, const unsigned char* bloc
   const signed char* q = x.q;
   const unsigned char* const codes_end = codes + w.block / C::chunk * C::chunk_bytes;
   for (; codes != codes_end; codes += C::chunk_bytes, q += C::chunk * rows) {
-    if constexpr (C::bits <= 2) {
+    if constexpr (C::bits <= 3) {
       GRAPHOPT_UNROLL
       for (unsigned v = 0; v < vectors * C::chunk_bytes / row_bytes; v += 64 / vector_bytes)
         Lane::prefetch(codes + v / vectors * row_bytes + v % vectors * vector_bytes + prefetch_ahead);
@@ -174,7 +181,8 @@ GRAPHOPT_INLINE void block_part(const PackedMatrix& w, const unsigned char* bloc
   }
   if constexpr (rows == 1) {
     GRAPHOPT_UNROLL
-    for (unsigned v = 0; v < vectors; ++v) sum[0][v] = Lane::add_ints(sum[0][v], odd[0][v]);
+    for (unsigned v = 0; v < vectors; ++v)
+      sum[0][v] = Lane::add_ints(sum[0][v], Lane::template shift_down<Lane::raises ? raise<C> : 0>(odd[0][v]));
   }
   add_scaled(block + first * vector_bytes, x.scales, sum, sums + first * Lane::lanes);
 }
