@@ -13,6 +13,7 @@ from graphopt.runtime.library import kernel_library
 from kernel_builds import (
     ARM_COMPILER,
     ARM_ROOT,
+    HERE,
     TOOLCHAIN,
     Host,
     arm_runtime,
@@ -25,6 +26,7 @@ from kernel_builds import (
     worst,
 )
 from kernel_cases import Case, all_cases
+from kernel_seeds import SOUND, write_seeds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +87,15 @@ def test_arm64_without_dot_products_takes_neon(
     old = Host(arm_host.program, arm_host.library, ("qemu-aarch64", "-cpu", "cortex-a57", "-L", ARM_ROOT))
     assert old.supported() == ("scalar", "neon")
     check(old, tmp_path, wanted)
+
+
+@pytest.mark.parametrize("operator", SOUND)
+def test_arm64_agrees_with_the_reference_on_odd_weights(arm_host: Host, operator: str, tmp_path: Path) -> None:
+    library, program = arm_host.library, tmp_path / "fuzz"
+    source = HERE / "fuzz" / f"fuzz_{operator}.cpp"
+    command(ARM_COMPILER, "-std=c++17", "-O1", source, "-o", program, library, f"-Wl,-rpath,{library.parent}")
+    said = command(*arm_host.runner, program, "5", "400", *write_seeds(tmp_path / "seeds", operator))
+    assert 0 < int(said.split()[0]) < 400, said
 
 
 def test_arm64_dot_products_stay_in_their_files(arm_library: Path) -> None:
