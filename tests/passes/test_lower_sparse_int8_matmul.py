@@ -317,7 +317,8 @@ def test_lower_what_insert_qdq_writes(lower: LowerSparseInt8Matmul, tmp_path: Pa
     first, second = (weight(128, 128, seed=s).astype(np.float32) / 100 for s in (1, 2))
     model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
         g (float[B, 128] x) => (float[B, 128] y) <float[128, 128] w1 = {numbers(first)},
-          float[128, 128] w2 = {numbers(second)}, float[128] b1 = {numbers(rng.standard_normal(128).astype(np.float32))}> {{
+          float[128, 128] w2 = {numbers(second)},
+          float[128] b1 = {numbers(rng.standard_normal(128).astype(np.float32))}> {{
           a = Gemm(x, w1, b1)  r = Relu(a)  y = MatMul(r, w2) }}""")
     before = parse(model)
     data = Feeds.open({"x": rng.standard_normal((64, 128)).astype(np.float32)}, session(before))
