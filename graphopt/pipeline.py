@@ -315,8 +315,8 @@ def final(limit: Limit, *, given: bool) -> Limit:
 
 def deciding_tables(steps: Iterable[Pass]) -> list[str]:
     """Return a sentence on each cost table by which passes decided what runs on kernels."""
-    names = dict.fromkeys(str(getattr(step, "cost_table", "")) for step in steps if step.lowers)
-    paths = dict.fromkeys(table_path(name) for name in names)
+    names = (getattr(step, "cost_table", None) for step in steps if step.lowers)
+    paths = dict.fromkeys(table_path(name) for name in names if name is not None)
     return [
         f"What runs on kernels was decided by {f'the cost table {path}' if path else 'the cost table of graphopt'}, "
         f"measured on {CostTable.find(path or DEFAULT_TABLE).measured_on}."

@@ -331,14 +331,12 @@ def sparse(
 ) -> NDArray[np.float32]:
     """Return a weight of which random blocks of adjacent outputs and inputs are zero."""
     dense = gaussian(rng, size, sparsity)
-    turned = dense.T if isinstance(size, MatmulSize) else dense.transpose(0, 2, 3, 1)  # outputs first, inputs last
-    steps = [1] * turned.ndim
-    steps[0], steps[-1] = outputs, inputs
-    coarse = rng.random([-(-extent // step) for extent, step in zip(turned.shape, steps, strict=True)], np.float32)
-    drop = coarse < sparsity
+    steps = (inputs, outputs) if isinstance(size, MatmulSize) else (outputs, inputs, 1, 1)
+    coarse = [-(-extent // step) for extent, step in zip(dense.shape, steps, strict=True)]
+    drop = rng.random(coarse, np.float32) < sparsity
     for axis, step in enumerate(steps):
         drop = np.repeat(drop, step, axis=axis) if step > 1 else drop
-    turned[drop[tuple(map(slice, turned.shape))]] = 0
+    dense[drop[tuple(map(slice, dense.shape))]] = 0
     return dense
 
 
