@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -82,3 +83,19 @@ def test_damaged_weights_guided_by_coverage(operator: str, instrumented: Path, t
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     assert "DONE" in done.stderr
     shutil.rmtree(tmp_path / "found")
+
+
+@pytest.mark.slow
+def test_the_tests_of_all_kernels_with_sanitizers(sanitized: Path) -> None:
+    """What they call in C is instrumented; Python is not, so the sanitizers' libraries are loaded first."""
+    need("c++")
+    libraries = [command("c++", f"-print-file-name=lib{name}.so").strip() for name in ("asan", "ubsan", "stdc++")]
+    tests = [
+        path for path in HERE.glob("test_*.py") if path.stem.endswith(("_kernels", "_blocks", "_validation", "_packed"))
+    ]
+    assert len(tests) >= 6
+    environment = {"LD_PRELOAD": ":".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    done = attempt(sys.executable, *words, *tests, GRAPHOPT_KERNEL_LIBRARY=str(sanitized), **environment)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
