@@ -56,7 +56,7 @@ class LowerLowBitMatmul(Pass):
             4; ``float``: as they are, the weight is restored in the kernel.
         cost_table: Path of a measured cost table; empty for the one that ``graphopt tune`` made, else the package's.
         isa: Instruction set whose figures count: one of the cost table's, or ``any`` for the least favourable.
-        rows: RowCounts of activations to assume where model and data leave them open; 0 assumes the least favourable.
+        rows: Rows of activations to assume where model and data leave them open; 0 assumes the least favourable.
         keep: Names of nodes that stay as they are.
 
     Matches: MatMul and Gemm (alpha = 1, beta = 1, transA = 0) by a matrix behind a DequantizeLinear of constants with
