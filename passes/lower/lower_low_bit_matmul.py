@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from graphopt.analysis.cost_table import ANY_ISA, CostTable
+from graphopt.analysis.cost_table import CostTable
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Function, Model, Node, is_graph_output, producer, uses
+from graphopt.passes.lower.costed import CostedLowering
 from graphopt.passes.lower.epilogue import Following, as_bias, read_epilogue
 from graphopt.passes.lower.fewbits import CONTRIBUTED, FewBitMatrix, read_nbits, read_operand
 from graphopt.passes.lower.linear import STANDARD_DOMAINS
 from graphopt.passes.lower.lowbit import low_bit_matrix
-from graphopt.passes.lower.rows import RowCounts
-from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.solve.pack_low_bit import LowBitMatrix, pack_low_bit
 from graphopt.verify.contract import Contract
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from graphopt.analysis.manager import Facts
     from graphopt.graph import Rewriter, Tensor
+    from graphopt.passes.lower.rows import RowCounts
 
 _DOMAIN = "ai.graphopt"
 _NBITS = "matmul-nbits"
@@ -48,15 +48,12 @@ class _Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowerLowBitMatmul(Pass):
+class LowerLowBitMatmul(CostedLowering):
     """Replace products with weights of 8 bits or fewer by ai.graphopt::LowBitMatMul where that is faster.
 
     Attributes:
         activations: ``int8``: rounded in every run, in the blocks of the weight, as MatMulNBits does at accuracy level
             4; ``float``: as they are, the weight is restored in the kernel.
-        cost_table: Path of a measured cost table; empty for the one that ``graphopt tune`` made, else the package's.
-        isa: Instruction set whose figures count: one of the cost table's, or ``any`` for the least favourable.
-        rows: Rows of activations to assume where model and data leave them open; 0 assumes the least favourable.
         keep: Names of nodes that stay as they are.
 
     Matches: MatMul and Gemm (alpha = 1, beta = 1, transA = 0) by a matrix behind a DequantizeLinear of constants with
@@ -75,24 +72,9 @@ class LowerLowBitMatmul(Pass):
     name: ClassVar[str] = "lower-low-bit-matmul"
     contract: ClassVar[Contract] = Contract.LOSSY
     guard: ClassVar[str] = "layers"
-    requires: ClassVar[tuple[type[Any], ...]] = (Types,)
-    lowers: ClassVar[bool] = True
 
     activations: Literal["int8", "float"] = "int8"
-    cost_table: str = ""
-    isa: str = ANY_ISA
-    rows: int = 0
     keep: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: ``rows`` is negative.
-        """
-        if self.rows < 0:
-            msg = f"rows is {self.rows}, and must be 0 or more"
-            raise ValueError(msg)
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per lowered node, in topological order.
@@ -101,8 +83,7 @@ class LowerLowBitMatmul(Pass):
             RecipeError: The cost table cannot be read, or does not have the instruction set.
         """
         table = CostTable.find(self.cost_table)
-        types = facts.get(Types)
-        rows = RowCounts(model, types, facts, self.rows)
+        types, rows = facts.get(Types), self.counts(model, facts)
         taken: set[Node] = set()
         sites = [_site(node, types, rows, taken) for _, node in model.walk() if _has_few_bits(node)]
         packed: dict[tuple[Tensor, ...], Constant] = {}

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from graphopt.analysis.cost_table import ANY_ISA, CostTable
+from graphopt.analysis.cost_table import CostTable
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Model, Node, Tensor, is_graph_output, uses
 from graphopt.passes.lower.convolution import Convolution, is_conv, match_convolution
-from graphopt.passes.lower.rows import RowCounts
-from graphopt.rewrite.pass_ import Pass
+from graphopt.passes.lower.costed import CostedLowering
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.solve.pack_sparse_conv import BLOCKS, block_entries, pack_sparse_conv, packed_conv_bytes
 from graphopt.verify.contract import Contract
@@ -38,14 +37,8 @@ class _Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowerSparseConv(Pass):
+class LowerSparseConv(CostedLowering):
     """Replace convolutions with sparse weights by ai.graphopt::SparseConv where that is faster than dense.
-
-    Attributes:
-        cost_table: Path of a measured cost table; if empty, the one that counts for this user.
-        isa: Instruction set whose break-even counts: one of the cost table's, or ``any`` for the most demanding.
-        positions: Output positions over the batch to assume where model and data leave them open; 0 assumes the least
-            favourable.
 
     Matches:   Conv with one or two spatial axes and a constant float32 weight, any strides, pads, dilations and groups
                but depthwise. A following Add of a tensor of the same shape and then a Relu, Clip with constant bounds,
@@ -57,7 +50,7 @@ class LowerSparseConv(Pass):
     Requires:  The share of zeros is at or above the break-even of the cost table for the weight's size, the output
                positions and the instruction set; every reader of the weight is lowered and the packed form is not
                larger, so that the file does not grow. Positions that the model leaves open are those of the smallest of
-               eight samples where there is data, else the option ``positions``, else the least favourable.
+               eight samples where there is data, else the option ``rows``, else the least favourable.
     Preserves: Names, types and shapes of all outputs; values up to rounding where activations are finite. An infinity
                or NaN no longer reaches outputs whose weights for it are zero.
     Source:    Elsen et al. 2020, arXiv:1911.09723, section 3; layout in kernels/sparse_conv/contract.h.
@@ -65,22 +58,6 @@ class LowerSparseConv(Pass):
 
     name: ClassVar[str] = "lower-sparse-conv"
     contract: ClassVar[Contract] = Contract.ROUNDING
-    requires: ClassVar[tuple[type[Any], ...]] = (Types,)
-    lowers: ClassVar[bool] = True
-
-    cost_table: str = ""
-    isa: str = ANY_ISA
-    positions: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: ``positions`` is negative.
-        """
-        if self.positions < 0:
-            msg = f"positions is {self.positions}, and must be 0 or more"
-            raise ValueError(msg)
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per lowered node, in topological order.
@@ -89,8 +66,7 @@ class LowerSparseConv(Pass):
             RecipeError: The cost table cannot be read, or does not have the instruction set.
         """
         table = CostTable.find(self.cost_table)
-        types = facts.get(Types)
-        counts = RowCounts(model, types, facts, self.positions)
+        types, counts = facts.get(Types), self.counts(model, facts)
         found: dict[Node, _Choice | str] = {}
         taken: set[Node] = set()
         for _, node in model.walk():

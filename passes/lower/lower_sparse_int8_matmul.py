@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.analysis.cost_table import ANY_ISA, CostTable
-from graphopt.analysis.types import Types
+from graphopt.analysis.cost_table import CostTable
+from graphopt.passes.lower.costed import CostedLowering
 from graphopt.passes.lower.integers import STANDARD_DOMAINS, Int8Layer, match_dynamic, match_static
 from graphopt.passes.lower.replacing import Choice, choose, patch, why_weight_stays
-from graphopt.passes.lower.rows import RowCounts
-from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import Patch, Skip
 from graphopt.solve.pack_sparse_int8 import pack_sparse_int8
 from graphopt.verify.contract import Contract
@@ -27,13 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowerSparseInt8Matmul(Pass):
+class LowerSparseInt8Matmul(CostedLowering):
     """Replace sparse products of 8-bit integers by ai.graphopt::SparseInt8MatMul where that is faster.
-
-    Attributes:
-        cost_table: Path of a measured cost table; see graphopt tune. The one of the user or the package if empty.
-        isa: Instruction set whose speed counts: one of the cost table's, or ``any`` for the least favourable.
-        rows: Rows of activations to assume where model and data leave them open; 0 assumes the least favourable.
 
     Matches:   MatMul and Gemm whose input and constant weight come from DequantizeLinear, uint8 and int8, the weight
                with the zero point 0 and one scale or one per output; MatMulInteger behind DynamicQuantizeLinear with
@@ -54,22 +47,6 @@ class LowerSparseInt8Matmul(Pass):
 
     name: ClassVar[str] = "lower-sparse-int8-matmul"
     contract: ClassVar[Contract] = Contract.LOSSY
-    requires: ClassVar[tuple[type[Any], ...]] = (Types,)
-    lowers: ClassVar[bool] = True
-
-    cost_table: str = ""
-    isa: str = ANY_ISA
-    rows: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: ``rows`` is negative.
-        """
-        if self.rows < 0:
-            msg = f"rows is {self.rows}, and must be 0 or more"
-            raise ValueError(msg)
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per lowered node, in topological order.
@@ -78,7 +55,7 @@ class LowerSparseInt8Matmul(Pass):
             RecipeError: The cost table cannot be read, or does not have the instruction set.
         """
         table = CostTable.find(self.cost_table)
-        counts = RowCounts(model, facts.get(Types), facts, self.rows)
+        counts = self.counts(model, facts)
         found: dict[Node, tuple[Int8Layer, Choice] | str] = {}
         for _, node in model.walk():
             layer = _match(node)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from graphopt.analysis.cost_table import ANY_ISA, CostTable
+from graphopt.analysis.cost_table import CostTable
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Model, Node, Tensor, is_graph_output, uses
+from graphopt.passes.lower.costed import CostedLowering
 from graphopt.passes.lower.linear import Linear, is_linear, match_linear
-from graphopt.passes.lower.rows import RowCounts
-from graphopt.rewrite.pass_ import Pass
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.solve.pack_sparse import SparseForm, pack_sparse, sparse_forms
 from graphopt.verify.contract import Contract
@@ -28,14 +27,8 @@ _HEADERS_BYTES = 4096  # what the packed form of a tiny matrix may have beside i
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowerSparseMatmul(Pass):
+class LowerSparseMatmul(CostedLowering):
     """Replace sparse MatMul and Gemm by ai.graphopt::SparseMatMul where that is faster than dense.
-
-    Attributes:
-        cost_table: Path of a measured cost table, or ``default`` for that of the package; if empty the one that
-            ``graphopt tune`` made for this user, else that of the package.
-        isa: Instruction set whose break-even counts: one of the cost table's, or ``any`` for the most demanding.
-        rows: Rows of activations to assume where model and data leave them open; 0 assumes the least favourable.
 
     Matches:   MatMul with a constant 2-D float32 weight as second input; Gemm with such a weight, alpha = 1, beta = 1,
                transA = 0 and a constant C that adds one number per column. A following Add of such a constant, an Add
@@ -56,22 +49,6 @@ class LowerSparseMatmul(Pass):
 
     name: ClassVar[str] = "lower-sparse-matmul"
     contract: ClassVar[Contract] = Contract.ROUNDING
-    requires: ClassVar[tuple[type[Any], ...]] = (Types,)
-    lowers: ClassVar[bool] = True
-
-    cost_table: str = ""
-    isa: str = ANY_ISA
-    rows: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: ``rows`` is negative.
-        """
-        if self.rows < 0:
-            msg = f"rows is {self.rows}, and must be 0 or more"
-            raise ValueError(msg)
 
     def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
         """Yield one patch per lowered node, in topological order.
@@ -80,8 +57,7 @@ class LowerSparseMatmul(Pass):
             RecipeError: The cost table cannot be read, or does not have the instruction set.
         """
         table = CostTable.find(self.cost_table)
-        types = facts.get(Types)
-        rows = RowCounts(model, types, facts, self.rows)
+        types, rows = facts.get(Types), self.counts(model, facts)
         taken: set[Node] = set()
         found: dict[Node, _Chosen | str] = {}
         for _, node in model.walk():

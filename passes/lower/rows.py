@@ -25,7 +25,7 @@ class RowCounts:
         model: The model.
         types: Its shapes.
         facts: What holds the data.
-        assumed: RowCounts to assume where model and data leave them open; 0 for none.
+        assumed: Rows to assume where model and data leave them open; 0 for none.
     """
 
     def __init__(self, model: Model, types: Types, facts: Facts, assumed: int = 0) -> None:

@@ -242,12 +242,12 @@ def test_lower_positions_come_from_data_or_option(tmp_path: Path) -> None:
     assert run_pass(step, made).ops == ["Conv"]
     data = Feeds.open({"x": np.zeros((1, 2, C, 30, 30), np.float32)}, session(parse(made)))
     assert run_pass(step, made, data).ops == ["SparseConv"]
-    assert run_pass(LowerSparseConv(cost_table=str(path), positions=2000), made).ops == ["SparseConv"]
+    assert run_pass(LowerSparseConv(cost_table=str(path), rows=2000), made).ops == ["SparseConv"]
 
 
 def test_lower_options_out_of_range_are_refused(table: str) -> None:
-    with pytest.raises(ValueError, match="positions is -1"):
-        LowerSparseConv(positions=-1)
+    with pytest.raises(ValueError, match="rows is -1"):
+        LowerSparseConv(rows=-1)
     with pytest.raises(RecipeError, match="no instruction set 'mmx'"):
         run_pass(LowerSparseConv(cost_table=table, isa="mmx"), conv())
 

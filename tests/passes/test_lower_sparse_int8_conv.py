@@ -245,7 +245,7 @@ def test_lower_positions_count(tmp_path: Path) -> None:
     path.write_text(CostTable(kernels, 0.1, "a test").to_json(), encoding="utf-8")
     source = static("c = Conv(d, v, bf)  y = QuantizeLinear(c, ys, yz)")
     for positions, patches in ((0, 0), (3, 0), (64, 1)):
-        done = check_pass(LowerSparseInt8Conv(cost_table=str(path), positions=positions), source)
+        done = check_pass(LowerSparseInt8Conv(cost_table=str(path), rows=positions), source)
         assert done.record.patches == patches, positions
     fixed = source.replace("uint8[B, 8, 9, 11] q", "uint8[2, 8, 9, 11] q")
     assert check_pass(LowerSparseInt8Conv(cost_table=str(path)), fixed).record.patches == 1
@@ -257,5 +257,5 @@ def test_lower_same_input_same_bytes(lower: LowerSparseInt8Conv) -> None:
 
 
 def test_lower_options_are_checked() -> None:
-    with pytest.raises(RecipeError, match="positions is -1"):
-        create("lower-sparse-int8-conv", {"positions": -1})
+    with pytest.raises(RecipeError, match="rows is -1"):
+        create("lower-sparse-int8-conv", {"rows": -1})
