@@ -246,7 +246,7 @@ class _SparseConv:
             [x, stack.constant(weights.stored[0])],
             DOMAIN,
             **size.attributes,
-            out_channels=size.channels,
+            out_channels=size.outputs,
             layout_in=layout,
             layout_out=layout,
             activation="relu",
@@ -279,7 +279,7 @@ class _DenseInt8Conv:
     def write(self, stack: Stack, x: str, weights: Weights, size: Size) -> str:
         assert isinstance(size, ConvSize)
         codes, scale = map(stack.constant, weights.stored)
-        grid, zeros = self._grid(stack), stack.constant(np.zeros(size.channels, np.int8))
+        grid, zeros = self._grid(stack), stack.constant(np.zeros(size.outputs, np.int8))
         return stack.node("QLinearConv", [x, *grid, codes, scale, zeros, *grid], **size.attributes)
 
     def close(self, stack: Stack, y: str, size: Size) -> str:
@@ -310,7 +310,7 @@ class _SparseInt8Conv(_DenseInt8Conv):
             [x, stack.constant(weights.stored[0].view(np.int8))],
             DOMAIN,
             **size.attributes,
-            N=size.channels,
+            N=size.outputs,
             channels_last=1,
             output="uint8",
             x_scale=self.scale,

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from graphopt.tuning.alternatives import Alternative
     from graphopt.tuning.stacks import Size
 
-MARGIN = 0.1
-"""How much faster than dense a kernel must be before a layer is lowered."""
+MARGIN = 0.2
+"""How much faster than dense a kernel must be before a layer is lowered: layers of one size differ in their shape."""
+
+_NARROWER = 4
 
 _BITS = {
     "matmul-nbits": (2, 4, 8),
@@ -49,7 +51,8 @@ class Plan:
         matrices: Weights of matrix products, [k, n].
         maps: Sides of the square maps that are convolved.
         channels: Inputs and outputs of the convolutions with a window of 3 x 3.
-        pointwise: Inputs and outputs of the convolutions without a window.
+        pointwise: Channels of the convolutions without a window, which lead to a quarter of them and back: most layers
+            of that kind are narrow at one side, where they gain less than square ones.
         sparsities: Shares of zeros.
         bits: Bits of a weight.
         seconds: Wall time for all levels of an alternative at one size.
@@ -72,7 +75,7 @@ QUICK = Plan(
     matrices=((64, 64), (384, 384), (768, 3072)),
     maps=(7, 14, 56),
     channels=(16, 64, 128),
-    pointwise=(32, 128, 256),
+    pointwise=(64, 256, 512),
     sparsities=(0.5, 0.7, 0.85, 0.95),
     bits=(1, 2, 3, 4, 8),
     seconds=0.05,
@@ -85,7 +88,7 @@ FULL = Plan(
     matrices=((64, 64), (128, 384), (384, 1536), (768, 3072), (2048, 4096)),
     maps=(7, 14, 28, 56),
     channels=(16, 64, 128, 256),
-    pointwise=(16, 64, 128, 256, 512),
+    pointwise=(32, 128, 256, 512, 1024),
     sparsities=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
     bits=(1, 2, 3, 4, 8),
     seconds=0.3,
@@ -146,7 +149,7 @@ def _sizes(plan: Plan) -> Iterator[tuple[list[Size], Sequence[Alternative]]]:
     for width in plan.channels:
         yield [ConvSize(3, width, side) for side in plan.maps], CONVOLUTIONS
     for width in plan.pointwise:
-        yield [ConvSize(1, width, side) for side in plan.maps], POINTWISE
+        yield [ConvSize(1, width, side, width // _NARROWER) for side in plan.maps], POINTWISE
 
 
 def levels_of(kernel: str, plan: Plan) -> tuple[float, ...]:

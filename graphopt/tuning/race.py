@@ -86,7 +86,7 @@ class Draws:
         made = self._made.get(key)
         if made is None:
             rng = np.random.default_rng([self._seed, *self._shape, *alternative.kernel.encode(), round(level * 1000)])
-            made = [alternative.make(rng, size, level) for _ in range(self.layers)]
+            made = [alternative.make(rng, each, level) for each in layers_of(size, self.layers)]
             if self.layers * made[0].dense.nbytes <= _KEPT_BYTES:
                 self._made[key] = made
         return made
@@ -147,6 +147,12 @@ def race(
     return found
 
 
+def layers_of(size: Size, count: int) -> list[Size]:
+    """Return the sizes of the layers of a stack: where outputs are fewer than inputs, every other one leads back."""
+    back = size if isinstance(size, MatmulSize) else size.turned
+    return [back if number % 2 else size for number in range(count)]
+
+
 def stack_of(alternative: Alternative, weights: Sequence[Weights], size: Size) -> bytes:
     """Return the model: matrix products all read the input, convolutions follow each other."""
     stack = Stack(size.x_shape)
@@ -157,8 +163,8 @@ def stack_of(alternative: Alternative, weights: Sequence[Weights], size: Size) -
             stack.output(y, (size.m, size.n))
         return stack.to_bytes()
     value = alternative.open(stack, "x", size)
-    for each in weights:
-        value = alternative.write(stack, value, each, size)
+    for each, at in zip(weights, layers_of(size, len(weights)), strict=True):
+        value = alternative.write(stack, value, each, at)
     stack.output(alternative.close(stack, value, size), size.x_shape)
     return stack.to_bytes()
 

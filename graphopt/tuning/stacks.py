@@ -57,32 +57,49 @@ class MatmulSize:
 
 @dataclass(frozen=True, slots=True)
 class ConvSize:
-    """Convolutions of a square map by a square window, with stride 1 and padding that keeps the map's size."""
+    """Convolutions of a square map by a square window, with stride 1 and padding that keeps the map's size.
+
+    Attributes:
+        window: Side of the window.
+        channels: Input channels.
+        side: Of the map.
+        narrow: Output channels where they are fewer; every other layer of a stack then leads back.
+    """
 
     window: int
     channels: int
     side: int
-    batch: int = 1
+    narrow: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Output channels."""
+        return self.narrow or self.channels
+
+    @property
+    def turned(self) -> ConvSize:
+        """The size of the layer that leads back."""
+        return ConvSize(self.window, self.outputs, self.side, self.channels) if self.narrow else self
 
     @property
     def m(self) -> int:
-        """Output positions over the whole batch."""
-        return self.batch * self.side * self.side
+        """Output positions."""
+        return self.side * self.side
 
     @property
     def weights(self) -> int:
         """Elements of W."""
-        return self.channels * self.fan_in
+        return self.outputs * self.fan_in
 
     @property
     def x_shape(self) -> tuple[int, ...]:
         """Shape of the input."""
-        return (self.batch, self.channels, self.side, self.side)
+        return (1, self.channels, self.side, self.side)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of W: [outputs, inputs, window, window]."""
-        return (self.channels, self.channels, self.window, self.window)
+        return (self.outputs, self.channels, self.window, self.window)
 
     @property
     def fan_in(self) -> int:
@@ -100,7 +117,8 @@ class ConvSize:
         return {"kernel_shape": [self.window] * 2, "pads": [self.window // 2] * 4}
 
     def __str__(self) -> str:
-        return f"{self.window}x{self.window} {self.channels}@{self.side}"
+        channels = f"{self.channels}-{self.narrow}" if self.narrow else str(self.channels)
+        return f"{self.window}x{self.window} {channels}@{self.side}"
 
 
 Size = MatmulSize | ConvSize

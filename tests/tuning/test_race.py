@@ -9,7 +9,7 @@ from graphopt.analysis.cost_table import KERNELS
 from graphopt.errors import KernelError
 from graphopt.tuning.alternatives import CONVOLUTIONS, DENSE, MATMULS, POINTWISE, Alternative, Weights, sparse
 from graphopt.tuning.grid import FULL, QUICK, levels_of, pinned
-from graphopt.tuning.race import Draws, race
+from graphopt.tuning.race import Draws, layers_of, race
 from graphopt.tuning.stacks import ConvSize, MatmulSize, Size, Stack
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MATRIX = MatmulSize(3, 64, 32)
 WINDOW = ConvSize(3, 16, 6)
-POINT = ConvSize(1, 16, 6)
+POINT = ConvSize(1, 32, 6, 8)
 
 
 @pytest.mark.parametrize("plan", [QUICK, FULL])
@@ -95,6 +95,16 @@ def test_sparse_weights_have_whole_blocks(size: Size, outputs: int, inputs: int)
     n, k = turned.shape[0], turned.shape[-1]
     blocks = (turned != 0).reshape(n // outputs, outputs, -1, k // inputs, inputs)
     assert np.array_equal(blocks.any(axis=(1, 4)), blocks.all(axis=(1, 4)))
+
+
+def test_narrow_convolutions_lead_back() -> None:
+    assert POINT.weight_shape == (8, 32, 1, 1)
+    assert POINT.turned.weight_shape == (32, 8, 1, 1)
+    assert POINT.turned.weights == POINT.weights == 256
+    assert layers_of(POINT, 3) == [POINT, POINT.turned, POINT]
+    assert layers_of(WINDOW, 2) == [WINDOW, WINDOW]
+    first, second = Draws(2).weights(DENSE, 0, POINT)
+    assert first.dense.shape == (*second.dense.shape[1::-1], 1, 1)
 
 
 def test_pinned_restores_the_affinity() -> None:
