@@ -48,6 +48,13 @@ Status Node::refuse(int code, const char* format, ...) const {
   return api_.create_status(code, text);
 }
 
+Status Node::refuse_packed(const char* why) const {
+  return refuse(error_invalid_graph,
+                "the packed weight is not valid: %s. The file is damaged or was written for another version of the kernels; "
+                "compile the model again.",
+                why);
+}
+
 Status Node::read_int(const OrtKernelInfo* info, const char* name, int64_t* out) const {
   if (Status status = api_.attribute_int64(info, name, out)) {
     api_.release_status(status);

@@ -38,6 +38,9 @@ class Node {
   // A status whose message begins with the operator and the name of the node.
   __attribute__((format(printf, 3, 4))) Status refuse(int code, const char* format, ...) const;
 
+  // The status of a packed weight that is not valid.
+  Status refuse_packed(const char* why) const;
+
   // Attributes. Those without a default must be there.
   Status read_int(const OrtKernelInfo* info, const char* name, int64_t* out) const;
   Status read_int_or(const OrtKernelInfo* info, const char* name, int64_t absent, int64_t* out) const;

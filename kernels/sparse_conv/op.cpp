@@ -151,10 +151,7 @@ class Kernel {
     GRAPHOPT_TRY(node_.read_packed(info, 1, &data, &size));
     char why[256] = "";
     if (!parse(data, size, &w_, why, sizeof why))
-      return node_.refuse(ort::error_invalid_graph,
-                          "the packed weight is not valid: %s. The file is damaged or was written for another version of "
-                          "the kernels; compile the model again.",
-                          why);
+      return node_.refuse_packed(why);
     const auto is = [](size_t packed, int64_t said) { return static_cast<int64_t>(packed) == said; };
     if (!is(w_.out_channels, channels) || !is(w_.groups, groups) || !is(w_.kernel_h, geometry_.kernel[0]) ||
         !is(w_.kernel_w, geometry_.kernel[1]))

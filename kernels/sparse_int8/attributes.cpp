@@ -49,10 +49,7 @@ ort::Status Attributes::read(const ort::Node& node, const OrtKernelInfo* info, b
   GRAPHOPT_TRY(node.read_packed(info, 1, &data, &size, packed_type(bytes_out)));
   char why[256] = "";
   if (!parse(data, size, &w, why, sizeof why))
-    return node.refuse(ort::error_invalid_graph,
-                       "the packed weight is not valid: %s. The file is damaged or was written for another version of the "
-                       "kernels; compile the model again.",
-                       why);
+    return node.refuse_packed(why);
   return nullptr;
 }
 

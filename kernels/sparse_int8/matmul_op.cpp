@@ -1,6 +1,6 @@
 #include "base/describe.h"
 #include "base/isa.h"
-#include "base/node.h"
+#include "base/product.h"
 #include "sparse_int8/attributes.h"
 #include "sparse_int8/op.h"
 #include "sparse_int8/run.h"
@@ -26,50 +26,32 @@ class MatMulKernel {
   MatMulKernel(const Api& api, const OrtKernelInfo* info) : node_(api, name, info) {}
 
   Status read(const OrtKernelInfo* info) {
-    int64_t k = 0, n = 0;
-    GRAPHOPT_TRY(node_.read_int(info, "K", &k));
-    GRAPHOPT_TRY(node_.read_int(info, "N", &n));
     GRAPHOPT_TRY(given_.read(node_, info, bytes_in, bytes_out));
-    const PackedWeights& w = given_.w;
-    if (static_cast<int64_t>(w.k) != k || static_cast<int64_t>(w.n) != n)
-      return node_.refuse(ort::error_invalid_graph,
-                          "the packed weight has K = %zu and N = %zu, and the node's attributes say %lld and %lld. They "
-                          "must agree; compile the model again.",
-                          w.k, w.n, static_cast<long long>(k), static_cast<long long>(n));
-    return nullptr;
+    return ort::require_sizes(node_, info, given_.w.k, given_.w.n);
   }
 
   Status compute(OrtKernelContext* context) const {
     const PackedWeights& w = given_.w;
-    ort::Tensor x;
-    GRAPHOPT_TRY(node_.input(context, 0, input_type(0), &x));
-    if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(w.k))
-      return node_.refuse(ort::error_invalid_argument,
-                          "X must have rank 1 to %zu and a last dimension of K = %zu; it has rank %zu and %lld",
-                          ort::max_rank, w.k, x.rank, x.rank ? static_cast<long long>(x.dims[x.rank - 1]) : -1LL);
+    ort::Product product;
+    GRAPHOPT_TRY(ort::read_product(node_, context, input_type(0), w.k, w.n, &product));
+    if (product.rows == 0) return nullptr;
     MatMul call{};
     call.w = &w;
     call.grid = given_.x;
-    call.m = 1;
-    for (size_t i = 0; i + 1 < x.rank; ++i) call.m *= static_cast<size_t>(x.dims[i]);
+    call.m = product.rows;
     if constexpr (bytes_in) {
-      call.bytes = static_cast<const unsigned char*>(x.data);
+      call.bytes = static_cast<const unsigned char*>(product.x);
     } else {
-      call.floats = static_cast<const float*>(x.data);
+      call.floats = static_cast<const float*>(product.x);
     }
     call.y.grid = given_.y;
     call.y.epilogue = given_.epilogue;
-    x.dims[x.rank - 1] = static_cast<int64_t>(w.n);
-    GRAPHOPT_TRY(node_.read_bias(context, 2, w.n, &call.y.bias));
-    GRAPHOPT_TRY(node_.read_residual(context, 3, x.dims, x.rank, &call.y.residual));
-
-    void* y = nullptr;
-    GRAPHOPT_TRY(node_.output(context, 0, x.dims, x.rank, &y));
-    if (call.m == 0) return nullptr;
+    call.y.bias = product.bias;
+    call.y.residual = product.residual;
     if constexpr (bytes_out) {
-      call.y.bytes = static_cast<unsigned char*>(y);
+      call.y.bytes = static_cast<unsigned char*>(product.y);
     } else {
-      call.y.floats = static_cast<float*>(y);
+      call.y.floats = static_cast<float*>(product.y);
     }
     const Kernels& kernels = kernels_for(isa_choice().isa);
     if (given_.finds_grid) {
@@ -80,18 +62,11 @@ class MatMulKernel {
     return node_.parallel(context, MatMulWork(call, kernels));
   }
 
-  // [..., K] -> [..., N]; symbolic dimensions keep their names.
   static Status infer(OrtShapeInferContext* context) {
     const ort::Inference inference(context);
-    ort::KnownShape shape;
     int type = 0;
-    GRAPHOPT_TRY(inference.input(0, &shape));
     GRAPHOPT_TRY(infer_type(inference, &type));
-    if (!shape.known) return nullptr;
-    shape.dims[shape.rank - 1] = -1;
-    shape.names[shape.rank - 1] = nullptr;
-    GRAPHOPT_TRY(inference.read_int("N", &shape.dims[shape.rank - 1]));
-    return inference.set_output(0, type, shape);
+    return ort::infer_product(inference, type);
   }
 
  private:
