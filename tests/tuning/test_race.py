@@ -8,7 +8,7 @@ import pytest
 from graphopt.analysis.cost_table import KERNELS
 from graphopt.errors import KernelError
 from graphopt.tuning.alternatives import CONVOLUTIONS, DENSE, MATMULS, POINTWISE, Alternative, Weights, sparse
-from graphopt.tuning.grid import FULL, QUICK, levels_of, pinned
+from graphopt.tuning.grid import FULL, QUICK, levels_of, names_of, pinned
 from graphopt.tuning.race import Draws, layers_of, race
 from graphopt.tuning.stacks import ConvSize, MatmulSize, Size, Stack
 
@@ -95,6 +95,12 @@ def test_sparse_weights_have_whole_blocks(size: Size, outputs: int, inputs: int)
     n, k = turned.shape[0], turned.shape[-1]
     blocks = (turned != 0).reshape(n // outputs, outputs, -1, k // inputs, inputs)
     assert np.array_equal(blocks.any(axis=(1, 4)), blocks.all(axis=(1, 4)))
+
+
+def test_a_chained_convolution_counts_for_the_plain_one_too() -> None:
+    assert names_of("sparse-conv-4x1-chained") == ("sparse-conv-4x1-chained", "sparse-conv-4x1")
+    assert names_of("sparse-matmul") == ("sparse-matmul",)
+    assert all(set(names_of(name)) <= set(KERNELS) for name in KERNELS)
 
 
 def test_narrow_convolutions_lead_back() -> None:
