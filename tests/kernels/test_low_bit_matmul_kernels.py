@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import numpy as np
 import pytest
@@ -109,10 +110,19 @@ def test_kernel_every_epilogue(low_bit: LowBitLibrary, isa: str) -> None:
         x, bias, residual = random(m, 64), random(75, seed=1), random(m, 75, seed=2)
         for i, activation in enumerate(ACTIVATIONS):
             for rounds in (True, False):
-                options = {"bias": bias if i % 2 else None, "residual": residual if i % 3 else None}
-                options |= {"activation": activation, "low": -0.5, "high": 1.5, "rounds": rounds}
-                wanted = low_bit.run(pack_low_bit(w), x, 75, "reference", **options)
-                found = low_bit.run(pack_low_bit(w), x, 75, isa, **options)
+                run = partial(
+                    low_bit.run,
+                    pack_low_bit(w),
+                    x,
+                    75,
+                    bias=bias if i % 2 else None,
+                    residual=residual if i % 3 else None,
+                    activation=activation,
+                    low=-0.5,
+                    high=1.5,
+                    rounds=rounds,
+                )
+                wanted, found = run(isa="reference"), run(isa=isa)
                 _, bound = exact(x, w, rounds=rounds)
                 assert np.all(np.abs(found - wanted) <= 1.2 * bound + 4e-6 * np.maximum(np.abs(wanted), 1)), activation
 

@@ -84,7 +84,7 @@ ONES = np.ones((2, 4), np.float32)
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (LowBitMatrix(CODES.astype(np.int8), ONES, 4, 32), "codes are int8"),  # type: ignore[arg-type]
+        (LowBitMatrix(CODES.astype(np.int8), ONES, 4, 32), "codes are int8"),
         (LowBitMatrix(CODES[:0], ONES, 4, 32), "of shape"),
         (LowBitMatrix(CODES + np.uint8(16), ONES, 4, 32), "codes go up to 16 and have 4 bits"),
         (LowBitMatrix(CODES, ONES, 5, 32), "not 1, 2, 3, 4, 8"),

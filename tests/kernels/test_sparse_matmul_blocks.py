@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,8 +36,8 @@ def blocks(k: int, n: int, density: float, block_rows: int) -> np.ndarray:
 
 def check(library: Library, isa: str, w: np.ndarray, packed: np.ndarray, m: int, *, bias: bool) -> None:
     rng = np.random.default_rng(m)
-    x = rng.standard_normal((m, w.shape[0])).astype(np.float32)
-    b = rng.standard_normal(w.shape[1]).astype(np.float32) if bias else None
+    x: np.ndarray = rng.standard_normal((m, len(w))).astype(np.float32)
+    b = rng.standard_normal((w.shape[1],)).astype(np.float32) if bias else None
     y = library.run(packed, x, w.shape[1], isa, b)
     exact = x.astype(np.float64) @ w + (0 if b is None else b)
     excess = np.abs(y - exact) - rounding_bound(x, w, b)
@@ -127,9 +128,8 @@ def test_epilogue_agrees_with_the_reference(
     for bias, residual in ((True, True), (False, True), (True, False)):
         b = rng.standard_normal(45).astype(np.float32) if bias else None
         r = rng.standard_normal((m, 45)).astype(np.float32) if residual else None
-        options = {"residual": r, "activation": activation, "low": -0.75, "high": 1.5}
-        wanted = library.run(packed, x, 45, "reference", b, **options)
-        found = library.run(packed, x, 45, isa, b, **options)
+        run = partial(library.run, packed, x, 45, residual=r, activation=activation, low=-0.75, high=1.5)
+        wanted, found = run(isa="reference", bias=b), run(isa=isa, bias=b)
         # The slope of every activation is below 1.2, and its own error a few units in the last place.
         bound = 1.2 * rounding_bound(x, w, b) + 2e-6 * np.abs(wanted) + 2e-7 * (1 + np.abs(0 if r is None else r))
         assert np.all(np.abs(found - wanted) <= bound), np.abs(found - wanted).max()

@@ -103,7 +103,8 @@ def with_residual(data: bytes, shape: list[int | str | None]) -> bytes:
     node = proto.graph.node[0]
     node.input.extend([""] * (3 - len(node.input)) + ["r"])
     proto.graph.input.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, shape))
-    return proto.SerializeToString()
+    changed: bytes = proto.SerializeToString()
+    return changed
 
 
 @pytest.mark.parametrize("block_rows", BLOCK_ROWS)

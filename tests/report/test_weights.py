@@ -63,7 +63,7 @@ def test_replaced_node_is_found_by_its_origin_and_the_packed_form_read() -> None
 def test_packed_integers_of_a_sparse_weight_are_read(dtype: type) -> None:
     codes = np.ones((8, 4), np.int8)
     codes[:4] = 0
-    packed = pack_sparse_int8(codes, np.ones(4, np.float32)).view(dtype)
+    packed: np.ndarray = pack_sparse_int8(codes, np.ones(4, np.float32)).view(dtype)
     before = build("{ [fc] y = MatMul (x, w) }", w=RANDOM.standard_normal((8, 4)).astype(np.float32))
     (entry,) = weight_entries(before, build("{ [fc] y = ai.graphopt.SparseInt8MatMul (x, p) }", p=packed))
     assert (entry.type_after, entry.zeros_after, entry.bytes_after) == ("sparse int8", 0.5, packed.nbytes)

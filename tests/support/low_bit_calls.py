@@ -106,7 +106,9 @@ def exact(x: np.ndarray, w: LowBitMatrix, *, rounds: bool) -> tuple[np.ndarray, 
     """The product in double, and the bound on what float32 sums of it may be off."""
     rows = np.arange(w.codes.shape[0]) // w.block
     levels = np.asarray(w.book)[w.codes] if w.book else w.codes * (2.0 if w.bits == 1 else 1.0)
-    scale, offset, zero = w.scales[rows].astype(np.float64), 0.0, 0.0
+    scale = w.scales[rows].astype(np.float64)
+    offset: np.ndarray | float = 0.0
+    zero: np.ndarray | float = 0.0
     if isinstance(w.zeros, np.ndarray) and w.zeros.dtype == np.float32:
         offset = w.zeros[rows].astype(np.float64)
     else:
