@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -139,7 +139,8 @@ def audit(
         return Audit(chosen.name, found.integer, found.floating, found.conversions, (), None, broken, ran=False)
     with tempfile.TemporaryDirectory(prefix="graphopt-audit-") as folder:
         path = Path(folder) / "optimized.onnx"
-        session(source, optimize="extended", optimized_path=path, config={**chosen.session, **WEIGHTS_BESIDE})
+        settings = {**chosen.session, **WEIGHTS_BESIDE}
+        session(source, optimize="extended", optimized_path=path, config=settings, kernels=_own_kernels(source))
         optimized = read_model(path)
         result = count(optimized, chosen)
     error, failure = None, ""
@@ -309,6 +310,11 @@ def _plain_parameters(node: Node, rule: OpRule) -> str | None:
     return None
 
 
+def _own_kernels(source: Model | str | Path | bytes) -> bool | Literal["auto"]:
+    """What runs a lowered model in memory, which no bundle carries: the library of this installation."""
+    return True if isinstance(source, Model) and "ai.graphopt" in source.opset_imports else "auto"
+
+
 def optimization_error(
     source: Model | str | Path | bytes,
     feeds: Iterable[Mapping[str, NDArray[np.generic]]] | None = None,
@@ -321,7 +327,9 @@ def optimization_error(
         feeds: Samples; None takes seeded random inputs that fit the declared shapes.
         config: Session configuration entries of ONNX Runtime.
     """
-    plain, fused = session(source, optimize="off", config=config), session(source, config=config)
+    own = _own_kernels(source)
+    plain = session(source, optimize="off", config=config, kernels=own)
+    fused = session(source, config=config, kernels=own)
     samples = random_feeds(plain, count=2, seed=0) if feeds is None else feeds
     worst = 0.0
     for feed in samples:
