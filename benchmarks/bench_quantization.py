@@ -178,7 +178,8 @@ def _judge(contender: Contender, subject: Subject, tool: Path, original: Path, f
     try:
         score = _evaluate(tool, "score", subject.task, str(contender.path), "--reference", str(original))
     except RuntimeError as error:
-        failed.append(contender.row | {"error": f"the result does not run: {error}"[:200]})
+        said = str(error).replace(f"{contender.path.parent}/", "")
+        failed.append(contender.row | {"error": f"the result does not run: {said}"[:200]})
         return False
     worst = score.get("sqnr_db")
     found = audit(contender.path, compare=False)
