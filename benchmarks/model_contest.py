@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from graphopt.runtime import session
+from graphopt.tuning.timing import STOP_SPINNING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,7 @@ class Session:
     """A model in ONNX Runtime, with the kernels registered, its inputs bound."""
 
     def __init__(self, model: Model | bytes | str | Path, feed: Feed, threads: int) -> None:
-        self._session = session(model, threads=threads, kernels=True)
+        self._session = session(model, threads=threads, kernels=True, config=STOP_SPINNING)
         self._feed = dict(feed)
         self._binding = self._session.io_binding()
         for name, value in self._feed.items():

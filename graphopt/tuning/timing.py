@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _FEWEST_RUNS = 7
 _FINE_CLOCK = 1e-5  # seconds; some systems count the time of a thread in ticks of milliseconds
 
+STOP_SPINNING = {"session.force_spinning_stop": "1"}
+"""Threads of a session that has run would spin on through the runs of the others, each session having its own."""
+
 
 class Candidate:
     """A session with its input and outputs bound, so that a run allocates and copies nothing.
@@ -27,7 +30,7 @@ class Candidate:
     """
 
     def __init__(self, model: bytes, x: NDArray[np.float32], *, threads: int = 1) -> None:
-        self._session = session(model, threads=threads, kernels=True)
+        self._session = session(model, threads=threads, kernels=True, config=STOP_SPINNING)
         self._binding = self._session.io_binding()
         self._input = ort.OrtValue.ortvalue_from_numpy(x)  # the binding does not keep the array alive, this does
         self._binding.bind_ortvalue_input("x", self._input)
