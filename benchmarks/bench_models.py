@@ -113,21 +113,34 @@ def _model(source: Model | bytes) -> Model:
 
 
 def resnet(args: argparse.Namespace) -> list[Subject]:
-    """The shape of a ResNet-50, 90 % unstructured."""
-    dense = resnet50(0.9, ir_version=8)
+    """The shape of a ResNet-50 with 90 % zeros: anywhere, in blocks of 4x1, and in blocks of 1x4 with integers.
+
+    DeepSparse gets what the kernels were made from: the last one with QuantizeLinear and DequantizeLinear.
+    """
     rng = np.random.default_rng(0)
     images = [{"x": rng.standard_normal((1, 3, 224, 224), dtype=np.float32)} for _ in range(4)]
-    integers = lowered(
-        dense,
-        create("raise-opset"),
-        create("fuse-bias"),
-        create("insert-qdq"),
-        feeds=Feeds.open(images, _model(dense)),
-        after=(),
-    )
-    models: dict[str, Model | bytes | Path] = {FLOAT: dense, "int8": integers, OURS: lowered(dense)}
     floors = {FLOAT: 1.8, "DeepSparse": 2.0}
-    return [Subject("ResNet-50 shape, 90 % zeros, batch 1", models, images[0], dense, floors, peer=dense)]
+    subjects = []
+    for title, zeros, rounded in (
+        ("ResNet-50 shape, 90 % zeros, batch 1", (1, 1), False),
+        ("ResNet-50 shape, 90 % zeros in 4x1, batch 1", (4, 1), False),
+        ("ResNet-50 shape, 90 % zeros in 1x4, int8, batch 1", (1, 4), True),
+    ):
+        dense = resnet50(0.9, zeros=zeros, ir_version=8)
+        feeds = Feeds.open(images, _model(dense))
+        before = (create("raise-opset"), create("fuse-bias"), create("insert-qdq"))
+        integers = lowered(dense, *before, feeds=feeds, after=())
+        ours = lowered(integers if rounded else dense)
+        models: dict[str, Model | bytes | Path] = {FLOAT: dense, "int8": integers, OURS: ours}
+        subjects.append(Subject(title, models, images[0], dense, floors, peer=_bytes(integers) if rounded else dense))
+    return subjects
+
+
+def _bytes(model: Model) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        model.save(path)
+        return path.read_bytes()
 
 
 def stack(args: argparse.Namespace) -> list[Subject]:

@@ -49,14 +49,26 @@ class _Builder:
         return data
 
 
-def resnet50(sparsity: float, *, seed: int = 0, ir_version: int = _IR_VERSION) -> bytes:
-    """A ResNet-50 for 224 x 224 images, BatchNormalization folded; all layers but the first have so many zeros."""
+def resnet50(
+    sparsity: float, *, zeros: tuple[int, int] = (1, 1), seed: int = 0, ir_version: int = _IR_VERSION
+) -> bytes:
+    """A ResNet-50 for 224 x 224 images, BatchNormalization folded; all layers but the first have so many zeros.
+
+    Args:
+        sparsity: Share of zeros.
+        zeros: Outputs and inputs of the blocks that are zero together.
+        seed: Of the weights.
+        ir_version: Of the file.
+    """
     b = _Builder(np.random.default_rng(seed))
 
     def weight(name: str, shape: tuple[int, ...], share: float, gain: float) -> str:
         fan_in = int(np.prod(shape[1:]))
         w = b.rng.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(gain / (fan_in * (1 - share))))
-        w[b.rng.random(shape, np.float32) < share] = 0
+        if share:
+            blocks = (shape[0] // zeros[0], shape[1] // zeros[1], *shape[2:])
+            zero = b.rng.random(blocks, np.float32) < share
+            w[zero.repeat(zeros[0], 0).repeat(zeros[1], 1)] = 0
         return b.constant(name, w)
 
     def conv(name: str, x: str, shape: tuple[int, int, int, int], stride: int, share: float, gain: float = 2) -> str:
