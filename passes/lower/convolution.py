@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from graphopt.graph import Constant, Function, constant_value, producer
 from graphopt.passes.lower.epilogue import Following, read_epilogue
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from graphopt.analysis.types import Types
@@ -55,7 +54,7 @@ class Convolution:
     @property
     def group(self) -> int:
         """Groups of channels."""
-        return int(self.node.attrs.get("group", 1))
+        return group_of(self.node)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -76,16 +75,8 @@ class Convolution:
     def attributes(self) -> dict[str, Any]:
         """Return what the kernel needs to know beside the weight."""
         weight = self.weight()
-        found: dict[str, Any] = {"kernel_shape": list(weight.shape[2:]), "out_channels": int(weight.shape[0])}
-        for name in ("strides", "dilations"):
-            values = [int(value) for value in self.node.attrs.get(name, ())]
-            if any(value != 1 for value in values):
-                found[name] = values
-        if any(self.pads):
-            found["pads"] = list(self.pads)
-        if self.group != 1:
-            found["group"] = self.group
-        return {**found, **self.epilogue.attrs}
+        sizes = {"kernel_shape": list(weight.shape[2:]), "out_channels": int(weight.shape[0])}
+        return {**sizes, **window_attributes(self.node, self.pads), **self.epilogue.attrs}
 
 
 def is_conv(node: Node) -> bool:
@@ -105,13 +96,81 @@ def match_convolution(node: Node, types: Types, counts: RowCounts, taken: Contai
     reason = _why_no_weight(node)
     if reason:
         return reason
-    pads = _pads(node, types)
+    weight = node.inputs[1].shape
+    assert weight is not None
+    pads = explicit_pads(node, [int(size) for size in weight[2:]], types)
     if isinstance(pads, str):
         return pads
     y: Variable = node.outputs[0]
-    no_bias = np.zeros(1, np.float32)  # to add a constant behind a convolution is its bias's work, not the kernel's
-    epilogue = read_epilogue(y, 1, types, bias=no_bias, taken=taken)
-    return Convolution(node, pads, counts.positions(y), epilogue)
+    # To add a constant behind a convolution is its bias's work, not the kernel's.
+    return Convolution(node, pads, counts.positions(y), read_epilogue(y, None, types, taken=taken))
+
+
+def group_of(node: Node) -> int:
+    """Return the groups of channels of a Conv."""
+    return int(node.attrs.get("group", 1))
+
+
+def window_attributes(node: Node, pads: Sequence[int]) -> dict[str, Any]:
+    """Return the attributes of a Conv's window that are not as they are by default.
+
+    Args:
+        node: A Conv.
+        pads: As ONNX lists them, whatever auto_pad says.
+    """
+    found: dict[str, Any] = {}
+    for name in ("strides", "dilations"):
+        values = [int(value) for value in node.attrs.get(name, ())]
+        if any(value != 1 for value in values):
+            found[name] = values
+    if any(pads):
+        found["pads"] = list(pads)
+    if group_of(node) != 1:
+        found["group"] = group_of(node)
+    return found
+
+
+def why_other_groups(node: Node, shape: Sequence[int]) -> str:
+    """Return why the kernels do not take a Conv with a weight of this shape in its groups; nothing if they do."""
+    group = group_of(node)
+    if group > 1 and shape[1] == 1:
+        return "it is depthwise, where few products share an input; it stays dense"
+    if group < 1 or shape[0] % group:
+        return f"its {shape[0]} output channels are not a multiple of its {group} groups"
+    return ""
+
+
+def explicit_pads(node: Node, kernel: Sequence[int], types: Types) -> tuple[int, ...] | str:
+    """Return the pads of a Conv as ONNX lists them, whatever auto_pad says, or why they are not known or not taken.
+
+    Args:
+        node: A Conv.
+        kernel: The sizes of its window.
+        types: Shapes of the activations.
+    """
+    axes = len(kernel)
+    automatic = node.attrs.get("auto_pad", "NOTSET")
+    if automatic == "VALID":
+        return (0,) * (2 * axes)
+    if automatic not in {"SAME_UPPER", "SAME_LOWER"}:
+        pads = tuple(int(pad) for pad in node.attrs.get("pads", (0,) * (2 * axes)))
+        negative = any(pad < 0 for pad in pads) or len(pads) != 2 * axes
+        return "it has pads that the kernel does not take" if negative else pads
+    shape = types.shape(node.inputs[0])
+    sizes = [size for size in (() if shape is None else shape[2:]) if isinstance(size, int)]
+    if len(sizes) != axes:
+        return f"its pads follow from sizes that are not known (auto_pad is {automatic})"
+    strides = [int(value) for value in node.attrs.get("strides", (1,) * axes)]
+    dilations = [int(value) for value in node.attrs.get("dilations", (1,) * axes)]
+    before, after = [], []
+    for size, extent, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        reach = (extent - 1) * dilation + 1
+        missing = max(0, (-(-size // stride) - 1) * stride + reach - size)
+        less = missing // 2
+        first = less if automatic == "SAME_UPPER" else missing - less
+        before.append(first)
+        after.append(missing - first)
+    return (*before, *after)
 
 
 def _why_no_weight(node: Node) -> str:
@@ -130,38 +189,4 @@ def _why_no_weight(node: Node) -> str:
         return f"its weight has the shape {weight.shape}; the kernel has one and two spatial axes"
     if weight.onnx_dtype != _FLOAT32:
         return f"its weight is {weight.dtype}; the kernel has float32 only"
-    group = int(node.attrs.get("group", 1))
-    if group > 1 and weight.shape[1] == 1:
-        return "it is depthwise, where few products share an input; it stays dense"
-    if group < 1 or weight.shape[0] % group:
-        return f"its {weight.shape[0]} output channels are not a multiple of its {group} groups"
-    return ""
-
-
-def _pads(node: Node, types: Types) -> tuple[int, ...] | str:
-    weight = node.inputs[1].shape
-    assert weight is not None
-    kernel = [int(size) for size in weight[2:]]
-    axes = len(kernel)
-    automatic = node.attrs.get("auto_pad", "NOTSET")
-    if automatic == "VALID":
-        return (0,) * (2 * axes)
-    if automatic not in {"SAME_UPPER", "SAME_LOWER"}:
-        pads = tuple(int(pad) for pad in node.attrs.get("pads", (0,) * (2 * axes)))
-        negative = any(pad < 0 for pad in pads) or len(pads) != 2 * axes
-        return "it has pads that the kernel does not take" if negative else pads
-    shape = types.shape(node.inputs[0])
-    if shape is None or not all(isinstance(size, int) for size in shape[2:]):
-        return f"its pads follow from sizes that are not known (auto_pad is {automatic})"
-    strides = [int(value) for value in node.attrs.get("strides", (1,) * axes)]
-    dilations = [int(value) for value in node.attrs.get("dilations", (1,) * axes)]
-    before, after = [], []
-    for axis in range(axes):
-        size = int(shape[2 + axis])  # type: ignore[arg-type]
-        reach = (kernel[axis] - 1) * dilations[axis] + 1
-        missing = max(0, (-(-size // strides[axis]) - 1) * strides[axis] + reach - size)
-        less = missing // 2
-        first = less if automatic == "SAME_UPPER" else missing - less
-        before.append(first)
-        after.append(missing - first)
-    return (*before, *after)
+    return why_other_groups(node, weight.shape)

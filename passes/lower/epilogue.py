@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.graph import Tensor, constant_value, is_graph_output, producer, uses
+from graphopt.graph import Constant, Tensor, Variable, constant_value, is_graph_output, producer, uses
 from graphopt.passes.lower.curves import match_curve
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphopt.analysis.types import Types
-    from graphopt.graph import Node, Variable
+    from graphopt.graph import Node, Rewriter
 
 _STANDARD = (None, "", "ai.onnx")
 _CONTRIBUTED = "com.microsoft"
@@ -52,13 +52,13 @@ class Following:
 
 
 def read_epilogue(
-    y: Variable, n: int, types: Types, *, bias: NDArray[np.float32] | None = None, taken: Container[Node] = ()
+    y: Variable, n: int | None, types: Types, *, bias: NDArray[np.float32] | None = None, taken: Container[Node] = ()
 ) -> Following:
     """Return what follows a product, each step the only reader of the one before.
 
     Args:
         y: The product, float32.
-        n: Its last dimension.
+        n: Its last dimension, along which a bias lies; None where no bias is taken.
         types: Shapes.
         bias: What was added to the product already.
         taken: Nodes that go with another product.
@@ -71,8 +71,8 @@ def read_epilogue(
         assert add.graph is not None
         if add.graph.opset < _BROADCASTS_LIKE_NUMPY or other is y:
             break
-        vector = as_bias(other, n, rank=types.rank(y))
-        if vector is not None and bias is None:
+        vector = None if n is None or bias is not None else as_bias(other, n, rank=types.rank(y))
+        if vector is not None:
             bias = vector
         elif _is_alike(other, y, types):
             added = (add, place)
@@ -101,6 +101,34 @@ def as_bias(tensor: Tensor, n: int, *, rank: int | None) -> NDArray[np.float32] 
     if value.size != (value.shape[-1] if value.ndim else 1) or value.size not in {1, n}:
         return None
     return np.ascontiguousarray(np.broadcast_to(value.reshape(-1), (n,)))
+
+
+def added_inputs(
+    rewriter: Rewriter,
+    bias: Tensor | NDArray[np.float32] | None,
+    residual: Tensor | None,
+    n: int,
+    *,
+    label: str,
+    near: Node,
+) -> list[Tensor]:
+    """Return the last inputs of a kernel: bias and residual, as far as there are any.
+
+    Args:
+        rewriter: The rewriter of the patch.
+        bias: What has one number per output.
+        residual: What has the shape of the result.
+        n: Outputs.
+        label: What a new constant is named after.
+        near: A node of the graph.
+    """
+    if bias is None and residual is None:
+        return []
+    # An input left out before another one crashes ONNX Runtime before 1.23.
+    given = np.zeros(n, np.float32) if bias is None else bias
+    if not isinstance(given, Constant | Variable):
+        given = rewriter.constant(given, name=f"{label}_bias", near=near)
+    return [given] if residual is None else [given, residual]
 
 
 def _only_reader(y: Tensor, *ops: str, domains: tuple[str | None, ...] = _STANDARD) -> Node | None:

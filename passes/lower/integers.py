@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import Constant, Function, constant_value, is_graph_output, producer, uses
+from graphopt.passes.lower.epilogue import Following, as_bias, read_epilogue
+from graphopt.passes.lower.linear import why_other_gemm
 from graphopt.solve.pack_sparse_int8 import MAX_K
 from graphopt.target.reading import is_conversion, restored
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from numpy.typing import NDArray
 
+    from graphopt.analysis.types import Types
     from graphopt.graph import Node, Tensor, Variable
     from graphopt.target.reading import Restored
 
 STANDARD_DOMAINS = (None, "", "ai.onnx")
 Grid = tuple[float, int]
+_LARGEST_BYTE = 255
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,29 +35,29 @@ class Int8Layer:
         node: The MatMul, Gemm, Conv or MatMulInteger.
         source: The node whose first input it reads: uint8, or the floats that are rounded.
         x_grid: Scale and zero point of that; None where they are found in every run.
-        stored: The tensor that holds the integers of the weight.
+        stored_weight: The tensor that holds the integers of the weight.
         values: They, int8; of shape [K, N] for products, of the shape of the weight for convolutions.
         scales: float32 of shape [N].
         fixes: int32 bias on the grid of the sums, of shape [N], or None.
-        bias: float32 bias of shape [N], or None.
-        activation: Attributes of the activation that follows.
+        epilogue: What is done to the floats: bias, residual, activation.
         y_grid: Scale and zero point of a uint8 result; None where it is float.
         nodes: The node and those that go with it, in order; the last one gives the result.
         operands: Nodes in front of it that go where nothing else reads them.
+        one_axis: Whether it is a convolution along one axis, with a window of height 1 in ``values``.
     """
 
     node: Node
     source: Node
     x_grid: Grid | None
-    stored: Tensor
+    stored_weight: Tensor
     values: NDArray[np.int8]
     scales: NDArray[np.float32]
     fixes: NDArray[np.int32] | None
-    bias: NDArray[np.float32] | None
-    activation: dict[str, Any]
+    epilogue: Following
     y_grid: Grid | None
     nodes: tuple[Node, ...]
     operands: tuple[Node, ...]
+    one_axis: bool = False
 
     @property
     def x(self) -> Tensor:
@@ -67,7 +73,7 @@ class Int8Layer:
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of grids and activation."""
-        made = dict(self.activation)
+        made = dict(self.epilogue.attrs)
         if self.x_grid is not None:
             made |= {"x_scale": self.x_grid[0], "x_zero_point": self.x_grid[1]}
         if self.y_grid is not None:
@@ -75,11 +81,13 @@ class Int8Layer:
         return made
 
 
-def match_static(node: Node) -> Int8Layer | str | None:
+def match_static(node: Node, types: Types, taken: Container[Node] = ()) -> Int8Layer | str | None:
     """Return a MatMul, Gemm or Conv between conversions, why it is left alone, or None where it is no such layer.
 
     Args:
         node: A MatMul, Gemm or Conv.
+        types: Shapes of the activations.
+        taken: Nodes that go with another layer.
     """
     if len(node.inputs) < 2:
         return None
@@ -95,7 +103,7 @@ def match_static(node: Node) -> Int8Layer | str | None:
         grid
         if isinstance(grid, str)
         else _why_other_weight(weight, along, rank=None if node.op == "Conv" else 2)
-        or (_why_other_gemm(node) if node.op == "Gemm" else "")
+        or (why_other_gemm(node) if node.op == "Gemm" else "")
     )
     if reason or isinstance(grid, str):
         return reason
@@ -109,12 +117,11 @@ def match_static(node: Node) -> Int8Layer | str | None:
         node=node,
         source=x.node,
         x_grid=grid,
-        stored=weight.integers,
+        stored_weight=weight.integers,
         values=values,
         scales=scales,
         fixes=None,
-        bias=None,
-        activation={},
+        epilogue=Following(node.outputs[0]),
         y_grid=None,
         nodes=(node,),
         operands=(x.node, weight.node),
@@ -124,15 +131,16 @@ def match_static(node: Node) -> Int8Layer | str | None:
         if found is None:
             return f"its bias '{node.inputs[2].name}' is not a constant with one number per output"
         layer = found
-    layer = _with_followers(layer, add=node.op == "MatMul")
-    return _with_rounding_of_x(layer, x)
+    return _with_rounding_of_x(_with_followers(layer, types, taken), x)
 
 
-def match_dynamic(node: Node) -> Int8Layer | str | None:
+def match_dynamic(node: Node, types: Types, taken: Container[Node] = ()) -> Int8Layer | str | None:
     """Return a MatMulInteger whose input a DynamicQuantizeLinear rounds, with what makes floats of its sums.
 
     Args:
         node: A MatMulInteger.
+        types: Shapes of the activations.
+        taken: Nodes that go with another layer.
     """
     x = producer(node.inputs[0])
     if x is None or x.op != "DynamicQuantizeLinear" or x.domain not in STANDARD_DOMAINS:
@@ -162,17 +170,16 @@ def match_dynamic(node: Node) -> Int8Layer | str | None:
         node=node,
         source=x,
         x_grid=None,
-        stored=stored,
+        stored_weight=stored,
         values=values,
         scales=scales,
         fixes=None,
-        bias=None,
-        activation={},
+        epilogue=Following(nodes[-1].outputs[0]),
         y_grid=None,
         nodes=(node, *nodes),
         operands=(x, factor, *(() if turned is None else (turned,))),
     )
-    return _with_followers(layer, add=True)
+    return _with_followers(layer, types, taken)
 
 
 def only_reader(tensor: Tensor, node: Node) -> Node | None:
@@ -216,16 +223,6 @@ def _why_other_weight(weight: Restored, along: int, *, rank: int | None) -> str:
     return f"its weight '{name}' has {terms} rows; the kernel takes up to {MAX_K}" if terms > MAX_K else ""
 
 
-def _why_other_gemm(node: Node) -> str:
-    if node.attrs.get("transA", 0):
-        return "it has transA = 1"
-    for name in ("alpha", "beta"):
-        factor = node.attrs.get(name, 1.0)
-        if factor != 1.0 and (name == "alpha" or len(node.inputs) > 2):
-            return f"it has {name} = {factor:g}, not 1"
-    return ""
-
-
 def _is_usable(scale: NDArray[Any]) -> bool:
     return bool(np.isfinite(scale).all() and (scale > 0).all())
 
@@ -243,69 +240,56 @@ def _with_bias(layer: Int8Layer, tensor: Tensor) -> Int8Layer | None:
         values, scale = found.values.reshape(-1), np.asarray(found.scale, np.float32).reshape(-1)
         if np.allclose(scale, product, rtol=1e-5, atol=0):
             return replace(layer, fixes=np.asarray(values, np.int32))
-        return replace(layer, bias=(values.astype(np.float64) * scale).astype(np.float32))
-    bias = as_bias(tensor, n, rank=1 if layer.node.op == "Conv" else 2)
-    return None if bias is None else replace(layer, bias=bias)
+        bias: NDArray[np.float32] | None = (values.astype(np.float64) * scale).astype(np.float32)
+    else:
+        bias = as_bias(tensor, n, rank=1 if layer.node.op == "Conv" else 2)
+    return None if bias is None else replace(layer, epilogue=replace(layer.epilogue, bias=bias))
 
 
-def as_bias(tensor: Tensor, n: int, *, rank: int) -> NDArray[np.float32] | None:
-    """The [N] vector that a constant adds to a result of at least this rank; None if it adds anything else."""
-    value: NDArray[Any] | None = constant_value(tensor)
-    if value is None or value.dtype != np.float32 or value.ndim > rank:
+def _with_followers(layer: Int8Layer, types: Types, taken: Container[Node]) -> Int8Layer:
+    """The layer with the sums, the activation and the rounding that follow it, each the only reader."""
+    n = None if layer.node.op == "Conv" else layer.scales.size  # what is added to channels is the Conv's own bias
+    epilogue = read_epilogue(layer.output, n, types, bias=layer.epilogue.bias, taken=taken)
+    if not epilogue.nodes:
+        epilogue = _sum_behind_pair(layer, types, taken) or epilogue
+    layer = replace(layer, epilogue=epilogue, nodes=(*layer.nodes, *epilogue.nodes))
+    rounding = _rounding_of(layer.output, layer.node)
+    if rounding is None:
+        return layer
+    return replace(layer, y_grid=_grid_of_rounding(rounding), nodes=(*layer.nodes, rounding))
+
+
+def _sum_behind_pair(layer: Int8Layer, types: Types, taken: Container[Node]) -> Following | None:
+    """The Add of a residual, with the conversions between, which have no other purpose than to make bytes of a result.
+
+    Conversions that cut all on one side of zero stand for a Relu, and stay. So do those in front of an Add of bytes:
+    ONNX Runtime adds bytes faster than the kernel reads floats that were restored from them.
+    """
+    rounding = _rounding_of(layer.output, layer.node)
+    restoring = None if rounding is None else only_reader(rounding.outputs[0], layer.node)
+    if rounding is None or restoring is None or not is_conversion(restoring, "DequantizeLinear"):
         return None
-    if value.size != (value.shape[-1] if value.ndim else 1) or value.size not in {1, n}:
+    y = restoring.outputs[0]
+    found, grid = restored(y), _grid_of_rounding(rounding)
+    if found is None or grid is None or _grid(found) != grid or not 0 < grid[1] < _LARGEST_BYTE:
         return None
-    return np.ascontiguousarray(np.broadcast_to(value.reshape(-1), (n,)))
+    epilogue = read_epilogue(y, None, types, bias=layer.epilogue.bias, taken=taken)
+    residual = epilogue.residual
+    adds_bytes = residual is not None and restored(residual) and _rounding_of(epilogue.output, layer.node)
+    if residual is None or adds_bytes:
+        return None
+    return replace(epilogue, nodes=(rounding, restoring, *epilogue.nodes))
 
 
-def _with_followers(layer: Int8Layer, *, add: bool) -> Int8Layer:
-    """The layer with the bias, the activation and the rounding that follow it, each the only reader."""
-    follower = only_reader(layer.output, layer.node)
-    if add and layer.bias is None and layer.fixes is None and follower is not None and _is(follower, "Add"):
-        other = follower.inputs[1] if follower.inputs[0] is layer.output else follower.inputs[0]
-        bias = as_bias(other, layer.scales.size, rank=1)
-        if bias is not None:
-            layer = replace(layer, bias=bias, nodes=(*layer.nodes, follower))
-            follower = only_reader(layer.output, layer.node)
-    activation = None if follower is None else activation_of(follower)
-    if follower is not None and activation is not None:
-        layer = replace(layer, activation=activation, nodes=(*layer.nodes, follower))
-        follower = only_reader(layer.output, layer.node)
-    if follower is not None and is_conversion(follower, "QuantizeLinear") and follower.inputs[0] is layer.output:
-        grid = _grid_of_rounding(follower)
-        if grid is not None:
-            layer = replace(layer, y_grid=grid, nodes=(*layer.nodes, follower))
-    return layer
+def _rounding_of(y: Tensor, node: Node) -> Node | None:
+    """The QuantizeLinear that alone reads a result and makes bytes of it, in the graph of a node."""
+    reader = only_reader(y, node)
+    rounds = reader is not None and is_conversion(reader, "QuantizeLinear") and reader.inputs[0] is y
+    return reader if rounds and reader is not None and _grid_of_rounding(reader) is not None else None
 
 
 def _is(node: Node, op: str) -> bool:
     return bool(node.op == op and node.domain in STANDARD_DOMAINS)
-
-
-def activation_of(node: Node) -> dict[str, Any] | None:
-    """Return an activation as the attributes of our operators, or None where they have none that does the same."""
-    if _is(node, "Relu"):
-        return {"activation": "relu"}
-    if _is(node, "Gelu"):
-        tanh = node.attrs.get("approximate", "none") == "tanh"
-        return {"activation": "gelu_tanh" if tanh else "gelu"}
-    if node.op == "Gelu" and node.domain == "com.microsoft":
-        return {"activation": "gelu"}
-    if not _is(node, "Clip"):
-        return None
-    bounds = [float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))]
-    for place, tensor in enumerate(node.inputs[1:3]):
-        if tensor is None or tensor.is_empty():
-            continue
-        value = constant_value(tensor)
-        if value is None or value.size != 1 or value.dtype != np.float32:
-            return None
-        bounds[place] = float(value.reshape(-1)[0])
-    if bounds == [0.0, 6.0]:
-        return {"activation": "relu6"}
-    if not bounds[0] <= bounds[1] or np.isinf(bounds).all():
-        return None
-    return {"activation": "clip", "low": bounds[0], "high": bounds[1]}
 
 
 def _grid_of_rounding(node: Node) -> Grid | None:

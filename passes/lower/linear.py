@@ -74,7 +74,7 @@ def match_linear(node: Node, types: Types, rows: RowCounts, taken: Container[Nod
         rows: Counts the rows of X.
         taken: Nodes that go with another product.
     """
-    reason = _why_no_weight(node) or (_why_other_gemm(node) if node.op == "Gemm" else "")
+    reason = _why_no_weight(node) or (why_other_gemm(node) if node.op == "Gemm" else "")
     if reason:
         return reason
     transposed = node.op == "Gemm" and bool(node.attrs.get("transB", 0))
@@ -113,7 +113,8 @@ def _why_no_weight(node: Node) -> str:
     return ""
 
 
-def _why_other_gemm(node: Node) -> str:
+def why_other_gemm(node: Node) -> str:
+    """Return why a Gemm is no plain product with a bias; nothing if it is one."""
     if node.attrs.get("transA", 0):
         return "it has transA = 1"
     for name in ("alpha", "beta"):

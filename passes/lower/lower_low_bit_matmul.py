@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-
 from graphopt.analysis.cost_table import CostTable
 from graphopt.analysis.types import Types
 from graphopt.graph import Constant, Function, Model, Node, is_graph_output, producer, uses
 from graphopt.passes.lower.costed import CostedLowering
-from graphopt.passes.lower.epilogue import Following, as_bias, read_epilogue
+from graphopt.passes.lower.epilogue import Following, added_inputs, as_bias, read_epilogue
 from graphopt.passes.lower.fewbits import CONTRIBUTED, FewBitMatrix, read_nbits, read_operand
-from graphopt.passes.lower.linear import STANDARD_DOMAINS
+from graphopt.passes.lower.linear import STANDARD_DOMAINS, why_other_gemm
 from graphopt.passes.lower.lowbit import low_bit_matrix
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.solve.pack_low_bit import LowBitMatrix, pack_low_bit
@@ -22,6 +20,7 @@ from graphopt.verify.contract import Contract
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from graphopt.analysis.manager import Facts
@@ -105,7 +104,7 @@ class LowerLowBitMatmul(CostedLowering):
         node, count, (k, n) = site.node, site.rows, weight.values.shape
         if isinstance(node.graph, Function):
             return "it is in the body of a function, which has no initializers; inline the function first"
-        refused = _why_other(node)
+        refused = why_other_gemm(node) if node.op == "Gemm" else ""
         if refused:
             return refused
         operand = _bias_operand(node)
@@ -138,18 +137,12 @@ class LowerLowBitMatmul(CostedLowering):
             if key not in packed:
                 name = f"{node.inputs[1].name}_packed"
                 packed[key] = rewriter.constant(pack_low_bit(matrix), name=name, near=node)
-            inputs: list[Tensor | None] = [node.inputs[0], packed[key], None, epilogue.residual]
-            if epilogue.bias is not None or epilogue.residual is not None:
-                # An input left out before another one crashes ONNX Runtime before 1.23.
-                bias = np.zeros(n, np.float32) if epilogue.bias is None else epilogue.bias
-                inputs[2] = rewriter.constant(bias, name=f"{label}_bias", near=node)
-            while inputs[-1] is None:
-                inputs.pop()
+            added = added_inputs(rewriter, epilogue.bias, epilogue.residual, n, label=label, near=node)
             attrs = {"K": k, "N": n, "bits": matrix.bits, "block_size": matrix.block, **epilogue.attrs}
             attrs["activations"] = self.activations
             result = rewriter.op(
                 "LowBitMatMul",
-                inputs,
+                [node.inputs[0], packed[key], *added],
                 attrs=attrs,
                 domain=_DOMAIN,
                 like=epilogue.output,
@@ -209,18 +202,6 @@ def _own_bias(node: Node, n: int) -> NDArray[np.float32] | None:
     """The bias that a node adds itself."""
     operand = _bias_operand(node)
     return None if operand is None else as_bias(operand, n, rank=2)
-
-
-def _why_other(node: Node) -> str:
-    """Why a node is no plain product with a bias."""
-    if node.op == "Gemm":
-        if node.attrs.get("transA", 0):
-            return "it has transA = 1"
-        for name in ("alpha", "beta"):
-            factor = node.attrs.get(name, 1.0)
-            if factor != 1.0 and (name == "alpha" or len(node.inputs) > 2):
-                return f"it has {name} = {factor:g}, not 1"
-    return ""
 
 
 def _stored_bits(weight: FewBitMatrix) -> int:

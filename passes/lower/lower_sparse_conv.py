@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from graphopt.analysis.cost_table import CostTable
 from graphopt.analysis.types import Types
-from graphopt.graph import Constant, Model, Node, Tensor, is_graph_output, uses
 from graphopt.passes.lower.convolution import Convolution, is_conv, match_convolution
 from graphopt.passes.lower.costed import CostedLowering
+from graphopt.passes.lower.epilogue import added_inputs
+from graphopt.passes.lower.settling import settle
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.solve.pack_sparse_conv import BLOCKS, block_entries, pack_sparse_conv, packed_conv_bytes
 from graphopt.verify.contract import Contract
@@ -19,8 +18,10 @@ from graphopt.verify.contract import Contract
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    import numpy as np
+
     from graphopt.analysis.manager import Facts
-    from graphopt.graph import Rewriter
+    from graphopt.graph import Constant, Model, Node, Rewriter, Tensor
 
 _DOMAIN = "ai.graphopt"
 _HEADERS_BYTES = 4096  # what the packed form of a tiny weight may have beside its entries
@@ -67,21 +68,13 @@ class LowerSparseConv(CostedLowering):
         """
         table = CostTable.find(self.cost_table)
         types, counts = facts.get(Types), self.counts(model, facts)
-        found: dict[Node, _Choice | str] = {}
-        taken: set[Node] = set()
-        for _, node in model.walk():
-            if is_conv(node):
-                found[node] = self._judge(match_convolution(node, types, counts, taken), table)
-                chosen = found[node]
-                if isinstance(chosen, _Choice):
-                    taken.update(chosen.layer.nodes)
+
+        def judge(node: Node, taken: set[Node]) -> _Choice | str | None:
+            return self._judge(match_convolution(node, types, counts, taken), table) if is_conv(node) else None
+
         packed: dict[tuple[Tensor, int, int], Constant] = {}
-        for node, choice in found.items():
-            reason = choice if isinstance(choice, str) else _why_weight_stays(choice.layer, found)
-            if isinstance(choice, str) or reason:
-                yield Skip(node, reason)
-                continue
-            yield _patch(choice, packed)
+        for node, choice in settle(model, judge).items():
+            yield Skip(node, choice) if isinstance(choice, str) else _patch(choice, packed)
 
     def _judge(self, layer: Convolution | str, table: CostTable) -> _Choice | str:
         if isinstance(layer, str):
@@ -127,15 +120,11 @@ def _patch(choice: _Choice, packed: dict[tuple[Tensor, int, int], Constant]) -> 
         if key not in packed:
             blob = pack_sparse_conv(layer.weight(), group=layer.group, block=choice.block)
             packed[key] = rewriter.constant(blob, name=f"{layer.stored_weight.name}_packed", near=layer.node)
-        inputs: list[Tensor] = [layer.node.inputs[0], packed[key]]
-        bias, residual = layer.bias, layer.epilogue.residual
-        if bias is None and residual is not None:
-            # An input left out before another one crashes ONNX Runtime before 1.23.
-            bias = rewriter.constant(np.zeros(len(layer.weight()), np.float32), name=f"{label}_bias", near=layer.node)
-        inputs += [tensor for tensor in (bias, residual) if tensor is not None]
+        residual = layer.epilogue.residual
+        added = added_inputs(rewriter, layer.bias, residual, len(layer.weight()), label=label, near=layer.node)
         result = rewriter.op(
             "SparseConv",
-            inputs,
+            [layer.node.inputs[0], packed[key], *added],
             attrs=layer.attributes(),
             domain=_DOMAIN,
             like=layer.output,
@@ -159,15 +148,3 @@ def _why_file_grows(weight: np.ndarray[Any, Any], group: int, block: int) -> str
     after = packed_conv_bytes(weight, group=group, block=block)
     grows = after > weight.nbytes + _HEADERS_BYTES
     return f"its weight of {weight.nbytes} bytes would take {after} bytes, so that the file would grow" if grows else ""
-
-
-def _why_weight_stays(layer: Convolution, found: dict[Node, _Choice | str]) -> str:
-    """The reader of the weight that needs it dense, as a reason; nothing if there is none."""
-    weight = layer.stored_weight
-    if is_graph_output(weight):
-        return f"its weight '{weight.name}' is an output of the graph, so that the file would grow"
-    for use in uses(weight):
-        lowered = isinstance(found.get(use.node), _Choice) and use.index == 1 and use.node.graph is layer.node.graph
-        if not lowered:
-            return f"its weight '{weight.name}' is also read by '{node_label(use.node)}', so that the file would grow"
-    return ""

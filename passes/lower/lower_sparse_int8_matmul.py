@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.cost_table import CostTable
+from graphopt.analysis.types import Types
 from graphopt.passes.lower.costed import CostedLowering
 from graphopt.passes.lower.integers import STANDARD_DOMAINS, Int8Layer, match_dynamic, match_static
-from graphopt.passes.lower.replacing import Choice, choose, patch, why_weight_stays
+from graphopt.passes.lower.replacing import Candidate, Choice, choose, patch
+from graphopt.passes.lower.settling import settle
 from graphopt.rewrite.patch import Patch, Skip
 from graphopt.solve.pack_sparse_int8 import pack_sparse_int8
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Container, Generator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -30,8 +31,9 @@ class LowerSparseInt8Matmul(CostedLowering):
 
     Matches:   MatMul and Gemm whose input and constant weight come from DequantizeLinear, uint8 and int8, the weight
                with the zero point 0 and one scale or one per output; MatMulInteger behind DynamicQuantizeLinear with
-               the Cast and the products of scales that follow. A constant bias, a Relu, Clip or Gelu and a
-               QuantizeLinear to uint8 that alone read the result go with them, and so does a QuantizeLinear whose
+               the Cast and the products of scales that follow. An Add of a constant bias, an Add of floats of the same
+               shape, a Relu, Clip, Gelu, Swish, x * Sigmoid(x) or Gelu spelled out by Erf or Tanh and a QuantizeLinear
+               to uint8, each the only reader of what is before it, go with them, and so does a QuantizeLinear whose
                result nothing else reads.
     Produces:  SparseInt8MatMul with the weight packed in blocks of 1 x 4 or 4 x 4. It reads uint8 between integer
                layers and floats elsewhere, and writes uint8 where the result is rounded.
@@ -55,35 +57,30 @@ class LowerSparseInt8Matmul(CostedLowering):
             RecipeError: The cost table cannot be read, or does not have the instruction set.
         """
         table = CostTable.find(self.cost_table)
-        counts = self.counts(model, facts)
-        found: dict[Node, tuple[Int8Layer, Choice] | str] = {}
-        for _, node in model.walk():
-            layer = _match(node)
-            if layer is None:
-                continue
-            if isinstance(layer, str):
-                found[node] = layer
-                continue
-            choice = choose(layer.values, counts.of(layer.node.inputs[0]), table, self.isa, "matmul")
-            found[node] = choice if isinstance(choice, str) else (layer, choice)
+        types, counts = facts.get(Types), self.counts(model, facts)
+
+        def judge(node: Node, taken: set[Node]) -> Choice | str | None:
+            layer = _match(node, types, taken)
+            if layer is None or isinstance(layer, str):
+                return layer
+            return choose(_candidate(layer), counts.of(node.inputs[0]), table, self.isa, "matmul")
+
         packed: dict[Any, Any] = {}
-        for node, known in found.items():
-            reason = known if isinstance(known, str) else why_weight_stays(known[0], found)
-            if reason or isinstance(known, str):
-                yield Skip(node, reason)
-                continue
-            layer, choice = known
-            k, n = layer.values.shape
-            yield patch(layer, partial(_pack, layer), choice, "SparseInt8MatMul", {"K": k, "N": n}, packed)
+        for node, choice in settle(model, judge).items():
+            yield Skip(node, choice) if isinstance(choice, str) else patch(choice, packed)
 
 
-def _pack(layer: Int8Layer, unit: int) -> NDArray[np.uint8]:
-    return pack_sparse_int8(layer.values, layer.scales, layer.fixes, unit=unit)
+def _candidate(layer: Int8Layer) -> Candidate:
+    def pack(unit: int) -> NDArray[np.uint8]:
+        return pack_sparse_int8(layer.values, layer.scales, layer.fixes, unit=unit)
+
+    k, n = layer.values.shape
+    return Candidate(layer, "SparseInt8MatMul", {"K": k, "N": n}, layer.values, pack)
 
 
-def _match(node: Node) -> Int8Layer | str | None:
+def _match(node: Node, types: Types, taken: Container[Node]) -> Int8Layer | str | None:
     if node.domain not in STANDARD_DOMAINS:
         return None
     if node.op in {"MatMul", "Gemm"}:
-        return match_static(node)
-    return match_dynamic(node) if node.op == "MatMulInteger" else None
+        return match_static(node, types, taken)
+    return match_dynamic(node, types, taken) if node.op == "MatMulInteger" else None

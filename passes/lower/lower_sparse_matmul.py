@@ -9,9 +9,10 @@ import numpy as np
 
 from graphopt.analysis.cost_table import CostTable
 from graphopt.analysis.types import Types
-from graphopt.graph import Constant, Model, Node, Tensor, is_graph_output, uses
 from graphopt.passes.lower.costed import CostedLowering
+from graphopt.passes.lower.epilogue import added_inputs
 from graphopt.passes.lower.linear import Linear, is_linear, match_linear
+from graphopt.passes.lower.settling import settle
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.solve.pack_sparse import SparseForm, pack_sparse, sparse_forms
 from graphopt.verify.contract import Contract
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from graphopt.analysis.manager import Facts
-    from graphopt.graph import Rewriter
+    from graphopt.graph import Constant, Model, Node, Rewriter, Tensor
 
 _DOMAIN = "ai.graphopt"
 _HEADERS_BYTES = 4096  # what the packed form of a tiny matrix may have beside its entries
@@ -58,22 +59,17 @@ class LowerSparseMatmul(CostedLowering):
         """
         table = CostTable.find(self.cost_table)
         types, rows = facts.get(Types), self.counts(model, facts)
-        taken: set[Node] = set()
-        found: dict[Node, _Chosen | str] = {}
-        for _, node in model.walk():
-            if is_linear(node):
-                layer = match_linear(node, types, rows, taken)
-                found[node] = chosen = layer if isinstance(layer, str) else self._judge(layer, table)
-                taken.update(() if isinstance(chosen, str) else chosen.layer.epilogue.nodes)
-        packed: dict[tuple[Tensor, bool, int], Constant] = {}
-        for node, chosen in found.items():
-            reason = chosen if isinstance(chosen, str) else _why_weight_stays(chosen.layer, found)
-            if isinstance(chosen, str) or reason:
-                yield Skip(node, reason)
-                continue
-            yield _patch(chosen, packed)
 
-    def _judge(self, layer: Linear, table: CostTable) -> _Chosen | str:
+        def judge(node: Node, taken: set[Node]) -> _Chosen | str | None:
+            return self._judge(match_linear(node, types, rows, taken), table) if is_linear(node) else None
+
+        packed: dict[tuple[Tensor, bool, int], Constant] = {}
+        for node, chosen in settle(model, judge).items():
+            yield Skip(node, chosen) if isinstance(chosen, str) else _patch(chosen, packed)
+
+    def _judge(self, layer: Linear | str, table: CostTable) -> _Chosen | str:
+        if isinstance(layer, str):
+            return layer
         weights = layer.k * layer.n
         forms = sparse_forms(layer.weight())
         by_kernel = {_kernel(form): form for form in forms}
@@ -110,17 +106,10 @@ def _patch(chosen: _Chosen, packed: dict[tuple[Tensor, bool, int], Constant]) ->
         if key not in packed:
             blob = pack_sparse(layer.weight(), block_rows=form.block_rows)
             packed[key] = rewriter.constant(blob, name=f"{layer.stored_weight.name}_packed", near=layer.node)
-        inputs: list[Tensor] = [layer.node.inputs[0], packed[key]]
-        residual = epilogue.residual
-        if epilogue.bias is not None or residual is not None:
-            # An input left out before another one crashes ONNX Runtime before 1.23.
-            bias = np.zeros(layer.n, np.float32) if epilogue.bias is None else epilogue.bias
-            inputs.append(rewriter.constant(bias, name=f"{label}_bias", near=layer.node))
-        if residual is not None:
-            inputs.append(residual)
+        added = added_inputs(rewriter, epilogue.bias, epilogue.residual, layer.n, label=label, near=layer.node)
         result = rewriter.op(
             "SparseMatMul",
-            inputs,
+            [layer.node.inputs[0], packed[key], *added],
             attrs={"K": layer.k, "N": layer.n, **epilogue.attrs},
             domain=_DOMAIN,
             like=epilogue.output,
@@ -158,16 +147,3 @@ def _why_file_grows(form: SparseForm, weights: int) -> str:
     before = weights * np.dtype(np.float32).itemsize
     grows = form.bytes > before + _HEADERS_BYTES
     return f"its weight of {before} bytes would take {form.bytes} bytes, so that the file would grow" if grows else ""
-
-
-def _why_weight_stays(layer: Linear, found: dict[Node, _Chosen | str]) -> str:
-    """The reader of the weight that needs it dense, as a reason; nothing if there is none."""
-    weight = layer.stored_weight
-    if is_graph_output(weight):
-        return f"its weight '{weight.name}' is an output of the graph, so that the file would grow"
-    for use in uses(weight):
-        other = found.get(use.node)
-        lowered = isinstance(other, _Chosen) and use.index == 1 and use.node.graph is layer.node.graph
-        if not lowered:
-            return f"its weight '{weight.name}' is also read by '{node_label(use.node)}', so that the file would grow"
-    return ""

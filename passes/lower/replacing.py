@@ -1,4 +1,4 @@
-"""Which layers of 8-bit integers go to the sparse kernel, and how they are replaced."""
+"""How layers of 8-bit integers go to the sparse kernel, and when."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.graph import is_graph_output, uses
+from graphopt.passes.lower.epilogue import added_inputs
+from graphopt.passes.lower.height import flat, flattening, tall, tall_shape
 from graphopt.rewrite.patch import LayerRecord, Patch, node_label
 from graphopt.solve.pack_sparse_int8 import UNITS, packed_bytes, stored_share
 
@@ -26,30 +28,57 @@ _BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A layer that the kernel can compute.
+
+    Attributes:
+        layer: The layer.
+        op: The operator.
+        attributes: Its attributes beside those of grids and activation.
+        matrix: The weight as [K, N].
+        pack: Packs it in units of so many outputs.
+    """
+
+    layer: Int8Layer
+    op: str
+    attributes: Mapping[str, Any]
+    matrix: NDArray[np.int8]
+    pack: Callable[[int], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """How a layer is lowered.
 
     Attributes:
+        candidate: The layer.
         unit: Outputs that share their blocks: 1 or 4.
         zeros: Share of blocks that are zero.
         faster: How many times faster than the 8-bit operator of ONNX Runtime, by the cost table.
     """
 
+    candidate: Candidate
     unit: int
     zeros: float
     faster: float
 
+    @property
+    def layer(self) -> Int8Layer:
+        """The layer."""
+        return self.candidate.layer
 
-def choose(matrix: NDArray[np.int8], rows: int | None, table: CostTable, isa: str, kind: str) -> Choice | str:
+
+def choose(candidate: Candidate, rows: int | None, table: CostTable, isa: str, kind: str) -> Choice | str:
     """Return the fastest form of the sparse kernel, or why the layer stays as it is.
 
     Args:
-        matrix: The weight of a layer as [K, N].
+        candidate: The layer.
         rows: Rows of activations or positions of the output; None where unknown.
         table: What is faster.
         isa: The instruction set that counts, or ``any``.
         kind: ``matmul`` or ``conv``.
     """
+    matrix = candidate.matrix
     k, n = matrix.shape
     choices = []
     for unit in UNITS:
@@ -57,7 +86,7 @@ def choose(matrix: NDArray[np.int8], rows: int | None, table: CostTable, isa: st
         name = f"sparse-int8-{kind}-{unit}x4"
         over = table.gain(name, zeros, f"dense-int8-{kind}", _BITS, rows, k * n, isa)
         # Where the dense 8-bit operator is slower than the dense float one, the float one is to be beaten.
-        choices.append(Choice(unit, zeros, min(over, table.predicted(name, rows, k * n, zeros, isa))))
+        choices.append(Choice(candidate, unit, zeros, min(over, table.predicted(name, rows, k * n, zeros, isa))))
     best = max(choices, key=lambda choice: choice.faster)
     if best.faster < 1 + table.margin:
         places = "an unknown number of" if rows is None else str(rows)
@@ -71,85 +100,68 @@ def choose(matrix: NDArray[np.int8], rows: int | None, table: CostTable, isa: st
     return best
 
 
-def why_weight_stays(layer: Int8Layer, found: Mapping[Node, tuple[Int8Layer, Choice] | str]) -> str:
-    """Return the reader of the weight that needs it dense, as a reason; nothing if there is none."""
-    stored = layer.stored
-    if is_graph_output(stored):
-        return f"its weight '{stored.name}' is an output of the graph, so that the file would grow"
-    for node in _readers(stored):
-        known = found.get(node)
-        lowered = not isinstance(known, str | None) and known[0].stored is stored and node.graph is layer.node.graph
-        if not lowered:
-            return f"its weight '{stored.name}' is also read by '{node_label(node)}', so that the file would grow"
-    return ""
-
-
-def _readers(tensor: Tensor) -> list[Node]:
-    """Who reads a weight, through what restores or turns it."""
-    found: list[Node] = []
-    for use in uses(tensor):
-        through = use.index == 0 and use.node.op in {"DequantizeLinear", "Transpose"}
-        output = use.node.outputs[0]
-        found += _readers(output) if through and not is_graph_output(output) else [use.node]
-    return found
-
-
-def patch(
-    layer: Int8Layer,
-    pack: Callable[[int], NDArray[np.uint8]],
-    choice: Choice,
-    op: str,
-    attributes: Mapping[str, Any],
-    packed: dict[Any, Any],
-) -> Patch:
+def patch(choice: Choice, packed: dict[Any, Any]) -> Patch:
     """Return the patch that puts one of our operators in the place of a layer.
 
     Args:
-        layer: The layer.
-        pack: Packs its weight in units of so many outputs.
-        choice: How it is packed.
-        op: The operator.
-        attributes: Its attributes beside those of grids and activation.
+        choice: The layer and how it is lowered.
         packed: Weights packed so far, by what they hold.
     """
-    label = node_label(layer.node)
+    layer, candidate = choice.layer, choice.candidate
+    label, last = node_label(layer.node), layer.nodes[-1]
     extras = "".join(f" and {node.op} '{node_label(node)}'" for node in layer.nodes[1:])
+    read = (layer.x, layer.epilogue.residual) if layer.one_axis else ()
+    views = [view for tensor in read if tensor is not None and (view := flattening(tensor)) is not None]
 
     def apply(rewriter: Rewriter) -> None:
-        fixes = layer.fixes
-        to_bytes = layer.y_grid is not None
-        key = (layer.stored, choice.unit, None if fixes is None else fixes.tobytes(), layer.scales.tobytes(), to_bytes)
-        if key not in packed:
-            blob = pack(choice.unit)
-            # The type of the weight tells ONNX Runtime before 1.20 that the output is uint8.
-            packed[key] = rewriter.constant(
-                blob.view(np.int8) if to_bytes else blob, name=f"{layer.stored.name}_packed", near=layer.node
-            )
-        inputs: list[Tensor] = [layer.x, packed[key]]
-        if layer.bias is not None:
-            inputs.append(rewriter.constant(layer.bias, name=f"{label}_bias", near=layer.node))
+        x, residual = layer.x, layer.epilogue.residual
+        if layer.one_axis:
+            x = tall(rewriter, x, last)
+            residual = None if residual is None else tall(rewriter, residual, last)
+        added = added_inputs(rewriter, layer.epilogue.bias, residual, layer.scales.size, label=label, near=layer.node)
         result: Variable = rewriter.op(
-            op,
-            inputs,
-            attrs={**attributes, **layer.attributes()},
+            candidate.op,
+            [x, _weight(rewriter, choice, packed), *added],
+            attrs={**candidate.attributes, **layer.attributes()},
             domain=DOMAIN,
-            like=layer.output,
-            near=layer.nodes[-1],
+            like=None if layer.one_axis else layer.output,
+            near=last,
             origin=(layer.node,),
             name=layer.node.name or layer.node.op,
         )
+        dtype = np.dtype(np.float32 if layer.y_grid is None else np.uint8)
+        shape = layer.node.outputs[0].shape
+        if layer.one_axis:
+            rewriter.set_type(result, dtype, tall_shape(shape))
+            result = flat(rewriter, result, layer.output, last)
         if layer.y_grid is not None and layer.output.dtype is None:
-            rewriter.set_type(result, np.dtype(np.uint8), layer.node.outputs[0].shape)
+            rewriter.set_type(result, dtype, shape)
         rewriter.replace_tensor(layer.output, result)
         rewriter.erase(layer.nodes)
-        for node in _no_longer_read(layer.operands):
+        for node in _no_longer_read((*layer.operands, *views)):
             rewriter.erase(node)
 
-    what = f"{op}, {choice.zeros:.1%} zeros in blocks of {choice.unit} x 4"
+    what = f"{candidate.op}, {choice.zeros:.1%} zeros in blocks of {choice.unit} x 4"
     reason = f"at least {choice.faster:.1f} times as fast as the dense 8-bit operator by the cost table"
     record = LayerRecord(label, layer.node.op, what, reason=reason)
-    nodes = (*layer.nodes, *layer.operands)
+    nodes = (*layer.nodes, *layer.operands, *views)
     return Patch(f"run {layer.node.op} '{label}'{extras} on the sparse int8 kernel", nodes, apply, (record,))
+
+
+def _weight(rewriter: Rewriter, choice: Choice, packed: dict[Any, Any]) -> Tensor:
+    """The packed weight; layers whose weights hold the same share it."""
+    layer, to_bytes = choice.layer, choice.layer.y_grid is not None
+    numbers = (layer.scales.tobytes(), None if layer.fixes is None else layer.fixes.tobytes())
+    form = (choice.unit, choice.candidate.attributes.get("group", 1), to_bytes)
+    key = (layer.stored_weight, *form, *numbers)
+    if key not in packed:
+        blob = choice.candidate.pack(choice.unit)
+        # The type of the weight tells ONNX Runtime before 1.20 that the output is uint8.
+        packed[key] = rewriter.constant(
+            blob.view(np.int8) if to_bytes else blob, name=f"{layer.stored_weight.name}_packed", near=layer.node
+        )
+    weight: Tensor = packed[key]
+    return weight
 
 
 def _no_longer_read(nodes: Sequence[Node]) -> Sequence[Node]:

@@ -118,6 +118,9 @@ def results(done: Done, batch: int = 2) -> list[np.ndarray]:
         ("pads = [0, 1, 2, 0], strides = [2, 1]", 3, {"pads": [0, 1, 2, 0], "strides": [2, 1]}),
         ("strides = [2, 2]", 1, {"strides": [2, 2]}),
         ('dilations = [2, 3], auto_pad = "VALID"', 3, {"dilations": [2, 3]}),
+        ('auto_pad = "SAME_UPPER"', 3, {"pads": [1, 1, 1, 1]}),
+        ('auto_pad = "SAME_UPPER", strides = [2, 3]', 4, {"pads": [1, 1, 2, 1], "strides": [2, 3]}),
+        ('auto_pad = "SAME_LOWER", strides = [2, 3]', 4, {"pads": [2, 1, 1, 1], "strides": [2, 3]}),
     ],
 )
 @pytest.mark.parametrize("activation", ["", "Relu"])
@@ -197,17 +200,20 @@ def test_lower_blocks_of_four_outputs(lower: LowerSparseInt8Conv) -> None:
             "it is depthwise",
         ),
         (
-            static('c = Conv<auto_pad = "SAME_UPPER">(d, v, bf)  y = QuantizeLinear(c, ys, yz)'),
-            "its padding follows from the size of its input (auto_pad is SAME_UPPER)",
+            static(
+                'c = Conv<auto_pad = "SAME_UPPER">(d, v, bf)  y = QuantizeLinear(c, ys, yz)',
+                x="uint8[B, 8, 9, width] q",
+            ),
+            "its pads follow from sizes that are not known (auto_pad is SAME_UPPER)",
         ),
         (
             static(
                 "c = Conv(d, v, bf)  y = QuantizeLinear(c, ys, yz)",
-                w=weight(size=4)[:, :, 0],
-                x="uint8[B, 8, 9] q",
-                y="uint8[B, 8, H] y",
+                w=weight(size=4)[..., None],
+                x="uint8[B, 8, 9, 9, 9] q",
+                y="uint8[B, 8, D, H, W] y",
             ),
-            "the kernel has two spatial axes",
+            "the kernel has one and two spatial axes",
         ),
         (static("c = Conv(d, v, bf)  y = QuantizeLinear(c, ys, yz)").replace("uint8", "int8"), "is int8, not uint8"),
     ],

@@ -252,10 +252,11 @@ def test_lower_blocks_of_four_outputs_where_the_weight_has_them(lower: LowerSpar
 
 
 def test_lower_shared_weight_is_packed_once(lower: LowerSparseInt8Matmul) -> None:
-    body = "a = MatMul(d, v)  e = Neg(d)  p = MatMul(d, v)  y = Add(a, p)"
-    done = run_pass(lower, static(body.replace("e = Neg(d)  ", "")))
-    first, second, _ = (node for _, node in done.model.walk())
+    done = check_pass(lower, static("a = MatMul(d, v)  p = MatMul(d, v)  y = Add(a, p)"))
+    assert done.ops == ["SparseInt8MatMul", "SparseInt8MatMul"]
+    first, second = (node for _, node in done.model.walk())
     assert first.inputs[1] is second.inputs[1]
+    assert second.inputs[3] is first.outputs[0]
 
 
 @pytest.mark.parametrize(
