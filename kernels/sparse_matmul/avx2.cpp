@@ -11,32 +11,15 @@ namespace {
 #include "base/activation_lane.h"
 
 #include "sparse_matmul/lane_four.h"
+#include "sparse_matmul/transpose_eight.h"
 
 struct Lane : FloatLane {
+  using Square = Lane;
   static constexpr unsigned sums_at_once = 8;
 
   template <class Sink>
   static void transpose(const float* src, size_t ld_src, unsigned rows, Sink sink) {
-    __m256 r[8], t[8];
-#pragma GCC unroll 8
-    for (unsigned i = 0; i < 8; ++i) r[i] = i < rows ? load(src + i * ld_src) : zero();
-#pragma GCC unroll 4
-    for (unsigned i = 0; i < 4; ++i) {
-      t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-      t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-    }
-#pragma GCC unroll 2
-    for (unsigned i = 0; i < 2; ++i) {
-      r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
-      r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
-      r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
-      r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
-    }
-#pragma GCC unroll 4
-    for (unsigned i = 0; i < 4; ++i) {
-      sink(i, _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
-      sink(4 + i, _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
-    }
+    transpose_eight(src, ld_src, rows, sink);
   }
 
   class Columns {
@@ -68,6 +51,8 @@ struct Lane : FloatLane {
     const float* x_;
   };
 };
+
+#include "base/ahead.h"
 
 #include "sparse_matmul/store.h"
 

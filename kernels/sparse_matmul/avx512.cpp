@@ -14,10 +14,17 @@ namespace narrow {
 #include "base/activation_lane.h"
 
 #include "sparse_matmul/lane_four.h"
+#include "sparse_matmul/transpose_eight.h"
 
-using Eight = narrow::FloatLane;
+struct Eight : narrow::FloatLane {
+  template <class Sink>
+  static void transpose(const float* src, size_t ld_src, unsigned rows, Sink sink) {
+    transpose_eight(src, ld_src, rows, sink);
+  }
+};
 
 struct Lane : FloatLane {
+  using Square = Eight;  // of twice as many shuffles in a clock
   static constexpr unsigned sums_at_once = 8;
 
   template <class Sink>
@@ -109,6 +116,8 @@ struct Lane : FloatLane {
     Vec block_[8];
   };
 };
+
+#include "base/ahead.h"
 
 #include "sparse_matmul/store.h"
 

@@ -11,6 +11,7 @@ namespace {
 #include "base/activation_lane.h"
 
 struct Lane : FloatLane {
+  using Square = Lane;
   static constexpr unsigned sums_at_once = 16;  // four units of four cycles each
 
   template <class Sink>
@@ -61,6 +62,8 @@ struct Lane : FloatLane {
     const float* x_;
   };
 };
+
+#include "base/ahead.h"
 
 #include "sparse_matmul/store.h"
 

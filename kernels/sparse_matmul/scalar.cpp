@@ -50,6 +50,7 @@ struct Few {
 };
 
 struct Lane : FloatLane {
+  using Square = Lane;
   static constexpr unsigned sums_at_once = 8;
 
   template <class Sink>
@@ -76,6 +77,8 @@ struct Lane : FloatLane {
     }
   };
 };
+
+#include "base/ahead.h"
 
 #include "sparse_matmul/store.h"
 

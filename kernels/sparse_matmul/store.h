@@ -2,7 +2,7 @@
 // `Lane` is defined.
 //
 // Lane: a FloatLane (base/activation_lane.h) with transpose(src, ld_src, rows, sink): lanes x lanes, missing rows read
-// as zero; sink(i, vector) gets column i of src.
+// as zero; sink(i, vector) gets column i of src. Lane::Square: the same for y, itself or a narrower one.
 
 #define GRAPHOPT_UNROLL _Pragma("GCC unroll 16")
 
@@ -18,7 +18,7 @@ constexpr size_t round_up(size_t value, size_t step) { return (value + step - 1)
 
 // How far ahead of its use a value is asked for: they come from memory, one after the other, faster than the processor
 // would ask by itself.
-constexpr size_t prefetch_bytes = 1024;
+constexpr size_t prefetch_bytes = 2048;
 
 // Every activation that only bounds its argument is done in registers before y is stored.
 struct Bounds {
@@ -54,13 +54,32 @@ inline void store_few(const Call& call, size_t m, size_t n, size_t count, const 
   }
 }
 
+// What will be stored to y[m0 .. m0 + rows][n0 .. n0 + columns], and the residual there.
+class AheadOfStore {
+ public:
+  AheadOfStore() = default;
+  AheadOfStore(const Call& call, size_t m0, size_t rows, size_t n0, size_t columns, size_t steps) {
+    const size_t n = call.w->n, at = m0 * n + n0, size = sizeof(float);
+    y_ = Ahead(call.y + at, rows, columns * size, n * size, steps);
+    if (call.residual) residual_ = Ahead(call.residual + at, rows, columns * size, n * size, steps);
+  }
+  void step() {
+    y_.step();
+    residual_.step();
+  }
+
+ private:
+  Ahead y_, residual_;
+};
+
 // sums[n][width] -> y[m0 .. m0 + rows][n0 .. n0 + columns], with the residual and the bounds.
 template <bool residual>
 inline void store_transposed(const Call& call, size_t m0, unsigned rows, size_t width, size_t n0, size_t columns,
                              const float* sums) {
-  constexpr unsigned lanes = Lane::lanes;
+  using Square = Lane::Square;
+  constexpr unsigned lanes = Square::lanes;
   const Bounds bounds = bounds_of(call.epilogue);
-  const Within<Lane> inside(bounds);
+  const Within<Square> inside(bounds);
   const size_t stride = call.w->n;
   for (unsigned i = 0; i < rows; i += lanes) {
     const size_t present = smaller(rows - i, lanes);
@@ -70,15 +89,15 @@ inline void store_transposed(const Call& call, size_t m0, unsigned rows, size_t 
         const size_t at = (m0 + i) * stride + n0 + n;
         float* y = call.y + at;
         const float* more = residual ? call.residual + at : nullptr;
-        Lane::transpose(sums + n * width + i, width, lanes, [&](size_t r, typename Lane::Vec v) {
-          if constexpr (residual) v = Lane::add(v, Lane::load(more + r * stride));
-          Lane::store(y + r * stride, inside(v));
+        Square::transpose(sums + n * width + i, width, lanes, [&](size_t r, typename Square::Vec v) {
+          if constexpr (residual) v = Square::add(v, Square::load(more + r * stride));
+          Square::store(y + r * stride, inside(v));
         });
         continue;
       }
       alignas(64) float corner[lanes * lanes];
-      Lane::transpose(sums + n * width + i, width, static_cast<unsigned>(wide),
-                      [&](size_t r, typename Lane::Vec v) { Lane::store(corner + r * lanes, v); });
+      Square::transpose(sums + n * width + i, width, static_cast<unsigned>(wide),
+                      [&](size_t r, typename Square::Vec v) { Square::store(corner + r * lanes, v); });
       for (size_t r = 0; r < present; ++r) store_few(call, m0 + i + r, n0 + n, wide, corner + r * lanes, bounds);
     }
   }

@@ -173,9 +173,11 @@ inline void strips_by_rows(const Call& call, size_t m0, unsigned rows, size_t pa
   const PackedMatrix& w = *call.w;
   const Strips strips(w, panel);
   for (size_t strip = strips.first; strip < strips.last; strip += together) {
-    const size_t count = smaller(together, strips.last - strip);
+    const size_t count = smaller(together, strips.last - strip), columns = smaller(count * R, w.n - strip * R);
+    AheadOfStore ahead(call, m0, rows, strip * R, columns, count);
     for (size_t g = 0; g < count; ++g) {
       const size_t n = (strip + g) * R;
+      ahead.step();
       typename Lane::Vec s[R][NB];
       GRAPHOPT_UNROLL
       for (unsigned r = 0; r < R; ++r) {
@@ -206,7 +208,7 @@ inline void strips_by_rows(const Call& call, size_t m0, unsigned rows, size_t pa
         for (unsigned i = 0; i < NB; ++i) Lane::store(sums + (g * R + r) * width + i * Lane::lanes, s[r][i]);
       }
     }
-    store_transposed(call, m0, rows, width, strip * R, smaller(count * R, w.n - strip * R), sums);
+    store_transposed(call, m0, rows, width, strip * R, columns, sums);
   }
   bend(call, m0, rows, strips.first * R, smaller(strips.last * R, w.n) - strips.first * R);
 }

@@ -8,16 +8,18 @@
 // while the rows of a panel pass over it; the sums of a panel stay in L2. Rows of a run have equally many entries, so
 // several go together with one loop count, which hides the latency of FMA and keeps the branch predictor right.
 
-// Blocks of NB vectors of x against R rows of w, entry j of row r at offset j * stride + r.
-template <unsigned NB, unsigned R>
+// Blocks of NB vectors of x against R rows of w, entry j of row r at offset j * stride + r. The `first` block begins with
+// `starts`, the others where sums stand.
+template <unsigned NB, unsigned R, bool first>
 inline void rows_together(const float* p, const unsigned char* indices, const unsigned char* values, size_t stride,
-                          size_t end, float* const (&sums)[R]) {
+                          size_t end, const float (&starts)[R], float* const (&sums)[R]) {
   constexpr size_t width = NB * Lane::lanes;
   typename Lane::Vec s[R][NB];
   GRAPHOPT_UNROLL
   for (unsigned r = 0; r < R; ++r) {
     GRAPHOPT_UNROLL
-    for (unsigned i = 0; i < NB; ++i) s[r][i] = Lane::load(sums[r] + i * Lane::lanes);
+    for (unsigned i = 0; i < NB; ++i)
+      s[r][i] = first ? Lane::set1(starts[r]) : Lane::load(sums[r] + i * Lane::lanes);
   }
   for (size_t at = 0; at < end; at += stride) {
     GRAPHOPT_UNROLL
@@ -41,69 +43,91 @@ inline void ask_for(const unsigned char* indices, const unsigned char* values, s
   for (size_t at = 0; at < count; at += 64) __builtin_prefetch(indices + at + prefetch_bytes / sizeof(float));
 }
 
-template <unsigned NB, unsigned R>
-inline void group_part(const float* p, const unsigned char* indices, const unsigned char* values, size_t stride,
-                       size_t end, const unsigned char* rows, float* panel_sums) {
+// Rows of w with equally many entries, interleaved.
+struct Group {
+  const unsigned char *indices, *values;
+  const unsigned char* rows;
+  size_t count, end;  // rows; entries of all
+};
+
+// The rows of a group from r on, R at a time and what is left fewer at a time.
+template <unsigned NB, unsigned R, bool first>
+inline void rows_of(const Group& group, size_t r, const float* p, const float* bias, float* panel_sums) {
   constexpr size_t width = NB * Lane::lanes;
-  float* sums[R];
-  GRAPHOPT_UNROLL
-  for (unsigned r = 0; r < R; ++r) sums[r] = panel_sums + load_as<uint16_t>(rows + r * row_bytes) * width;
-  rows_together<NB, R>(p, indices, values, stride, end, sums);
+  for (; r + R <= group.count; r += R) {
+    float* sums[R];
+    float starts[R];
+    GRAPHOPT_UNROLL
+    for (unsigned i = 0; i < R; ++i) {
+      const size_t row = load_as<uint16_t>(group.rows + (r + i) * row_bytes);
+      sums[i] = panel_sums + row * width;
+      starts[i] = first && bias ? bias[row] : 0.0f;
+    }
+    rows_together<NB, R, first>(p, group.indices + r, group.values + r * sizeof(float), group.count, group.end, starts, sums);
+  }
+  if constexpr (R > 1) {
+    if (r < group.count) rows_of<NB, R / 2, first>(group, r, p, bias, panel_sums);
+  }
 }
 
-template <unsigned NB>
-inline void block(const PackedMatrix& w, size_t block, const float* p, float* panel_sums) {
+template <unsigned NB, bool first>
+inline void block(const PackedMatrix& w, size_t block, const float* p, const float* bias, float* panel_sums,
+                  AheadOfStore& ahead) {
   constexpr unsigned rows_at_once = Lane::sums_at_once / NB;
   constexpr unsigned together = rows_at_once >= 8 ? 8 : rows_at_once >= 4 ? 4 : 2;
   const unsigned char* here = w.blocks + block * block_bytes;
-  const size_t first = load_as<uint64_t>(here);
-  const unsigned char* indices = w.indices + first;
-  const unsigned char* values = w.values + first * sizeof(float);
+  const size_t entry = load_as<uint64_t>(here);
+  Group group{w.indices + entry, w.values + entry * sizeof(float),
+              w.rows + size_t{load_as<uint32_t>(here + 12)} * row_bytes, 0, 0};
   const unsigned char* run = w.runs + size_t{load_as<uint32_t>(here + 8)} * run_bytes;
   const unsigned char* run_end = w.runs + size_t{load_as<uint32_t>(here + block_bytes + 8)} * run_bytes;
-  const unsigned char* rows = w.rows + size_t{load_as<uint32_t>(here + 12)} * row_bytes;
 
   for (; run != run_end; run += run_bytes) {
     const size_t per_row = load_as<uint16_t>(run);
-    for (size_t left = load_as<uint16_t>(run + 2); left > 0;) {
-      const size_t group = group_of(left);
-      const size_t end = per_row * group;
-      ask_for(indices, values, end);
-      size_t r = 0;
-      if constexpr (together >= 8) {
-        for (; r + 8 <= group; r += 8)
-          group_part<NB, 8>(p, indices + r, values + r * sizeof(float), group, end, rows + r * row_bytes, panel_sums);
-      }
-      if constexpr (together >= 4) {
-        for (; r + 4 <= group; r += 4)
-          group_part<NB, 4>(p, indices + r, values + r * sizeof(float), group, end, rows + r * row_bytes, panel_sums);
-      }
-      if constexpr (together >= 2) {
-        for (; r + 2 <= group; r += 2)
-          group_part<NB, 2>(p, indices + r, values + r * sizeof(float), group, end, rows + r * row_bytes, panel_sums);
-      }
-      for (; r < group; ++r)
-        group_part<NB, 1>(p, indices + r, values + r * sizeof(float), group, end, rows + r * row_bytes, panel_sums);
-      indices += end;
-      values += end * sizeof(float);
-      rows += group * row_bytes;
-      left -= group;
+    for (size_t left = load_as<uint16_t>(run + 2); left > 0; left -= group.count) {
+      group.count = group_of(left);
+      group.end = per_row * group.count;
+      ask_for(group.indices, group.values, group.end);
+      ahead.step();
+      rows_of<NB, together, first>(group, 0, p, bias, panel_sums);
+      group.indices += group.end;
+      group.values += group.end * sizeof(float);
+      group.rows += group.count * row_bytes;
     }
+  }
+}
+
+// The sums of those columns of y that have no entry in the first block of a panel: no run begins them.
+template <unsigned NB>
+inline void begin_others(const PackedMatrix& w, size_t block, size_t columns, const float* bias, float* sums) {
+  const unsigned char* here = w.blocks + block * block_bytes;
+  const size_t begin = load_as<uint32_t>(here + 12), end = load_as<uint32_t>(here + block_bytes + 12);
+  if (end - begin == columns) return;
+  unsigned char listed[max_panel_rows];
+  __builtin_memset(listed, 0, columns);
+  for (size_t i = begin; i < end; ++i) listed[load_as<uint16_t>(w.rows + i * row_bytes)] = 1;
+  for (size_t n = 0; n < columns; ++n) {
+    if (listed[n]) continue;
+    const typename Lane::Vec start = bias ? Lane::set1(bias[n]) : Lane::zero();
+    GRAPHOPT_UNROLL
+    for (unsigned i = 0; i < NB; ++i) Lane::store(sums + (n * NB + i) * Lane::lanes, start);
   }
 }
 
 template <unsigned NB>
 inline void panel_of_width(const Call& call, size_t m0, unsigned rows, size_t panel, const float* p, float* sums) {
   constexpr size_t width = NB * Lane::lanes;
+  constexpr size_t asking = 3;  // blocks before the end: what is asked for earlier is gone again if there are many
   const PackedMatrix& w = *call.w;
   const size_t n0 = panel * w.panel_rows;
   const size_t columns = smaller(w.panel_rows, w.n - n0);
-  for (size_t n = 0; n < columns; ++n) {
-    const typename Lane::Vec start = call.bias ? Lane::set1(call.bias[n0 + n]) : Lane::zero();
-    GRAPHOPT_UNROLL
-    for (unsigned i = 0; i < NB; ++i) Lane::store(sums + n * width + i * Lane::lanes, start);
-  }
-  for (size_t kb = 0; kb < w.k_blocks; ++kb) block<NB>(w, panel * w.k_blocks + kb, p + kb * w.k_block * width, sums);
+  const size_t from = w.k_blocks - smaller(w.k_blocks, asking);
+  const float* bias = call.bias ? call.bias + n0 : nullptr;
+  AheadOfStore none, ahead(call, m0, rows, n0, columns, (w.k_blocks - from) * (columns / group_rows + 1));
+  begin_others<NB>(w, panel * w.k_blocks, columns, bias, sums);
+  block<NB, true>(w, panel * w.k_blocks, p, bias, sums, from == 0 ? ahead : none);
+  for (size_t kb = 1; kb < w.k_blocks; ++kb)
+    block<NB, false>(w, panel * w.k_blocks + kb, p + kb * w.k_block * width, bias, sums, kb < from ? none : ahead);
   store_transposed(call, m0, rows, width, n0, columns, sums);
   bend(call, m0, rows, n0, columns);
 }
