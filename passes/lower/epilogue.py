@@ -52,7 +52,13 @@ class Following:
 
 
 def read_epilogue(
-    y: Variable, n: int | None, types: Types, *, bias: NDArray[np.float32] | None = None, taken: Container[Node] = ()
+    y: Variable,
+    n: int | None,
+    types: Types,
+    *,
+    bias: NDArray[np.float32] | None = None,
+    taken: Container[Node] = (),
+    rounded: bool = False,
 ) -> Following:
     """Return what follows a product, each step the only reader of the one before.
 
@@ -62,6 +68,7 @@ def read_epilogue(
         types: Shapes.
         bias: What was added to the product already.
         taken: Nodes that go with another product.
+        rounded: Whether an activation is found where values are rounded to bytes within it.
     """
     nodes: list[Node] = []
     added: tuple[Node, int] | None = None
@@ -80,7 +87,7 @@ def read_epilogue(
             break
         nodes.append(add)
         y = add.outputs[0]
-    steps, attrs = _activation(y)
+    steps, attrs = _activation(y, rounded=rounded)
     if any(step in taken for step in steps):
         steps, attrs = (), {}
     output = steps[-1].outputs[0] if steps else y
@@ -147,7 +154,7 @@ def _is_alike(other: Tensor, y: Tensor, types: Types) -> bool:
     return known and types.shape(other) == shape and constant_value(other) is None and not other.is_empty()
 
 
-def _activation(y: Tensor) -> tuple[tuple[Node, ...], dict[str, Any]]:
+def _activation(y: Tensor, *, rounded: bool) -> tuple[tuple[Node, ...], dict[str, Any]]:
     node = _only_reader(y, "Relu")
     if node is not None:
         return (node,), {"activation": "relu"}
@@ -161,7 +168,7 @@ def _activation(y: Tensor) -> tuple[tuple[Node, ...], dict[str, Any]]:
     node = _only_reader(y, "Swish")
     if node is not None and node.attrs.get("alpha", 1.0) == 1.0:
         return (node,), {"activation": "silu"}
-    spelled = match_curve(y)
+    spelled = match_curve(y, rounded=rounded)
     return ((), {}) if spelled is None else (spelled[0], {"activation": spelled[1]})
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from graphopt.graph import Constant, Function, constant_value, is_graph_output, producer, uses
 from graphopt.passes.lower.epilogue import Following, as_bias, read_epilogue
+from graphopt.passes.lower.grids import grid_of_restored, grid_of_rounding, is_usable, only_rounds
 from graphopt.passes.lower.linear import why_other_gemm
 from graphopt.solve.pack_sparse_int8 import MAX_K
 from graphopt.target.reading import is_conversion, restored
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
 
     from graphopt.analysis.types import Types
     from graphopt.graph import Node, Tensor, Variable
+    from graphopt.passes.lower.grids import Grid
     from graphopt.target.reading import Restored
 
 STANDARD_DOMAINS = (None, "", "ai.onnx")
-Grid = tuple[float, int]
-_LARGEST_BYTE = 255
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +98,7 @@ def match_static(node: Node, types: Types, taken: Container[Node] = ()) -> Int8L
         return "it is in the body of a function, which has no initializers; inline the function first"
     transposed = node.op == "Gemm" and bool(node.attrs.get("transB", 0))
     along = 0 if node.op == "Conv" or transposed else 1
-    grid = _grid(x)
+    grid = grid_of_restored(x)
     reason = (
         grid
         if isinstance(grid, str)
@@ -163,7 +163,7 @@ def match_dynamic(node: Node, types: Types, taken: Container[Node] = ()) -> Int8
     if real is None:
         return "its sums are not multiplied with the scale of its input and a constant alone"
     nodes, factor, scale = real
-    if scale.size not in {1, values.shape[1]} or scale.dtype != np.float32 or not _is_usable(scale):
+    if scale.size not in {1, values.shape[1]} or scale.dtype != np.float32 or not is_usable(scale):
         return "the scales of its weight are not one positive number per output"
     scales = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), values.shape[1:]))
     layer = Int8Layer(
@@ -191,18 +191,6 @@ def only_reader(tensor: Tensor, node: Node) -> Node | None:
     return reader if reader.graph is node.graph else None
 
 
-def _grid(x: Restored) -> Grid | str:
-    """The grid of activations, or why they are no bytes on one."""
-    name = x.integers.name
-    if x.number != "uint8":
-        return f"its input '{name}' is {x.number or 'of unknown type'}, not uint8"
-    if x.scale is None or x.scale.size != 1 or x.block or not _is_usable(x.scale) or x.scale.dtype != np.float32:
-        return f"its input '{name}' has no single constant scale"
-    if x.zero is None and len(x.node.inputs) > 2 and x.node.inputs[2].name:
-        return f"the zero point of its input '{name}' is not constant"
-    return float(x.scale.reshape(-1)[0]), 0 if x.zero is None else int(x.zero.reshape(-1)[0])
-
-
 def _why_other_weight(weight: Restored, along: int, *, rank: int | None) -> str:
     values, name = weight.values, weight.integers.name
     if constant_value(weight.integers) is None or values is None:
@@ -215,16 +203,12 @@ def _why_other_weight(weight: Restored, along: int, *, rank: int | None) -> str:
     if weight.zero is None and len(weight.node.inputs) > 2 and weight.node.inputs[2].name:
         return f"the zero points of its weight '{name}' are not constant"
     scale = weight.scale
-    if scale is None or weight.block or scale.dtype != np.float32 or not _is_usable(scale):
+    if scale is None or weight.block or scale.dtype != np.float32 or not is_usable(scale):
         return f"its weight '{name}' has no constant positive scales"
     if scale.size > 1 and ((weight.axis or 0) % values.ndim != along or scale.size != values.shape[along]):
         return f"the scales of its weight '{name}' are not one per output"
     terms = values.size // values.shape[along]
     return f"its weight '{name}' has {terms} rows; the kernel takes up to {MAX_K}" if terms > MAX_K else ""
-
-
-def _is_usable(scale: NDArray[Any]) -> bool:
-    return bool(np.isfinite(scale).all() and (scale > 0).all())
 
 
 def _with_bias(layer: Int8Layer, tensor: Tensor) -> Int8Layer | None:
@@ -249,34 +233,34 @@ def _with_bias(layer: Int8Layer, tensor: Tensor) -> Int8Layer | None:
 def _with_followers(layer: Int8Layer, types: Types, taken: Container[Node]) -> Int8Layer:
     """The layer with the sums, the activation and the rounding that follow it, each the only reader."""
     n = None if layer.node.op == "Conv" else layer.scales.size  # what is added to channels is the Conv's own bias
-    epilogue = read_epilogue(layer.output, n, types, bias=layer.epilogue.bias, taken=taken)
+    epilogue = read_epilogue(layer.output, n, types, bias=layer.epilogue.bias, taken=taken, rounded=True)
     if not epilogue.nodes:
-        epilogue = _sum_behind_pair(layer, types, taken) or epilogue
+        epilogue = _behind_pair(layer, types, taken) or epilogue
     layer = replace(layer, epilogue=epilogue, nodes=(*layer.nodes, *epilogue.nodes))
     rounding = _rounding_of(layer.output, layer.node)
     if rounding is None:
         return layer
-    return replace(layer, y_grid=_grid_of_rounding(rounding), nodes=(*layer.nodes, rounding))
+    return replace(layer, y_grid=grid_of_rounding(rounding), nodes=(*layer.nodes, rounding))
 
 
-def _sum_behind_pair(layer: Int8Layer, types: Types, taken: Container[Node]) -> Following | None:
-    """The Add of a residual, with the conversions between, which have no other purpose than to make bytes of a result.
+def _behind_pair(layer: Int8Layer, types: Types, taken: Container[Node]) -> Following | None:
+    """What follows a pair of conversions that has no other purpose than to make bytes of the result, and the pair.
 
-    Conversions that cut all on one side of zero stand for a Relu, and stay. So do those in front of an Add of bytes:
-    ONNX Runtime adds bytes faster than the kernel reads floats that were restored from them.
+    A pair in front of an Add of bytes stays: ONNX Runtime adds bytes faster than the kernel reads floats that were
+    restored from them.
     """
     rounding = _rounding_of(layer.output, layer.node)
     restoring = None if rounding is None else only_reader(rounding.outputs[0], layer.node)
     if rounding is None or restoring is None or not is_conversion(restoring, "DequantizeLinear"):
         return None
     y = restoring.outputs[0]
-    found, grid = restored(y), _grid_of_rounding(rounding)
-    if found is None or grid is None or _grid(found) != grid or not 0 < grid[1] < _LARGEST_BYTE:
+    found, grid = restored(y), grid_of_rounding(rounding)
+    if found is None or grid is None or grid_of_restored(found) != grid or not only_rounds(grid, least=-1, most=1):
         return None
-    epilogue = read_epilogue(y, None, types, bias=layer.epilogue.bias, taken=taken)
+    epilogue = read_epilogue(y, None, types, bias=layer.epilogue.bias, taken=taken, rounded=True)
     residual = epilogue.residual
     adds_bytes = residual is not None and restored(residual) and _rounding_of(epilogue.output, layer.node)
-    if residual is None or adds_bytes:
+    if not epilogue.nodes or adds_bytes:
         return None
     return replace(epilogue, nodes=(rounding, restoring, *epilogue.nodes))
 
@@ -285,23 +269,11 @@ def _rounding_of(y: Tensor, node: Node) -> Node | None:
     """The QuantizeLinear that alone reads a result and makes bytes of it, in the graph of a node."""
     reader = only_reader(y, node)
     rounds = reader is not None and is_conversion(reader, "QuantizeLinear") and reader.inputs[0] is y
-    return reader if rounds and reader is not None and _grid_of_rounding(reader) is not None else None
+    return reader if rounds and reader is not None and grid_of_rounding(reader) is not None else None
 
 
 def _is(node: Node, op: str) -> bool:
     return bool(node.op == op and node.domain in STANDARD_DOMAINS)
-
-
-def _grid_of_rounding(node: Node) -> Grid | None:
-    scale = constant_value(node.inputs[1])
-    written = len(node.inputs) > 2 and not node.inputs[2].is_empty()
-    zero = constant_value(node.inputs[2]) if written else np.zeros((), np.uint8)
-    if scale is None or zero is None or scale.size != 1 or zero.dtype != np.uint8 or scale.dtype != np.float32:
-        return None
-    other_type = not written and node.attrs.get("output_dtype", 0) not in {0, 2}
-    if other_type or node.attrs.get("saturate", 1) != 1 or not _is_usable(scale):
-        return None
-    return float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0])
 
 
 def _with_rounding_of_x(layer: Int8Layer, x: Restored) -> Int8Layer:
@@ -311,7 +283,7 @@ def _with_rounding_of_x(layer: Int8Layer, x: Restored) -> Int8Layer:
         return layer
     source = node.inputs[0]
     alone = len(uses(x.node.outputs[0])) == 1 and not is_graph_output(x.node.outputs[0])
-    if not alone or _grid_of_rounding(node) != layer.x_grid or source.onnx_dtype not in {None, 1}:
+    if not alone or grid_of_rounding(node) != layer.x_grid or source.onnx_dtype not in {None, 1}:
         return layer
     if constant_value(node.inputs[1]) is None or source.onnx_dtype is None:
         return layer

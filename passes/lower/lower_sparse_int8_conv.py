@@ -42,14 +42,15 @@ class LowerSparseInt8Conv(CostedLowering):
     Produces:  SparseInt8Conv with the weight packed in blocks of 1 x 4 or 4 x 4, its fours along the order of the
                weight or along the channels, whichever leaves out more. Bytes stay bytes between integer layers. What
                has one axis is computed with a height of 1, between Unsqueeze and Squeeze where the neighbours are
-               others. A pair of conversions in front of such an Add goes too, unless the sum is made of bytes.
+               others. Pairs of conversions to bytes between these steps go too, unless they cut like a Relu; in
+               front of an Add of bytes they stay with it, since the runtime is faster there.
     Requires:  The kernel is faster than the 8-bit convolution of ONNX Runtime and the dense float32 one by the margin
                of the cost table, for the share of blocks that are zero, the output positions and the size; every
                reader of the weight is lowered, so that the file does not grow. Depthwise convolutions and those whose
                pads follow from sizes that are not known stay as they are.
     Preserves: Names, types and shapes of all outputs. Values: LOSSY in name, since results rounded to uint8 may differ
                from those of float arithmetic by one step, as they do in ONNX Runtime's QLinearConv, with which they
-               agree to the bit.
+               agree to the bit; and by half a step of each pair that goes.
     Source:    Jacob et al. 2018, arXiv:1712.05877, section 2.2; layout in kernels/sparse_int8/contract.h.
     """
 

@@ -36,14 +36,16 @@ class LowerSparseInt8Matmul(CostedLowering):
                to uint8, each the only reader of what is before it, go with them, and so does a QuantizeLinear whose
                result nothing else reads.
     Produces:  SparseInt8MatMul with the weight packed in blocks of 1 x 4 or 4 x 4. It reads uint8 between integer
-               layers and floats elsewhere, and writes uint8 where the result is rounded.
+               layers and floats elsewhere, and writes uint8 where the result is rounded. Pairs of conversions to bytes
+               between these steps go too, unless they cut like a Relu; in front of an Add of bytes they stay with it,
+               since the runtime is faster there.
     Requires:  The kernel is faster than the 8-bit product of ONNX Runtime and the dense float32 one by the margin of
                the cost table, for the share of blocks that are zero, the rows of activations and the size; every
                reader of the weight is lowered, so that the file does not grow.
     Preserves: Names, types and shapes of all outputs. Values: LOSSY in name, since results rounded to uint8 may differ
                from those of float arithmetic by one step, as they do in ONNX Runtime's own integer operators, with
-               which they agree to the bit; of products whose input is rounded in every run those of the standard
-               operators, to the bit.
+               which they agree to the bit, and by half a step of each pair that goes; of products whose input is
+               rounded in every run those of the standard operators, to the bit but for Gelu and the like.
     Source:    Jacob et al. 2018, arXiv:1712.05877, section 2.2; layout in kernels/sparse_int8/contract.h.
     """
 

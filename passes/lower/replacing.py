@@ -116,8 +116,8 @@ def patch(choice: Choice, packed: dict[Any, Any]) -> Patch:
     def apply(rewriter: Rewriter) -> None:
         x, residual = layer.x, layer.epilogue.residual
         if layer.one_axis:
-            x = tall(rewriter, x, last)
-            residual = None if residual is None else tall(rewriter, residual, last)
+            x = tall(rewriter, x, layer.node)
+            residual = None if residual is None else tall(rewriter, residual, layer.node)
         added = added_inputs(rewriter, layer.epilogue.bias, residual, layer.scales.size, label=label, near=layer.node)
         result: Variable = rewriter.op(
             candidate.op,
@@ -130,10 +130,10 @@ def patch(choice: Choice, packed: dict[Any, Any]) -> Patch:
             name=layer.node.name or layer.node.op,
         )
         dtype = np.dtype(np.float32 if layer.y_grid is None else np.uint8)
-        shape = layer.node.outputs[0].shape
+        shape = layer.node.outputs[0].shape if layer.output.shape is None else layer.output.shape
         if layer.one_axis:
             rewriter.set_type(result, dtype, tall_shape(shape))
-            result = flat(rewriter, result, layer.output, last)
+            result = flat(rewriter, result, layer.output, layer.node)
         if layer.y_grid is not None and layer.output.dtype is None:
             rewriter.set_type(result, dtype, shape)
         rewriter.replace_tensor(layer.output, result)
