@@ -110,6 +110,8 @@ GRAPHOPT_EXPORT int graphopt_sparse_conv_f32(const unsigned char* packed, size_t
   if (ran) {
     const Rearrange rearrange(job);
     for (size_t task = 0; task < rearrange.tasks(); ++task) ran = ran && rearrange.run(task);
+    const GatherTiles gather(job);
+    for (size_t task = 0; task < gather.tasks(); ++task) ran = ran && gather.run(task);
     const Convolve convolve(job);
     for (size_t task = 0; task < convolve.tasks(); ++task) ran = ran && convolve.run(task);
   }

@@ -75,7 +75,7 @@ struct Call {
   const float* x;
   float* y;
   const float* bias;      // [out_channels] or nullptr
-  const float* residual;  // as y, or nullptr
+  const float* residual;  // as y, or y itself, or nullptr
   Epilogue epilogue;
 };
 
@@ -120,6 +120,7 @@ struct Sweep {
   const float* residual;
   size_t y_plane;      // from channel to channel, of the residual too
   uint64_t valid;      // 0, or the positions that the output has, one bit each: the others are left out of y
+  size_t zeros;        // floats behind the tile's positions in a plane of y that become zero
   float low, high;     // bounds of the result
 };
 

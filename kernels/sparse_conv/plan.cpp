@@ -45,13 +45,34 @@ uint64_t bits(int64_t first, int64_t end) {
   return below_end & ~((uint64_t{1} << first) - 1);
 }
 
-// Vectors of a plane in tiles of equal width, as far as that goes.
+// Vectors of a plane in as few tiles as possible, of equal width but for one vector.
 void cut_tiles(const PackedConv& w, const Kernels& kernels, Plan* plan) {
   const unsigned widest = kernels.max_units[w.block == 1 ? 0 : w.block == 4 ? 1 : 2] / kernels.vector_units;
   const size_t vector = size_t{kernels.unit} * kernels.vector_units;
   const size_t vectors = ceil_div(plan->positions, vector);
-  plan->tile = ceil_div(vectors, ceil_div(vectors, widest)) * vector;
-  plan->tiles = ceil_div(plan->positions, plan->tile);
+  plan->tiles = ceil_div(vectors, widest);
+  plan->tile = ceil_div(vectors, plan->tiles) * vector;
+  plan->wide = vectors % plan->tiles == 0 ? plan->tiles : vectors % plan->tiles;
+  plan->step = vector;
+}
+
+// Tiles and ranges of panels in tasks.
+void cut_tasks(const Call& call, Plan* plan) {
+  // Many tiles: a task goes over several, so that what the next one reads can be fetched while one is computed. Few:
+  // their panels are shared out. A tile of planes that are read as they are is cheap to start, so that finer tasks,
+  // which are shared out more evenly, cost little.
+  constexpr size_t enough_tasks = 4, even_tasks = 8, many_tasks = 32, widest_gathered = size_t{1} << 20;
+  const PackedConv& w = *call.w;
+  const size_t planes = call.shape.images * w.groups;
+  plan->run = planes * plan->tiles > many_tasks ? ceil_div(planes * plan->tiles, many_tasks) : 1;
+  if (plan->run > plan->tiles) plan->run = plan->tiles;
+  plan->runs = ceil_div(plan->tiles, plan->run);
+  const size_t wanted = ceil_div(plan->gathers() ? enough_tasks : even_tasks, planes * plan->runs);
+  plan->chunk = ceil_div(w.panels, wanted < w.panels ? wanted : w.panels);
+  plan->chunks = ceil_div(w.panels, plan->chunk);
+  // The tiles that several tasks sweep are gathered once, as long as they are likely to stay in the second cache.
+  const size_t floats = w.k * (plan->first_of(plan->tiles - 1) + plan->tile);
+  if (plan->gathers() && plan->chunks > 1 && w.k <= widest_gathered / plan->positions) plan->gathered = floats;
 }
 
 // Every `step`th float of a row, and zeros up to `pitch`.
@@ -123,16 +144,7 @@ bool make_plan(const Call& call, const Kernels& kernels, AxisTap* taps, Plan* ou
   plan.masked = !plan.direct && !plan.spaced && kernels.masked && w.block > 1;
   cut_tiles(w, kernels, &plan);
 
-  // Many tiles: a task goes over several, so that what the next one reads can be fetched while one is computed. Few: their
-  // panels are shared out, although each range of panels gathers the tile anew.
-  constexpr size_t enough_tasks = 4, many_tasks = 32;
-  const size_t planes = s.images * w.groups;
-  plan.run = planes * plan.tiles > many_tasks ? ceil_div(planes * plan.tiles, many_tasks) : 1;
-  if (plan.run > plan.tiles) plan.run = plan.tiles;
-  plan.runs = ceil_div(plan.tiles, plan.run);
-  const size_t wanted = ceil_div(enough_tasks, planes * plan.runs);
-  plan.chunk = ceil_div(w.panels, wanted < w.panels ? wanted : w.panels);
-  plan.chunks = ceil_div(w.panels, plan.chunk);
+  cut_tasks(call, &plan);
   *out = plan;
 
   constexpr size_t limit = size_t{1} << 30;

@@ -34,11 +34,16 @@ struct Plan {
   bool spaced;            // rearranged with so many zeros around that no tap needs a mask
   size_t top;             // rows of zeros above the image, where spaced
   size_t reach;           // floats that the taps read ahead of a position, at most
-  size_t tile, tiles;     // positions of a whole tile; tiles of a plane
+  size_t tile, tiles;     // positions of a wide tile; tiles of a plane
+  size_t wide, step;      // so many tiles are wide, those behind them have `step` positions less
   size_t run, runs;       // tiles that a task goes over, one behind the other; such runs of a plane
   size_t chunk, chunks;   // panels that a task goes over; such ranges of panels of a group
+  size_t gathered;        // 0, or floats of the gathered tiles of one image and group, which several tasks sweep
   const AxisTap* rows;    // [kernel_h]
   const AxisTap* columns; // [kernel_w]
+
+  bool gathers() const { return !direct && !masked && !spaced; }
+  size_t first_of(size_t number) const { return number * tile - (number > wide ? (number - wide) * step : 0); }
 };
 
 // `taps` has room for kernel_h + kernel_w. False if a group's planes are too large for the offsets of Source.

@@ -10,7 +10,10 @@ namespace {
 thread_local Scratch shared_memory;  // of the calls that this thread makes
 thread_local Scratch task_memory;    // of the tasks that this thread runs
 
+constexpr size_t task_floats = 16384;  // copied by one task, about: less would not be worth its start
+
 size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+size_t ceil_div(size_t value, size_t by) { return (value + by - 1) / by; }
 
 // Hands out parts of one piece of memory, each at a multiple of 64 bytes.
 class Parts {
@@ -43,6 +46,23 @@ bool is_curve(Activation a) {
   return a == Activation::silu || a == Activation::gelu || a == Activation::gelu_tanh;
 }
 
+// A tile of one image and group, counted together.
+struct TilePlace {
+  TilePlace(const Job& job, size_t plane, size_t tile) {
+    const Plan& plan = job.plan();
+    const PackedConv& w = *job.call().w;
+    p = plan.first_of(tile);
+    count = smaller(plan.first_of(tile + 1), plan.positions) - p;
+    units = ceil_div(count, job.kernels().unit);
+    x = (plan.rearranged ? job.planes() : job.call().x) + plane * w.in_channels * plan.channel_floats + p;
+    gathered = plan.gathered == 0 ? nullptr : job.gathered() + plane * plan.gathered + w.k * p;
+  }
+
+  size_t p, count, units;  // the first position; positions
+  const float* x;
+  float* gathered;
+};
+
 // A task: some tiles of one image and group against a range of panels.
 class Task {
  public:
@@ -60,7 +80,7 @@ class Task {
 
   bool run() {
     const PackedConv& w = *call_.w;
-    const bool gathers = !plan_.direct && !plan_.masked && !plan_.spaced;
+    const bool gathers = plan_.gathers() && plan_.gathered == 0;
     const size_t channels = (panel_end_ - panel_first_) * w.panel_rows * w.block;
     Parts parts;
     const size_t masks = parts.add<uint64_t>(w.taps());
@@ -87,12 +107,13 @@ class Task {
  private:
   // The positions of a tile.
   void take(size_t tile) {
-    p_ = tile * plan_.tile;
-    count_ = smaller(plan_.tile, plan_.positions - p_);
-    units_ = (count_ + kernels_.unit - 1) / kernels_.unit;
+    const TilePlace place(job_, image_ * call_.w->groups + group_, tile);
+    p_ = place.p;
+    count_ = place.count;
+    units_ = place.units;
     width_ = units_ * kernels_.unit;
-    const float* base = plan_.rearranged ? job_.planes() : call_.x;
-    x_ = base + (image_ * call_.w->groups + group_) * call_.w->in_channels * plan_.channel_floats + p_;
+    x_ = place.x;
+    gathered_ = place.gathered;
   }
 
   // Rows of the tile are copied to the output without the gaps between them; else the sweep leaves those out itself.
@@ -100,7 +121,7 @@ class Task {
 
   // Fetches what the next tile of this task reads that this one does not.
   void fetch_ahead() const {
-    const size_t next = p_ + plan_.tile;
+    const size_t next = p_ + count_;
     if (next >= plan_.positions) return;
     const size_t end = smaller(next + plan_.tile + plan_.reach, plan_.plane);
     for (size_t c = 0; c < call_.w->in_channels * plan_.channel_floats; c += plan_.plane) {
@@ -115,9 +136,7 @@ class Task {
     fetch_ahead();
     for (size_t kb = 0; kb < w.k_blocks; ++kb) {
       const size_t k_first = kb * w.k_block, k_end = smaller(k_first + w.k_block, w.k);
-      if (gathers) {
-        kernels_.gather({x_, job_.sources(), masks_, k_first, k_end, static_cast<unsigned>(units_), tile_});
-      }
+      if (gathers) kernels_.gather({x_, job_.sources(), masks_, k_first, k_end, static_cast<unsigned>(units_), tile_});
       for (size_t panel = panel_first_; panel < panel_end_; ++panel) sweep(kb, panel);
     }
   }
@@ -146,7 +165,7 @@ class Task {
       s.sources = job_.sources() + kb * w.k_block;
       s.masks = plan_.masked ? masks_ : nullptr;
     } else {
-      s.x = tile_;
+      s.x = gathered_ != nullptr ? gathered_ + kb * w.k_block * width_ : tile_;
       s.stride = width_;
     }
     const size_t at = plan_.narrow ? output_of(p_) : p_;
@@ -154,7 +173,9 @@ class Task {
     s.residual = call_.residual == nullptr ? nullptr : call_.residual + out + at;
     s.y_plane = call_.shape.out_plane;
     s.valid = plan_.narrow ? valid_positions(call_, plan_, p_) : 0;
+    if (p_ + count_ == plan_.positions) s.zeros = call_.shape.out_plane - call_.shape.out_h * call_.shape.out_w;
     if (copies_rows()) {
+      s.zeros = 0;
       s.y = y_;
       s.y_plane = width_;
       if (s.residual != nullptr && s.last) {
@@ -171,10 +192,11 @@ class Task {
       const size_t made = copies_rows() || !plan_.narrow ? s.count : output_of(p_ + count_) - output_of(p_);
       for (size_t c = 0; c < s.channels; ++c) kernels_.activate(s.y + c * s.y_plane, made, call_.epilogue);
     }
+    if (!copies_rows()) return;
     const size_t plane = call_.shape.out_plane, image = call_.shape.out_h * call_.shape.out_w;
     for (size_t c = 0; c < s.channels; ++c) {
       float* y = call_.y + out + c * plane;
-      if (copies_rows()) narrow(y_ + c * width_, y);
+      narrow(y_ + c * width_, y);
       if (p_ + count_ == plan_.positions) {
         for (size_t i = image; i < plane; ++i) y[i] = 0.0f;
       }
@@ -214,7 +236,7 @@ class Task {
   const Job& job_;
   size_t group_, image_, panel_first_, panel_end_, tile_first_, tile_end_;
   size_t p_ = 0, count_ = 0, units_ = 0, width_ = 0;
-  const float* x_ = nullptr;
+  const float *x_ = nullptr, *gathered_ = nullptr;
   uint64_t* masks_ = nullptr;
   float *tile_ = nullptr, *sums_ = nullptr, *y_ = nullptr, *residual_ = nullptr;
 };
@@ -241,18 +263,22 @@ Job::Problem Job::prepare(const Call& call, const Kernels& kernels) {
   Parts parts;
   parts.add<AxisTap>(w.kernel_h + w.kernel_w);
   const size_t sources = parts.add<Source>(w.k);
-  const size_t before_planes = parts.size();
-  unsigned char* memory = static_cast<unsigned char*>(shared_memory.reserve(before_planes));
+  unsigned char* memory = static_cast<unsigned char*>(shared_memory.reserve(parts.size()));
   if (memory == nullptr) return Problem::memory;
   if (!make_plan(call_, kernels, reinterpret_cast<AxisTap*>(memory), &plan_)) return Problem::size;
 
-  if (plan_.rearranged) {
-    const size_t floats = call.shape.images * w.groups * w.in_channels * plan_.channel_floats;
-    parts.add<float>(floats + max_tile);  // the vectors of the last tile may end behind the last plane
+  const size_t planes = parts.size();
+  const size_t images = call.shape.images * w.groups;
+  // The vectors of the last tile may end behind the last plane.
+  if (plan_.rearranged) parts.add<float>(images * w.in_channels * plan_.channel_floats + max_tile);
+  const size_t gathered = parts.size();
+  if (plan_.gathered != 0) parts.add<float>(images * plan_.gathered);
+  if (parts.size() != planes) {
     memory = static_cast<unsigned char*>(shared_memory.reserve(parts.size()));
     if (memory == nullptr) return Problem::memory;
     make_plan(call_, kernels, reinterpret_cast<AxisTap*>(memory), &plan_);  // what was there may have moved
-    planes_ = reinterpret_cast<float*>(memory + before_planes);
+    planes_ = reinterpret_cast<float*>(memory + planes);
+    gathered_ = reinterpret_cast<float*>(memory + gathered);
   }
   Source* filled = reinterpret_cast<Source*>(memory + sources);
   if (!plan_.direct) fill_sources(call_, plan_, filled);
@@ -260,14 +286,45 @@ Job::Problem Job::prepare(const Call& call, const Kernels& kernels) {
   return Problem::none;
 }
 
-size_t Rearrange::tasks() const {
-  const Call& call = job_.call();
-  return job_.plan().rearranged ? call.shape.images * call.w->groups * call.w->in_channels : 0;
+Rearrange::Rearrange(const Job& job) : job_(job) {
+  const Call& call = job.call();
+  channels_ = job.plan().rearranged ? call.shape.images * call.w->groups * call.w->in_channels : 0;
+  together_ = ceil_div(task_floats, job.plan().channel_floats);
 }
+
+size_t Rearrange::tasks() const { return ceil_div(channels_, together_); }
 
 bool Rearrange::run(size_t task) const {
   const Call& call = job_.call();
-  rearrange(call, job_.kernels(), job_.plan(), call.x + task * call.shape.in_plane, job_.planes() + task * job_.plan().channel_floats);
+  const size_t end = smaller((task + 1) * together_, channels_);
+  for (size_t c = task * together_; c < end; ++c)
+    rearrange(call, job_.kernels(), job_.plan(), call.x + c * call.shape.in_plane,
+              job_.planes() + c * job_.plan().channel_floats);
+  return true;
+}
+
+GatherTiles::GatherTiles(const Job& job) : job_(job) {
+  const PackedConv& w = *job.call().w;
+  columns_ = ceil_div(task_floats, job.plan().tile);
+  pieces_ = ceil_div(w.k, columns_);
+}
+
+size_t GatherTiles::tasks() const {
+  const Plan& plan = job_.plan();
+  return plan.gathered == 0 ? 0 : job_.call().shape.images * job_.call().w->groups * plan.tiles * pieces_;
+}
+
+bool GatherTiles::run(size_t task) const {
+  const Plan& plan = job_.plan();
+  const PackedConv& w = *job_.call().w;
+  const size_t piece = task % pieces_, tile = task / pieces_;
+  const TilePlace place(job_, tile / plan.tiles, tile % plan.tiles);
+  auto* masks = static_cast<uint64_t*>(task_memory.reserve(w.taps() * sizeof(uint64_t)));
+  if (masks == nullptr) return false;
+  fill_masks(job_.call(), plan, place.p, masks);
+  const size_t first = piece * columns_, end = smaller(first + columns_, w.k);
+  job_.kernels().gather({place.x, job_.sources(), masks, first, end, static_cast<unsigned>(place.units),
+                         place.gathered + first * place.units * job_.kernels().unit});
   return true;
 }
 

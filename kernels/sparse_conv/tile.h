@@ -56,15 +56,20 @@ GRAPHOPT_INLINE void store_compact(const Sweep& c, unsigned bits, typename L::Ve
   y += count;
 }
 
+// What lies behind the positions of a plane.
+GRAPHOPT_INLINE void store_zeros(const Sweep& c, float* y) {
+  for (size_t i = 0; i < c.zeros; i += Lane::lanes)
+    Lane::store_some(y + i, Lane::zero(), c.zeros - i < Lane::lanes ? c.zeros - i : Lane::lanes);
+}
+
 template <unsigned NB, bool H>
-GRAPHOPT_INLINE void end_compact(const Sweep& c, size_t channel, Lane::Vec (&s)[NB + 1], Half::Vec& t) {
+GRAPHOPT_INLINE void end_compact(const Sweep& c, float* y, const float* r, Lane::Vec (&s)[NB + 1], Half::Vec& t) {
   constexpr unsigned vector = (1u << Lane::lanes) - 1, half = (1u << Half::lanes) - 1;
-  float* y = c.y + channel * c.y_plane;
-  const float* r = c.residual != nullptr ? c.residual + channel * c.y_plane : y;
   GRAPHOPT_UNROLL
   for (unsigned i = 0; i < NB; ++i)
     store_compact<Lane>(c, static_cast<unsigned>(c.valid >> (i * Lane::lanes)) & vector, s[i], r, y);
   if constexpr (H) store_compact<Half>(c, static_cast<unsigned>(c.valid >> (NB * Lane::lanes)) & half, t, r, y);
+  if (c.zeros != 0) store_zeros(c, y);
 }
 
 // The sums of one output channel after the entries of a part.
@@ -78,12 +83,13 @@ GRAPHOPT_INLINE void end(const Sweep& c, size_t channel, Lane::Vec (&s)[NB + 1],
     return;
   }
   if (channel >= c.channels) return;
+  float* y = c.y + channel * c.y_plane;
   if constexpr (Lane::compact) {
-    if (c.valid != 0) return end_compact<NB, H>(c, channel, s, t);
+    if (c.valid != 0)
+      return end_compact<NB, H>(c, y, c.residual != nullptr ? c.residual + channel * c.y_plane : y, s, t);
   }
   constexpr unsigned whole = H ? NB : NB - 1;  // vectors of which every position exists
   const unsigned rest = c.count - whole * Lane::lanes;
-  float* y = c.y + channel * c.y_plane;
   if (c.residual != nullptr) {
     const float* r = c.residual + channel * c.y_plane;
     GRAPHOPT_UNROLL
@@ -101,11 +107,12 @@ GRAPHOPT_INLINE void end(const Sweep& c, size_t channel, Lane::Vec (&s)[NB + 1],
   } else {
     Lane::store_some(y + whole * Lane::lanes, bounded<Lane>(s[whole], c), rest);
   }
+  if (c.zeros != 0) store_zeros(c, y + c.count);
 }
 
 // R rows of one channel each, entry j of row r at j * stride + r.
 template <unsigned NB, bool H, unsigned R>
-inline void rows_together(const Sweep& c, const unsigned char* indices, const unsigned char* values, size_t stride,
+GRAPHOPT_INLINE void rows_together(const Sweep& c, const unsigned char* indices, const unsigned char* values, size_t stride,
                           size_t end_, const unsigned char* listed) {
   Lane::Vec s[R][NB + 1];
   Half::Vec t[R];
@@ -131,7 +138,7 @@ enum class Reading { stride, sources, masks };
 
 // One row of B channels.
 template <unsigned NB, bool H, unsigned B, Reading reading>
-inline void row_of_channels(const Sweep& c, const unsigned char* indices, const unsigned char* values, size_t entries,
+GRAPHOPT_INLINE void row_of_channels(const Sweep& c, const unsigned char* indices, const unsigned char* values, size_t entries,
                             size_t row) {
   Lane::Vec s[B][NB + 1];
   Half::Vec t[B];
@@ -187,8 +194,10 @@ inline Cursor cursor(const Sweep& c) {
           c.w->listed + size_t{load_as<uint32_t>(here + 12)} * 2};
 }
 
+// Sweeps work on a copy of their argument: what they store cannot be part of it, so its members stay in registers.
 template <unsigned NB, bool H>
-inline void sweep_rows(const Sweep& c) {
+inline void sweep_rows(const Sweep& argument) {
+  const Sweep c = argument;
   constexpr unsigned vectors = NB + H;
   constexpr unsigned together = vectors >= 3 ? 2 : vectors == 2 ? 4 : 8;
   for (Cursor at = cursor(c); at.run != at.run_end; at.run += run_bytes) {
@@ -217,7 +226,8 @@ inline void sweep_rows(const Sweep& c) {
 }
 
 template <unsigned NB, bool H, unsigned B, Reading reading>
-inline void sweep_blocks_reading(const Sweep& c) {
+inline void sweep_blocks_reading(const Sweep& argument) {
+  const Sweep c = argument;
   for (Cursor at = cursor(c); at.run != at.run_end; at.run += run_bytes) {
     const size_t per_row = load_as<uint32_t>(at.run);
     for (size_t left = load_as<uint32_t>(at.run + 4); left > 0; --left) {
