@@ -7,7 +7,6 @@ zero of all, and the codes, four inputs of every output side by side and 8 / bit
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -15,17 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.errors import KernelError
+from graphopt.solve.blob import BlobFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MAGIC: Final = b"GOLOWB\r\n"
-_VERSION: Final = 1
-_HEADER: Final = struct.Struct("<8s2I3Q6I16fQ112x")
-_HEADER_BYTES: Final = 256
+# k, n; bits, block, kind of zeros, the zero of all, kind of levels, nothing; the book; the offset of the streams
+_FORMAT: Final = BlobFormat(b"GOLOWB\r\n", 1, "2Q6I16fQ112x", "matrix")
 _PANEL: Final = 64
 _BOOK_SIZE: Final = 16
-_REPACK: Final = "Pack the matrix again."
 
 WIDTHS: Final = (1, 2, 3, 4, 8)
 """Bits that a stored code may have."""
@@ -105,12 +102,7 @@ def pack_low_bit(matrix: LowBitMatrix) -> NDArray[np.uint8]:
     book = np.zeros(_BOOK_SIZE, np.float32)
     book[: len(matrix.book)] = matrix.book
     levels = 0 if not matrix.book else 1 if _is_bytes(matrix.book) else 2
-    total = _HEADER_BYTES + streams.size
-    header = _HEADER.pack(
-        *(_MAGIC, _VERSION, _HEADER_BYTES, total, k, n, bits, block, kind, constant, levels, 0, *book, _HEADER_BYTES)
-    )
-    start = np.frombuffer(header + struct.pack("<Q", _fnv1a(header)), np.uint8)
-    return np.concatenate([start, streams])
+    return _FORMAT.write([streams], (k, n, bits, block, kind, constant, levels, 0, *book))
 
 
 def unpack_low_bit(packed: NDArray[np.uint8]) -> LowBitMatrix:
@@ -120,12 +112,7 @@ def unpack_low_bit(packed: NDArray[np.uint8]) -> LowBitMatrix:
         KernelError: The bytes are not those of a packed matrix of this version.
     """
     data = packed.tobytes()
-    if len(data) < _HEADER_BYTES or data[:8] != _MAGIC:
-        raise KernelError("the bytes are not a packed matrix", do=_REPACK)
-    _, version, _, total, k, n, bits, block, kind, constant, levels, _, *book, offset = _HEADER.unpack_from(data)
-    hashed = struct.unpack_from("<Q", data, _HEADER.size)[0] == _fnv1a(data[: _HEADER.size])
-    if version != _VERSION or total != len(data) or not hashed:
-        raise KernelError(f"a packed matrix of version {version} with {len(data)} bytes cannot be read", do=_REPACK)
+    k, n, bits, block, kind, constant, levels, _, *book, offset = _FORMAT.read(packed)
     blocks, panels = -(-k // block), -(-n // _PANEL)
     streams = np.frombuffer(data, np.uint8, offset=offset).reshape(panels, blocks, -1)
     zero_bytes = (0, _PANEL, 4 * _PANEL)[kind]
@@ -143,7 +130,7 @@ def unpack_low_bit(packed: NDArray[np.uint8]) -> LowBitMatrix:
 def packed_bytes(k: int, n: int, bits: int, block: int, zeros: Zeros = 0) -> int:
     """Return how many bytes `pack_low_bit` needs for a [k, n] matrix."""
     per_zero = zeros.itemsize if isinstance(zeros, np.ndarray) else 0
-    return _HEADER_BYTES + -(-n // _PANEL) * -(-k // block) * _PANEL * (4 + per_zero + block * bits // 8)
+    return _FORMAT.header_bytes + -(-n // _PANEL) * -(-k // block) * _PANEL * (4 + per_zero + block * bits // 8)
 
 
 def _problem(matrix: LowBitMatrix) -> str:
@@ -236,10 +223,3 @@ def _groups(rows: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     parts = [rows >> np.uint8(place * bits) & mask for place in range(8 // bits)]
     panels, chunks, count, wide = rows.shape
     return np.stack(parts, axis=3).reshape(panels, chunks, count * 8 // bits, wide)
-
-
-def _fnv1a(data: bytes) -> int:
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 % (1 << 64)
-    return value

@@ -7,34 +7,33 @@ of 4, 8 or 16 consecutive outputs that share an input, with two bytes beside the
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from graphopt.errors import KernelError
+from graphopt.solve.blob import BlobFormat
 from graphopt.solve.sparse_sections import (
-    BLOCK,
-    RUN,
+    PART,
+    ROW,
     STRIP,
     STRIP_INDEX,
+    RunForm,
     Sections,
     blocks_with_entries,
+    entries_of_runs,
     pack_runs,
     pack_strips,
-    unpack_runs,
     unpack_strips,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MAGIC: Final = b"GOSPMM\r\n"
-_VERSION: Final = 2
-_HEADER: Final = struct.Struct("<8s2I11Q4I")
-_HEADER_BYTES: Final = 128
-_ALIGNMENT: Final = 64
+# k, n, entries, runs, rows listed, five offsets; k_block, panel_rows, block_rows, nothing
+_FORMAT: Final = BlobFormat(b"GOSPMM\r\n", 2, "10Q4I", "matrix")
+_RUNS: Final = RunForm(np.dtype([("entries", "<u2"), ("rows", "<u2")]), np.dtype("u1"), every_row=False)
 _HEADERS_BYTES: Final = 1024  # the header and what aligns the sections, at most
 
 BLOCK_ROWS: Final = (1, 4, 8, 16)
@@ -44,7 +43,6 @@ DEFAULT_PANEL_ROWS: Final = 512
 _STRIP_K_BLOCK: Final = 65536
 _STRIP_PANEL_ROWS: Final = 256
 _TALLEST: Final = BLOCK_ROWS[-1]
-_REPACK: Final = "Pack the matrix again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +108,13 @@ def pack_sparse(
         what = f"blocks of {deep} x {wide} cannot be packed"
         multiple = "" if step == 1 else f" and a multiple of {step}"
         raise KernelError(what, must=f"k_block must be 1 to {most} and panel_rows 1 to 4096{multiple}.")
-    sections = pack_runs(weight, deep, wide) if height == 1 else pack_strips(weight, height, deep)
-    return _assemble(weight.shape, deep, wide, height, sections)
+    if height > 1:
+        sections = pack_strips(weight, height, deep)
+    else:
+        panels = (weight[:, at : at + wide].T[:, :, None] for at in range(0, weight.shape[1], wide))
+        sections = pack_runs(panels, deep, _RUNS)
+    counts = (len(sections.indices), len(sections.runs), len(sections.rows))
+    return _FORMAT.write(sections.arrays(), (*weight.shape, *counts), (deep, wide, height, 0))
 
 
 def unpack_sparse(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -121,24 +124,24 @@ def unpack_sparse(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
         KernelError: The bytes are not those of a packed matrix of this version.
     """
     data = packed.tobytes()
-    if len(data) < _HEADER_BYTES or data[:8] != _MAGIC:
-        raise KernelError("the bytes are not a packed matrix", do=_REPACK)
-    fields = _HEADER.unpack_from(data)
-    version, _, total, k, n, entries, runs, listed, *offsets, k_block, panel_rows, height, _ = fields[1:]
-    hashed = struct.unpack_from("<Q", data, _HEADER.size)[0] == _fnv1a(data[: _HEADER.size])
-    if version != _VERSION or total != len(data) or height not in BLOCK_ROWS or not hashed:
-        raise KernelError(f"a packed matrix of version {version} with {len(data)} bytes cannot be read", do=_REPACK)
+    k, n, entries, runs, listed, *offsets, k_block, panel_rows, height, _ = _FORMAT.read(packed)
+    if height not in BLOCK_ROWS:
+        raise _FORMAT.unreadable(packed)
     k_blocks, across = -(-k // k_block), -(-n // (panel_rows if height == 1 else height))
     sections = Sections(
-        np.frombuffer(data, BLOCK if height == 1 else STRIP, across * k_blocks + 1, offsets[0]),
-        np.frombuffer(data, RUN, runs, offsets[1]),
-        np.frombuffer(data, "<u2", listed, offsets[2]),
-        np.frombuffer(data, "u1" if height == 1 else STRIP_INDEX, entries, offsets[3]),
+        np.frombuffer(data, PART if height == 1 else STRIP, across * k_blocks + 1, offsets[0]),
+        np.frombuffer(data, _RUNS.run, runs, offsets[1]),
+        np.frombuffer(data, ROW, listed, offsets[2]),
+        np.frombuffer(data, _RUNS.index if height == 1 else STRIP_INDEX, entries, offsets[3]),
         np.frombuffer(data, "<f4", entries * height, offsets[4]),
     )
-    if height == 1:
-        return unpack_runs(sections, (k, n), k_block, panel_rows)
-    return unpack_strips(sections, (k, n), height, k_block)
+    if height > 1:
+        return unpack_strips(sections, (k, n), height, k_block)
+    found = entries_of_runs(sections, interleaved=True)
+    panel, part = np.divmod(found.part, k_blocks)
+    dense = np.zeros((k, n), np.float32)
+    dense[part * k_block + found.column, panel * panel_rows + found.row] = sections.values[found.value]
+    return dense
 
 
 def packed_form(packed: NDArray[np.uint8]) -> SparseForm:
@@ -147,11 +150,7 @@ def packed_form(packed: NDArray[np.uint8]) -> SparseForm:
     Raises:
         KernelError: The bytes are not those of a packed matrix of this version.
     """
-    data = packed[:_HEADER_BYTES].tobytes()
-    if len(data) < _HEADER_BYTES or data[:8] != _MAGIC:
-        raise KernelError("the bytes are not a packed matrix", do=_REPACK)
-    fields = _HEADER.unpack_from(data)
-    entries, height = fields[6], fields[-2]
+    _, _, entries, *_, height, _ = _FORMAT.read(packed)
     return SparseForm(height, entries * height, len(packed))
 
 
@@ -173,30 +172,5 @@ def _form(weight: NDArray[np.float32], block_rows: int) -> SparseForm:
         pairs = min(stored, n * k_blocks)  # columns of w within a K-block
         blocks = k_blocks * -(-n // DEFAULT_PANEL_ROWS)
         runs = min(blocks * 48, pairs)
-        beside = stored + pairs * 2 + runs * RUN.itemsize + blocks * BLOCK.itemsize
+        beside = stored + pairs * 2 + runs * _RUNS.run.itemsize + blocks * PART.itemsize
     return SparseForm(block_rows, stored, stored * 4 + beside + _HEADERS_BYTES)
-
-
-def _assemble(
-    shape: tuple[int, ...], k_block: int, panel_rows: int, block_rows: int, sections: Sections
-) -> NDArray[np.uint8]:
-    offsets: list[int] = []
-    end = _HEADER_BYTES
-    for array in sections.arrays():
-        start = -(-end // _ALIGNMENT) * _ALIGNMENT
-        offsets.append(start)
-        end = start + array.nbytes
-    sizes = (end, *shape, len(sections.indices), len(sections.runs), len(sections.rows))
-    header = _HEADER.pack(_MAGIC, _VERSION, _HEADER_BYTES, *sizes, *offsets, k_block, panel_rows, block_rows, 0)
-    packed = np.zeros(end, np.uint8)
-    packed[:_HEADER_BYTES] = np.frombuffer(header + struct.pack("<Q", _fnv1a(header)), np.uint8)
-    for start, array in zip(offsets, sections.arrays(), strict=True):
-        packed[start : start + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
-    return packed
-
-
-def _fnv1a(data: bytes) -> int:
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 % (1 << 64)
-    return value

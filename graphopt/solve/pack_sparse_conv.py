@@ -9,27 +9,25 @@ groups of four, two and one. An entry takes two bytes (its column within the par
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from graphopt.errors import KernelError
+from graphopt.solve.blob import BlobFormat
+from graphopt.solve.sparse_sections import GROUP_ROWS, PART, ROW, RunForm, Sections, entries_of_runs, pack_runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MAGIC: Final = b"GOSPCV\r\n"
-_VERSION: Final = 1
-_HEADER: Final = struct.Struct("<8s2I14Q4I40x")
-_ALIGNMENT: Final = 64
-_GROUP_ROWS: Final = 8
+# channels, groups, inputs, height, width, entries, runs, rows listed, five offsets;
+# block, k_block, panel_rows, GROUP_ROWS
+_FORMAT: Final = BlobFormat(b"GOSPCV\r\n", 1, "13Q4I40x", "convolution weight")
+_RUNS: Final = RunForm(np.dtype([("entries", "<u4"), ("rows", "<u4")]), np.dtype("<u2"), every_row=True)
 _MAX_INDEX: Final = 1 << 16
 _MAX_ROWS: Final = _MAX_INDEX - 1
 _RANKS: Final = (3, 4)
-_PART: Final = np.dtype([("entry", "<u8"), ("run", "<u4"), ("row", "<u4")])
-_RUN: Final = np.dtype([("entries", "<u4"), ("rows", "<u4")])
 
 BLOCKS: Final = (1, 4, 8)
 """Output channels of a row."""
@@ -40,7 +38,6 @@ _PANEL_ROWS: Final = {1: 128, 4: 32, 8: 16}
 _PLANE_UNIT: Final = 16
 _COLLIDING_PLANES: Final = 256
 """Floats: planes at multiples of this distance would compete for few sets of the caches."""
-_REPACK: Final = "Pack the weight again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +55,6 @@ class PackedSizes:
     group: int
     block: int
     entries: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Sections:
-    parts: NDArray[np.void]
-    runs: NDArray[np.void]
-    listed: NDArray[np.uint16]
-    indices: NDArray[np.uint16]
-    values: NDArray[np.float32]
-
-    def arrays(self) -> tuple[NDArray[np.generic], ...]:
-        return (self.parts, self.runs, self.listed, self.indices, self.values)
 
 
 def pack_sparse_conv(
@@ -102,12 +87,11 @@ def pack_sparse_conv(
     columns = weight[0].size
     k_block = min(k_block or _columns_of_part(columns, block), columns)
     panel_rows = min(panel_rows or _PANEL_ROWS[block], _rows(channels // group, block))
-    sections = [
-        _panel(panel, k_block) for each in range(group) for panel in _panels(weight, group, each, block, panel_rows)
-    ]
-    kernel = (1, *weight.shape[2:])[-2:]
-    sizes = (channels, group, weight.shape[1], *kernel)
-    return _assemble(sizes, (block, k_block, panel_rows, _GROUP_ROWS), _joined(sections))
+    panels = (panel for each in range(group) for panel in _panels(weight, group, each, block, panel_rows))
+    sections = pack_runs(panels, k_block, _RUNS)
+    sizes = (channels, group, weight.shape[1], *(1, *weight.shape[2:])[-2:])
+    counts = (len(sections.indices), len(sections.runs), len(sections.rows))
+    return _FORMAT.write(sections.arrays(), (*sizes, *counts), (block, k_block, panel_rows, GROUP_ROWS))
 
 
 def padded_plane(positions: int) -> int:
@@ -124,7 +108,7 @@ def packed_conv_bytes(weight: NDArray[np.float32], *, group: int = 1, block: int
     parts = -(-columns // _columns_of_part(columns, block))
     listed = group * int(rows.shape[1]) * parts
     runs = min(listed, parts * group * -(-int(rows.shape[1]) // _PANEL_ROWS[block]) * 24)
-    return entries * (2 + 4 * block) + listed * 2 + runs * _RUN.itemsize + 1024
+    return entries * (2 + 4 * block) + listed * 2 + runs * _RUNS.run.itemsize + 1024
 
 
 def block_entries(weight: NDArray[np.float32], *, group: int = 1, block: int = 1) -> int:
@@ -138,9 +122,9 @@ def read_sizes(packed: NDArray[np.uint8]) -> PackedSizes:
     Raises:
         KernelError: The bytes are not those of a packed convolution weight of this version.
     """
-    fields = _fields(packed.tobytes())
-    channels, group, inputs, height, width, entries = fields[2:8]
-    return PackedSizes((channels, inputs, height, width), group, fields[15], entries)
+    fields = _fields(packed)
+    channels, group, inputs, height, width, entries = fields[:6]
+    return PackedSizes((channels, inputs, height, width), group, fields[13], entries)
 
 
 def unpack_sparse_conv(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -150,34 +134,25 @@ def unpack_sparse_conv(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
         KernelError: The bytes are not those of a packed convolution weight of this version.
     """
     data = packed.tobytes()
-    fields = _fields(data)
-    channels, group, inputs, height, width, entries, runs, listed = fields[2:10]
-    offsets = fields[10:15]
-    block, k_block, panel_rows = fields[15:18]
+    fields = _fields(packed)
+    channels, group, inputs, height, width, entries, runs, listed = fields[:8]
+    offsets = fields[8:13]
+    block, k_block, panel_rows = fields[13:16]
     columns, rows = inputs * height * width, _rows(channels // group, block)
     k_blocks, panels = -(-columns // k_block), -(-rows // panel_rows)
-    parts = np.frombuffer(data, _PART, group * panels * k_blocks + 1, offsets[0])
-    run = np.frombuffer(data, _RUN, runs, offsets[1])
-    row = np.frombuffer(data, "<u2", listed, offsets[2])
-    indices = np.frombuffer(data, "<u2", entries, offsets[3])
-    values = np.frombuffer(data, "<f4", entries * block, offsets[4]).reshape(entries, block)
-
-    part_of_row = np.repeat(np.arange(group * panels * k_blocks), _steps(parts["row"]))
-    run_of_row = np.repeat(np.arange(runs), run["rows"])
-    counts = run["entries"].astype(np.int64)[run_of_row]
-    row_starts = np.concatenate([[0], np.cumsum(run["rows"], dtype=np.int64)])[:-1]
-    entry_starts = np.concatenate([[0], np.cumsum(run["rows"].astype(np.int64) * run["entries"])])[:-1]
-    in_run = np.arange(listed) - row_starts[run_of_row]
-    first, stride = _places(in_run, run["rows"].astype(np.int64)[run_of_row], counts, interleaved=block == 1)
-    at = np.repeat(entry_starts[run_of_row] + first, counts) + _ranks(counts) * np.repeat(stride, counts)
-    panel, part = np.divmod(part_of_row, k_blocks)
-    groups, panel = np.divmod(panel, panels)
+    sections = Sections(
+        np.frombuffer(data, PART, group * panels * k_blocks + 1, offsets[0]),
+        np.frombuffer(data, _RUNS.run, runs, offsets[1]),
+        np.frombuffer(data, ROW, listed, offsets[2]),
+        np.frombuffer(data, _RUNS.index, entries, offsets[3]),
+        np.frombuffer(data, "<f4", entries * block, offsets[4]),
+    )
+    found = entries_of_runs(sections, interleaved=block == 1)
+    panel, part = np.divmod(found.part, k_blocks)
+    of_row = panel % panels * panel_rows + found.row
     dense = np.zeros((group, rows, columns, block), np.float32)
-    dense[
-        np.repeat(groups, counts),
-        np.repeat(panel * panel_rows + row, counts),
-        np.repeat(part * k_block, counts) + indices[at],
-    ] = values[at]
+    values = sections.values.reshape(entries, block)[found.value]
+    dense[panel // panels, of_row, part * k_block + found.column] = values
     of_group = dense.transpose(0, 1, 3, 2).reshape(group, rows * block, columns)[:, : channels // group]
     return np.ascontiguousarray(of_group.reshape(channels, inputs, height, width))
 
@@ -210,119 +185,9 @@ def _panels(
     return [rows[at : at + panel_rows] for at in range(0, len(rows), panel_rows)]
 
 
-def _panel(rows: NDArray[np.float32], k_block: int) -> _Sections:
-    """The sections of one panel; its last part record is the end of its last part."""
-    count, columns, block = rows.shape
-    k_blocks = -(-columns // k_block)
-    row, column = np.nonzero(rows.any(axis=2))  # by row, then by column
-
-    # A pair is a row within a K-block, with entries or without; its entries are consecutive here.
-    pair_of_entry = row * k_blocks + column // k_block
-    counts = np.bincount(pair_of_entry, minlength=count * k_blocks)
-    starts = np.cumsum(counts) - counts
-    pair_row, pair_block = np.divmod(np.arange(count * k_blocks), k_blocks)
-
-    # Order of the file: by part, then the longest first, then by row.
-    order = np.lexsort((pair_row, -counts, pair_block))
-    sorted_block, sorted_counts = pair_block[order], counts[order]
-    new_run = np.flatnonzero((np.diff(sorted_block, prepend=-1) != 0) | (np.diff(sorted_counts, prepend=-1) != 0))
-    run_rows = np.diff(new_run, append=len(order))
-    run_entries = sorted_counts[new_run]
-    run_of_pair = np.repeat(np.arange(len(new_run)), run_rows)
-    run_starts = np.concatenate([[0], np.cumsum(run_rows * run_entries)]).astype(np.int64)
-
-    in_run = np.arange(len(order)) - new_run[run_of_pair]
-    first, stride = _places(in_run, run_rows[run_of_pair], sorted_counts, interleaved=block == 1)
-    ranks = _ranks(sorted_counts)
-    target = np.repeat(run_starts[run_of_pair] + first, sorted_counts) + ranks * np.repeat(stride, sorted_counts)
-    source = np.repeat(starts[order], sorted_counts) + ranks
-    indices = np.empty(len(row), "<u2")
-    indices[target] = (column % k_block)[source]
-    values = np.empty((len(row), block), "<f4")
-    values[target] = rows[row[source], column[source]]
-
-    parts = np.zeros(k_blocks + 1, _PART)
-    edges = np.arange(k_blocks + 1)
-    parts["row"] = np.searchsorted(sorted_block, edges)
-    parts["run"] = np.searchsorted(sorted_block[new_run], edges)
-    parts["entry"] = run_starts[parts["run"]]
-    runs = np.zeros(len(new_run), _RUN)
-    runs["entries"], runs["rows"] = run_entries, run_rows
-    return _Sections(parts, runs, pair_row[order].astype("<u2"), indices, values.reshape(-1))
-
-
-def _joined(panels: list[_Sections]) -> _Sections:
-    parts = [np.zeros(1, _PART)]
-    for panel in panels:
-        begin = parts[-1][-1]
-        moved = panel.parts[1:].copy()
-        for field in ("entry", "run", "row"):
-            moved[field] += begin[field]
-        parts.append(moved)
-    joined = [np.concatenate([panel.arrays()[i] for panel in panels]) for i in range(1, 5)]
-    return _Sections(np.concatenate(parts), *joined)
-
-
-def _places(
-    in_run: NDArray[np.int64], run_rows: NDArray[np.int64], entries: NDArray[np.int64], *, interleaved: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where, from the start of its run, each row has its first entry, and how far apart its entries lie."""
-    if not interleaved:
-        return in_run * entries, np.ones_like(in_run)
-    rest = run_rows % _GROUP_ROWS
-    start, size = in_run // _GROUP_ROWS * _GROUP_ROWS, np.full_like(in_run, _GROUP_ROWS)
-    begin = run_rows - rest
-    in_rest = in_run >= begin
-    for part in (4, 2, 1):
-        here = in_rest & (rest & part != 0) & (in_run >= begin) & (in_run < begin + part)
-        start, size = np.where(here, begin, start), np.where(here, part, size)
-        begin = begin + (rest & part)
-    return start * entries + in_run - start, size
-
-
-def _steps(rising: NDArray[np.uint32]) -> NDArray[np.int64]:
-    wide = rising.astype(np.int64)
-    return wide[1:] - wide[:-1]
-
-
-def _ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, ... counts[0]-1, 0, 1, ... counts[1]-1, and so on."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-
-
-def _assemble(sizes: tuple[int, ...], blocking: tuple[int, ...], sections: _Sections) -> NDArray[np.uint8]:
-    header_bytes = _HEADER.size + 8
-    offsets: list[int] = []
-    end = header_bytes
-    for array in sections.arrays():
-        start = -(-end // _ALIGNMENT) * _ALIGNMENT
-        offsets.append(start)
-        end = start + array.nbytes
-    counts = (len(sections.indices), len(sections.runs), len(sections.listed))
-    header = _HEADER.pack(_MAGIC, _VERSION, header_bytes, end, *sizes, *counts, *offsets, *blocking)
-    packed = np.zeros(end, np.uint8)
-    packed[:header_bytes] = np.frombuffer(header + struct.pack("<Q", _fnv1a(header)), np.uint8)
-    for start, array in zip(offsets, sections.arrays(), strict=True):
-        packed[start : start + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
-    return packed
-
-
-def _fields(data: bytes) -> tuple[int, ...]:
-    """The header's numbers from the format version on, without the header's own size."""
-    header_bytes = _HEADER.size + 8
-    if len(data) < header_bytes or data[:8] != _MAGIC:
-        raise KernelError("the bytes are not a packed convolution weight", do=_REPACK)
-    version, _, *fields = _HEADER.unpack_from(data)[1:]
-    hashed = struct.unpack_from("<Q", data, _HEADER.size)[0] == _fnv1a(data[: _HEADER.size])
-    if version != _VERSION or fields[0] != len(data) or fields[-1] != _GROUP_ROWS or not hashed:
-        what = f"a packed convolution weight of version {version} with {len(data)} bytes cannot be read"
-        raise KernelError(what, do=_REPACK)
-    return (version, *fields)
-
-
-def _fnv1a(data: bytes) -> int:
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 % (1 << 64)
-    return value
+def _fields(packed: NDArray[np.uint8]) -> tuple[int, ...]:
+    """The header's numbers."""
+    fields = _FORMAT.read(packed)
+    if fields[-1] != GROUP_ROWS:
+        raise _FORMAT.unreadable(packed)
+    return fields

@@ -8,24 +8,20 @@ lie side by side (4 x 4). A four of one output takes six bytes, a four of four o
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from graphopt.errors import KernelError
+from graphopt.solve.blob import BlobFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MAGIC: Final = b"GOSPI8\r\n"
-_VERSION: Final = 1
-_HEADER: Final = struct.Struct("<8s2IQ6IQ8Q")
-_HEADER_BYTES: Final = 128
-_ALIGNMENT: Final = 64
+# k, n, unit, k_block, panel, nothing; steps, seven offsets, groups
+_FORMAT: Final = BlobFormat(b"GOSPI8\r\n", 1, "6I9Q", "int8 weight")
 _BLOCK: Final = np.dtype([("step", "<u8"), ("group", "<u8")])
-_REPACK: Final = "Pack the weight again."
 
 MAX_K: Final = 65536
 MAX_N: Final = 1 << 24
@@ -97,7 +93,7 @@ def pack_sparse_int8(
         indices,
         steps,
     )
-    return _assemble((k, n, unit, k_block, panel), sections)
+    return _FORMAT.write(sections, (k, n, unit, k_block, panel, 0, len(steps)), (len(groups),))
 
 
 def pack_sparse_int8_conv(
@@ -263,22 +259,6 @@ def _steps(
     return indices, values
 
 
-def _assemble(sizes: tuple[int, int, int, int, int], sections: tuple[NDArray[np.generic], ...]) -> NDArray[np.uint8]:
-    offsets: list[int] = []
-    end = _HEADER_BYTES
-    for array in sections:
-        start = -(-end // _ALIGNMENT) * _ALIGNMENT
-        offsets.append(start)
-        end = start + array.nbytes
-    steps, groups = len(sections[6]), len(sections[4])
-    header = _HEADER.pack(_MAGIC, _VERSION, _HEADER_BYTES, end, *sizes, 0, steps, *offsets, groups)
-    packed = np.zeros(end, np.uint8)
-    packed[:_HEADER_BYTES] = np.frombuffer(header + struct.pack("<Q", _fnv1a(header)), np.uint8)
-    for start, array in zip(offsets, sections, strict=True):
-        packed[start : start + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
-    return packed
-
-
 def unpack_sparse_int8(packed: NDArray[np.uint8]) -> Int8Weight:
     """Return the weight of packed bytes.
 
@@ -286,15 +266,7 @@ def unpack_sparse_int8(packed: NDArray[np.uint8]) -> Int8Weight:
         KernelError: The bytes are not those of a packed weight of this version.
     """
     data = packed.tobytes()
-    if len(data) < _HEADER_BYTES or data[:8] != _MAGIC:
-        raise KernelError("the bytes are not a packed int8 weight", do=_REPACK)
-    fields = _HEADER.unpack_from(data)
-    version, _, total, k, n, unit, k_block, panel, _, steps, *offsets, groups = fields[1:]
-    hashed = struct.unpack_from("<Q", data, _HEADER.size)[0] == _fnv1a(data[: _HEADER.size])
-    if version != _VERSION or total != len(data) or not hashed:
-        raise KernelError(
-            f"a packed int8 weight of version {version} with {len(data)} bytes cannot be read", do=_REPACK
-        )
+    k, n, unit, k_block, panel, _, steps, *offsets, groups = _FORMAT.read(packed)
     group, k_blocks = 4 // unit, -(-k // k_block)
     blocks = np.frombuffer(data, _BLOCK, -(-n // panel) * k_blocks + 1, offsets[3])
     records = np.frombuffer(data, "<u2", groups * (1 + group), offsets[4]).reshape(groups, 1 + group).astype(np.int64)
@@ -316,10 +288,3 @@ def unpack_sparse_int8(packed: NDArray[np.uint8]) -> Int8Weight:
     scales = np.frombuffer(data, "<f4", n, offsets[0])
     fixes = np.frombuffer(data, "<i4", n, offsets[1])
     return Int8Weight(np.ascontiguousarray(dense[:k, :n]), scales.copy(), fixes.copy(), unit)
-
-
-def _fnv1a(data: bytes) -> int:
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 % (1 << 64)
-    return value

@@ -1,9 +1,9 @@
-"""The sections of a packed sparse matrix; `graphopt.solve.pack_sparse` puts a header before them.
+"""The sections of a packed sparse matrix; `graphopt.solve.blob` puts a header before them.
 
-Runs, of single weights: w of shape [K, N] is cut into blocks of ``k_block`` rows x ``panel_rows`` columns. In a block
-the columns of w with equally many entries form a run, and the entries of a run are interleaved in groups of eight
-columns, the rest in groups of four, two and one. An entry takes five bytes: its row within the block (uint8) and its
-value (float32).
+Runs: a matrix of rows x columns is cut into parts of ``panel_rows`` rows x ``k_block`` columns. In a part the rows with
+equally many entries form a run. A row is one output, or several that share each input; an entry is a column in which
+one of them is not zero: its place within the part, and a value (float32) per output. Entries of single outputs are
+interleaved in groups of eight rows, the rest in groups of four, two and one.
 
 Strips, of blocks: ``block_rows`` columns of w go together, and an entry is a row of w in which one of them is not zero:
 its place within the K-block (uint16) and their values (float32).
@@ -17,58 +17,93 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 GROUP_ROWS: Final = 8
-BLOCK: Final = np.dtype([("entry", "<u8"), ("run", "<u4"), ("row", "<u4")])
-RUN: Final = np.dtype([("entries", "<u2"), ("rows", "<u2")])
+PART: Final = np.dtype([("entry", "<u8"), ("run", "<u4"), ("row", "<u4")])
+"""Where a part begins; one more is the end of the last."""
+ROW: Final = np.dtype("<u2")
 STRIP: Final = np.dtype("<u8")
 STRIP_INDEX: Final = np.dtype("<u2")
+
+
+@dataclass(frozen=True, slots=True)
+class RunForm:
+    """How runs are written.
+
+    Attributes:
+        run: Of a run: entries of each of its rows, and rows.
+        index: Of the place of an entry within its part.
+        every_row: Whether rows without an entry are listed too.
+    """
+
+    run: np.dtype[np.void]
+    index: np.dtype[Any]
+    every_row: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Sections:
     """What follows the header, in this order; strips have no runs and no rows."""
 
-    blocks: NDArray[Any]
+    parts: NDArray[Any]
     runs: NDArray[np.void]
     rows: NDArray[np.uint16]
     indices: NDArray[Any]
     values: NDArray[np.float32]
 
-    def arrays(self) -> tuple[NDArray[np.generic], ...]:
+    def arrays(self) -> tuple[NDArray[Any], ...]:
         """Return the sections in their order."""
-        return (self.blocks, self.runs, self.rows, self.indices, self.values)
+        return (self.parts, self.runs, self.rows, self.indices, self.values)
 
 
-def pack_runs(weight: NDArray[np.float32], k_block: int, panel_rows: int) -> Sections:
-    """Return the sections of the unstructured form.
+def pack_runs(panels: Iterable[NDArray[np.float32]], k_block: int, form: RunForm) -> Sections:
+    """Return the sections of panels one after another.
 
     Args:
-        weight: float32 of shape [K, N].
-        k_block: Rows of a block, 1 to 256.
-        panel_rows: Columns of a block.
+        panels: float32 of shape [rows, columns, outputs of a row].
+        k_block: Columns of a part.
+        form: How they are written.
     """
-    return _joined([_panel(weight[:, at : at + panel_rows], k_block) for at in range(0, weight.shape[1], panel_rows)])
+    return _joined([_panel(panel, k_block, form) for panel in panels])
 
 
-def unpack_runs(sections: Sections, shape: tuple[int, int], k_block: int, panel_rows: int) -> NDArray[np.float32]:
-    """Return the dense matrix of the unstructured form."""
-    blocks, run, rows = sections.blocks, sections.runs, sections.rows
-    k_blocks = -(-shape[0] // k_block)
-    block_of_row = np.repeat(np.arange(len(blocks) - 1), _steps(blocks["row"]))
-    run_of_row = np.repeat(np.arange(len(run)), run["rows"])
-    row_starts = np.concatenate([[0], np.cumsum(run["rows"], dtype=np.int64)])[:-1]
-    entry_starts = np.concatenate([[0], np.cumsum(run["rows"].astype(np.int64) * run["entries"])])[:-1]
-    in_run = np.arange(len(rows)) - row_starts[run_of_row]
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Where the entries of packed runs lie.
+
+    Attributes:
+        part: The part of each, in the order of the file.
+        row: Its row within the panel.
+        column: Its column within the part.
+        value: The place of its value or values.
+    """
+
+    part: NDArray[np.int64]
+    row: NDArray[np.uint16]
+    column: NDArray[Any]
+    value: NDArray[np.int64]
+
+
+def entries_of_runs(sections: Sections, *, interleaved: bool) -> Entries:
+    """Return where the entries of packed runs lie.
+
+    Args:
+        sections: As `pack_runs` gives them.
+        interleaved: Whether rows have one output.
+    """
+    parts, run, rows = sections.parts, sections.runs, sections.rows
+    lengths = run["rows"].astype(np.int64)
+    run_of_row = np.repeat(np.arange(len(run)), lengths)
     counts = run["entries"].astype(np.int64)[run_of_row]
-    first, stride = _interleaved(in_run, run["rows"].astype(np.int64)[run_of_row], counts)
+    in_run = np.arange(len(rows)) - _starts(lengths)[run_of_row]
+    first, stride = _places(in_run, lengths[run_of_row], counts, interleaved=interleaved)
+    entry_starts = _starts(lengths * run["entries"])
     at = np.repeat(entry_starts[run_of_row] + first, counts) + _ranks(counts) * np.repeat(stride, counts)
-    column = np.repeat(block_of_row // k_blocks * panel_rows + rows, counts)
-    row = np.repeat(block_of_row % k_blocks * k_block, counts) + sections.indices[at]
-    dense = np.zeros(shape, np.float32)
-    dense[row, column] = sections.values[at]
-    return dense
+    part_of_row = np.repeat(np.arange(len(parts) - 1), _steps(parts["row"]))
+    return Entries(np.repeat(part_of_row, counts), np.repeat(rows, counts), sections.indices[at], at)
 
 
 def blocks_with_entries(weight: NDArray[np.float32], block_rows: int) -> NDArray[np.bool_]:
@@ -96,7 +131,7 @@ def pack_strips(weight: NDArray[np.float32], block_rows: int, k_block: int) -> S
     padded[:n] = weight.T
     values = padded.reshape(strips, block_rows, k)[strip, :, row]
     indices = (row % k_block).astype(STRIP_INDEX)
-    nothing = np.zeros(0, RUN), np.zeros(0, np.uint16)
+    nothing = np.zeros(0, np.void), np.zeros(0, ROW)
     return Sections(starts.astype(STRIP), *nothing, indices, values.astype("<f4").reshape(-1))
 
 
@@ -104,79 +139,89 @@ def unpack_strips(sections: Sections, shape: tuple[int, int], block_rows: int, k
     """Return the dense matrix of the form of blocks."""
     k, n = shape
     k_blocks = -(-k // k_block)
-    block = np.repeat(np.arange(len(sections.blocks) - 1), _steps(sections.blocks))
+    block = np.repeat(np.arange(len(sections.parts) - 1), _steps(sections.parts))
     row = block % k_blocks * k_block + sections.indices
     dense = np.zeros((-(-n // block_rows), block_rows, k), np.float32)
     dense[block // k_blocks, :, row] = sections.values.reshape(-1, block_rows)
     return np.ascontiguousarray(dense.reshape(-1, k)[:n].T)
 
 
-def _panel(weight: NDArray[np.float32], k_block: int) -> Sections:
-    """The sections of one panel; its last block record is the end of its last block."""
-    k_blocks = -(-weight.shape[0] // k_block)
-    column, row = np.nonzero(weight.T)  # by column of w, then by row
+def _panel(rows: NDArray[np.float32], k_block: int, form: RunForm) -> Sections:
+    """The sections of one panel; its last part record is the end of its last part."""
+    count, columns, outputs = rows.shape
+    k_blocks = -(-columns // k_block)
+    row, column = np.nonzero(rows.any(axis=2))  # by row, then by column
 
-    # A pair is a column of w within a K-block; its entries are consecutive here.
-    pair_key = column * k_blocks + row // k_block
-    starts = np.flatnonzero(np.diff(pair_key, prepend=-1))
-    counts = np.diff(starts, append=len(pair_key))
-    pair_column, pair_block = np.divmod(pair_key[starts], k_blocks)
+    # A pair is a row within a part; its entries are consecutive here.
+    pair_of_entry = row * k_blocks + column // k_block
+    counts = np.bincount(pair_of_entry, minlength=count * k_blocks)
+    starts = _starts(counts)
+    listed = np.arange(len(counts)) if form.every_row else np.flatnonzero(counts)
+    counts, starts = counts[listed], starts[listed]
+    pair_row, pair_part = np.divmod(listed, k_blocks)
 
-    # Order of the file: by block, then the longest first, then by column.
-    order = np.lexsort((pair_column, -counts, pair_block))
-    sorted_block, sorted_counts = pair_block[order], counts[order]
-    new_run = np.flatnonzero((np.diff(sorted_block, prepend=-1) != 0) | (np.diff(sorted_counts, prepend=-1) != 0))
+    # Order of the file: by part, then the longest first, then by row.
+    order = np.lexsort((pair_row, -counts, pair_part))
+    sorted_part, sorted_counts = pair_part[order], counts[order]
+    new_run = np.flatnonzero((np.diff(sorted_part, prepend=-1) != 0) | (np.diff(sorted_counts, prepend=-1) != 0))
     run_rows = np.diff(new_run, append=len(order))
     run_entries = sorted_counts[new_run]
     run_of_pair = np.repeat(np.arange(len(new_run)), run_rows)
     run_starts = np.concatenate([[0], np.cumsum(run_rows * run_entries)]).astype(np.int64)
 
-    first, stride = _interleaved(
-        np.arange(len(order)) - new_run[run_of_pair], run_rows[run_of_pair], run_entries[run_of_pair]
-    )
+    in_run = np.arange(len(order)) - new_run[run_of_pair]
+    first, stride = _places(in_run, run_rows[run_of_pair], sorted_counts, interleaved=outputs == 1)
     ranks = _ranks(sorted_counts)
     target = np.repeat(run_starts[run_of_pair] + first, sorted_counts) + ranks * np.repeat(stride, sorted_counts)
     source = np.repeat(starts[order], sorted_counts) + ranks
-    indices = np.empty(len(row), np.uint8)
-    indices[target] = (row % k_block).astype(np.uint8)[source]
-    values = np.empty(len(row), "<f4")
-    values[target] = weight[row[source], column[source]]
+    indices = np.empty(len(row), form.index)
+    indices[target] = (column % k_block)[source]
+    values = np.empty((len(row), outputs), "<f4")
+    values[target] = rows[row[source], column[source]]
 
-    blocks = np.zeros(k_blocks + 1, BLOCK)
+    parts = np.zeros(k_blocks + 1, PART)
     edges = np.arange(k_blocks + 1)
-    blocks["row"] = np.searchsorted(sorted_block, edges)
-    blocks["run"] = np.searchsorted(sorted_block[new_run], edges)
-    blocks["entry"] = run_starts[blocks["run"]]
-    runs = np.zeros(len(new_run), RUN)
+    parts["row"] = np.searchsorted(sorted_part, edges)
+    parts["run"] = np.searchsorted(sorted_part[new_run], edges)
+    parts["entry"] = run_starts[parts["run"]]
+    runs = np.zeros(len(new_run), form.run)
     runs["entries"], runs["rows"] = run_entries, run_rows
-    return Sections(blocks, runs, pair_column[order].astype("<u2"), indices, values)
+    return Sections(parts, runs, pair_row[order].astype(ROW), indices, values.reshape(-1))
 
 
 def _joined(panels: list[Sections]) -> Sections:
-    blocks = [np.zeros(1, BLOCK)]
+    parts = [np.zeros(1, PART)]
     for panel in panels:
-        begin = blocks[-1][-1]
-        moved = panel.blocks[1:].copy()
+        begin = parts[-1][-1]
+        moved = panel.parts[1:].copy()
         for field in ("entry", "run", "row"):
             moved[field] += begin[field]
-        blocks.append(moved)
+        parts.append(moved)
     joined = [np.concatenate([panel.arrays()[i] for panel in panels]) for i in range(1, 5)]
-    return Sections(np.concatenate(blocks), *joined)
+    return Sections(np.concatenate(parts), *joined)
 
 
-def _interleaved(
-    in_run: NDArray[np.int64], run_rows: NDArray[np.int64], run_entries: NDArray[np.int64]
+def _places(
+    in_run: NDArray[np.int64], run_rows: NDArray[np.int64], entries: NDArray[np.int64], *, interleaved: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where, from the start of its run, each row has its first entry, and how far apart its entries lie."""
+    if not interleaved:
+        return in_run * entries, np.ones_like(in_run)
     rest = run_rows % GROUP_ROWS
     start, size = in_run // GROUP_ROWS * GROUP_ROWS, np.full_like(in_run, GROUP_ROWS)
-    in_rest = in_run >= run_rows - rest
     begin = run_rows - rest
+    in_rest = in_run >= begin
     for part in (4, 2, 1):
         here = in_rest & (rest & part != 0) & (in_run >= begin) & (in_run < begin + part)
         start, size = np.where(here, begin, start), np.where(here, part, size)
         begin = begin + (rest & part)
-    return start * run_entries + in_run - start, size
+    return start * entries + in_run - start, size
+
+
+def _starts(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each begins that many follow each other."""
+    starts: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) - lengths
+    return starts
 
 
 def _steps(rising: NDArray[Any]) -> NDArray[np.int64]:
@@ -186,5 +231,4 @@ def _steps(rising: NDArray[Any]) -> NDArray[np.int64]:
 
 def _ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """0, 1, ... counts[0]-1, 0, 1, ... counts[1]-1, and so on."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+    return np.arange(counts.sum()) - np.repeat(_starts(counts), counts)
