@@ -18,18 +18,20 @@ def packed() -> np.ndarray:
 
 def test_blob_sections_lie_at_multiples_of_64_behind_a_hashed_header() -> None:
     blob = packed()
-    assert (blob.dtype, FORMAT.header_bytes) == (np.uint8, 80)
+    data = blob.tobytes()
+    assert blob.dtype == np.uint8
+    assert FORMAT.header_bytes == 80
     field, *offsets, first, second = FORMAT.read(blob)
     assert (field, first, second) == (7, 8, 9)
     assert offsets == [128, 192, 192]
     assert blob.nbytes == 192 + 33 * 4
     for array, offset in zip(SECTIONS, offsets, strict=True):
-        assert np.array_equal(np.frombuffer(blob, array.dtype, len(array), offset), array)
-    assert struct.unpack_from("<8s2IQ", blob) == (b"GOTEST\r\n", 3, 80, blob.nbytes)
+        assert np.array_equal(np.frombuffer(data, array.dtype, len(array), offset), array)
+    assert struct.unpack_from("<8s2IQ", data) == (b"GOTEST\r\n", 3, 80, blob.nbytes)
     value = 0xCBF29CE484222325
-    for byte in blob[:72].tolist():
+    for byte in data[:72]:
         value = (value ^ byte) * 0x100000001B3 % 2**64
-    assert struct.unpack_from("<Q", blob, 72) == (value,)
+    assert struct.unpack_from("<Q", data, 72) == (value,)
     assert not blob[80:128].any()
 
 

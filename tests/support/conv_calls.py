@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from kernel_calls import ACTIVATIONS
-
-_GUARD = 32
-_MARK = 12345.0
+from kernel_calls import ACTIVATIONS, Guarded, address, blob, call, objection
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,6 @@ class ConvLibrary:
     """The kernels through their C interface."""
 
     dll: ctypes.CDLL
-    _message: ctypes.Array[ctypes.c_char] = field(default_factory=lambda: ctypes.create_string_buffer(512))
 
     def run(
         self,
@@ -89,58 +85,41 @@ class ConvLibrary:
         if residual is not None and padded[1]:
             residual = to_padded(residual)
         total = x.shape[0] * weight[0] * count
-        y = np.full(total + 2 * _GUARD, _MARK, np.float32)
-        failed = self.dll.graphopt_sparse_conv_f32(
-            ctypes.c_void_p(packed.ctypes.data),
-            ctypes.c_size_t(packed.nbytes),
+        y = Guarded(total)
+        call(
+            self.dll.graphopt_sparse_conv_f32,
+            *blob(packed),
             isa.encode(),
-            ctypes.c_void_p(given.ctypes.data),
+            address(given),
             (ctypes.c_int64 * 3)(x.shape[0], x.shape[2], x.shape[3]),
             steps.as_c(),
             int(padded[0]) + 2 * int(padded[1]),
-            None if extras.bias is None else ctypes.c_void_p(extras.bias.ctypes.data),
-            None if residual is None else ctypes.c_void_p(residual.ctypes.data),
+            address(extras.bias),
+            address(residual),
             ACTIVATIONS.index(extras.activation),
             ctypes.c_float(extras.low),
             ctypes.c_float(extras.high),
-            ctypes.c_void_p(y[_GUARD:].ctypes.data),
-            self._message,
-            ctypes.c_size_t(512),
+            address(y.room),
         )
-        assert failed == 0, self._message.value.decode()
-        assert np.all(y[:_GUARD] == _MARK), "written before the output"
-        assert np.all(y[-_GUARD:] == _MARK), "written behind the output"
-        made = y[_GUARD:-_GUARD].reshape(x.shape[0], weight[0], count)
+        made = y.written().reshape(x.shape[0], weight[0], count)
         return from_padded(made, sizes) if padded[1] else made.reshape(*made.shape[:2], *sizes)
 
     def choice(
         self, packed: np.ndarray, isa: str, x_sizes: tuple[int, int, int], steps: Steps, padded: tuple[bool, bool]
     ) -> str:
         """Return instruction set, how x is read, positions of a tile, and tasks, for images, height and width of x."""
-        failed = self.dll.graphopt_sparse_conv_choice(
-            ctypes.c_void_p(packed.ctypes.data),
-            ctypes.c_size_t(packed.nbytes),
+        return call(
+            self.dll.graphopt_sparse_conv_choice,
+            *blob(packed),
             isa.encode(),
             (ctypes.c_int64 * 3)(*x_sizes),
             steps.as_c(),
             int(padded[0]) + 2 * int(padded[1]),
-            self._message,
-            ctypes.c_size_t(512),
         )
-        assert failed == 0, self._message.value.decode()
-        return self._message.value.decode()
 
     def check(self, packed: np.ndarray) -> str:
         """Return the library's objection to these bytes, or ''."""
-        shape = (ctypes.c_uint64 * 7)()
-        failed = self.dll.graphopt_sparse_conv_check(
-            ctypes.c_void_p(packed.ctypes.data),
-            ctypes.c_size_t(packed.nbytes),
-            shape,
-            self._message,
-            ctypes.c_size_t(512),
-        )
-        return self._message.value.decode() if failed else ""
+        return objection(self.dll.graphopt_sparse_conv_check, packed, 7)
 
 
 def conv_bound(x: np.ndarray, w: np.ndarray, steps: Steps, group: int, extras: Extras) -> tuple[np.ndarray, np.ndarray]:

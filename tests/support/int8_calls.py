@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-ACTIVATIONS = ("none", "relu", "relu6", "clip", "silu", "gelu", "gelu_tanh")
+from kernel_calls import ACTIVATIONS, Guarded, address, attempt, blob, call, objection
+
 EXACT = ("none", "relu", "relu6", "clip")
-GUARD = 64
 
 
 def block_sparse(k: int, n: int, unit: int, density: float, seed: int = 0) -> np.ndarray:
@@ -45,42 +46,21 @@ class _Call(ctypes.Structure):
     ]
 
 
-def _at(array: np.ndarray | None) -> int | None:
-    return None if array is None else array.ctypes.data
-
-
-@dataclass
+@dataclass(frozen=True)
 class Int8Library:
     """The kernels through their C interface."""
 
     dll: ctypes.CDLL
-    message: ctypes.Array[ctypes.c_char] = field(default_factory=lambda: ctypes.create_string_buffer(512))
 
     def check(self, packed: np.ndarray) -> str:
         """Return the library's objection to these bytes, or ''."""
-        shape = (ctypes.c_uint64 * 3)()
-        self.message.value = b""
-        failed = self.dll.graphopt_sparse_int8_check(
-            ctypes.c_void_p(packed.ctypes.data),
-            ctypes.c_size_t(packed.nbytes),
-            shape,
-            self.message,
-            ctypes.c_size_t(512),
-        )
-        assert bool(failed) == bool(self.message.value)
-        return self.message.value.decode()
+        return objection(self.dll.graphopt_sparse_int8_check, packed, 3)
 
     def choice(self, packed: np.ndarray, isa: str, m: int) -> str:
         """Return what is chosen for m rows; '' for an instruction set of another platform."""
-        failed = self.dll.graphopt_sparse_int8_choice(
-            ctypes.c_void_p(packed.ctypes.data),
-            ctypes.c_size_t(packed.nbytes),
-            isa.encode(),
-            ctypes.c_size_t(m),
-            self.message,
-            ctypes.c_size_t(512),
-        )
-        return "" if failed else self.message.value.decode()
+        chosen = self.dll.graphopt_sparse_int8_choice
+        failed, message = attempt(chosen, *blob(packed), isa.encode(), ctypes.c_size_t(m))
+        return "" if failed else message
 
     def matmul(
         self,
@@ -92,19 +72,11 @@ class Int8Library:
         grid: tuple[float, int] = (0.0, 0),
     ) -> np.ndarray:
         """Return y of x [M, K], float32 or uint8; a grid with scale 0 is found by the kernel."""
-        y = _guarded(x.shape[0] * n, output)
-        call = _call(x, y, output, grid)
-        failed = self.dll.graphopt_sparse_int8_matmul(
-            ctypes.c_void_p(packed.ctypes.data),
-            ctypes.c_size_t(packed.nbytes),
-            isa.encode(),
-            ctypes.c_size_t(x.shape[0]),
-            ctypes.byref(call),
-            self.message,
-            ctypes.c_size_t(512),
-        )
-        assert failed == 0, self.message.value.decode()
-        return _inside(y).reshape(x.shape[0], n)
+        y = _room(x.shape[0] * n, output)
+        rows = ctypes.c_size_t(x.shape[0])
+        given = _call(x, y, output, grid)
+        call(self.dll.graphopt_sparse_int8_matmul, *blob(packed), isa.encode(), rows, ctypes.byref(given))
+        return y.written().reshape(x.shape[0], n)
 
     def conv(
         self,
@@ -120,45 +92,27 @@ class Int8Library:
         window_sizes = (*window.kernel, *window.strides, *window.dilations, *window.pads)
         sizes = (ctypes.c_int64 * 17)(*x.shape, n, window.group, *window_sizes, window.channels_last)
         out = (ctypes.c_int64 * 2)()
-        y = np.zeros(0, np.float32)
-        for step in range(2):
-            call = _call(x, y, output, grid) if step else _Call()
-            failed = self.dll.graphopt_sparse_int8_conv(
-                ctypes.c_void_p(packed.ctypes.data),
-                ctypes.c_size_t(packed.nbytes),
-                isa.encode(),
-                sizes,
-                ctypes.byref(call),
-                out,
-                self.message,
-                ctypes.c_size_t(512),
-            )
-            assert failed == 0, self.message.value.decode()
-            if not step:
-                y = _guarded(x.shape[0] * n * out[0] * out[1], output)
-        return _inside(y).reshape(x.shape[0], n, out[0], out[1])
+        convolve = partial(call, self.dll.graphopt_sparse_int8_conv, *blob(packed), isa.encode(), sizes)
+        convolve(ctypes.byref(_Call()), out)  # tells the sizes of the output
+        y = _room(x.shape[0] * n * out[0] * out[1], output)
+        convolve(ctypes.byref(_call(x, y, output, grid)), out)
+        return y.written().reshape(x.shape[0], n, out[0], out[1])
 
 
-def _guarded(elements: int, output: Output) -> np.ndarray:
-    return np.full(elements + 2 * GUARD, 77, np.float32 if output.grid is None else np.uint8)
+def _room(elements: int, output: Output) -> Guarded:
+    return Guarded(elements, np.float32 if output.grid is None else np.uint8)
 
 
-def _inside(y: np.ndarray) -> np.ndarray:
-    assert np.all(y[:GUARD] == 77), "written before the output"
-    assert np.all(y[-GUARD:] == 77), "written behind the output"
-    return y[GUARD:-GUARD]
-
-
-def _call(x: np.ndarray, y: np.ndarray, output: Output, grid: tuple[float, int]) -> _Call:
+def _call(x: np.ndarray, y: Guarded, output: Output, grid: tuple[float, int]) -> _Call:
     to_bytes, is_float = output.grid is not None, x.dtype == np.float32
     y_scale, y_zero_point = output.grid or (1.0, 0)
     return _Call(
-        _at(x) if is_float else None,
-        None if is_float else _at(x),
-        _at(output.bias),
-        _at(output.residual),
-        None if to_bytes else _at(y[GUARD:]),
-        _at(y[GUARD:]) if to_bytes else None,
+        address(x) if is_float else None,
+        None if is_float else address(x),
+        address(output.bias),
+        address(output.residual),
+        None if to_bytes else address(y.room),
+        address(y.room) if to_bytes else None,
         grid[0],
         y_scale,
         output.low,

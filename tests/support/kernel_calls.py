@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,70 @@ def rounding_bound(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.
 
 
 ACTIVATIONS = ("none", "relu", "relu6", "clip", "silu", "gelu", "gelu_tanh")
+_GUARD = 64
+_MARKS = {np.dtype(np.float32): 12345, np.dtype(np.uint8): 77}
+_MESSAGE_BYTES = 512
+
+
+def address(values: np.ndarray | None) -> ctypes.c_void_p | None:
+    """Return where an array lies; nothing for none."""
+    return None if values is None else ctypes.c_void_p(values.ctypes.data)
+
+
+class Guarded:
+    """Room for an output with marks on both sides.
+
+    Args:
+        elements: Of the output.
+        dtype: float32 or uint8.
+    """
+
+    def __init__(self, elements: int, dtype: type = np.float32) -> None:
+        self._mark = _MARKS[np.dtype(dtype)]
+        self._whole: np.ndarray = np.full(elements + 2 * _GUARD, self._mark, dtype)
+        self.room = self._whole[_GUARD:-_GUARD]
+
+    def written(self) -> np.ndarray:
+        """Return the output; the marks must be as they were."""
+        assert np.all(self._whole[:_GUARD] == self._mark), "written before the output"
+        assert np.all(self._whole[-_GUARD:] == self._mark), "written behind the output"
+        return self.room
+
+
+def call(function: Any, *arguments: object) -> str:
+    """Call a function of the C interface whose last arguments are a message and its room; return the message.
+
+    Raises:
+        AssertionError: The function fails.
+    """
+    failed, message = attempt(function, *arguments)
+    assert not failed, message
+    return message
+
+
+def attempt(function: Any, *arguments: object) -> tuple[bool, str]:
+    """Return whether a function of the C interface fails, and its message."""
+    message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+    failed = function(*arguments, message, ctypes.c_size_t(_MESSAGE_BYTES))
+    return bool(failed), message.value.decode()
+
+
+def blob(packed: np.ndarray) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
+    """Return packed bytes as the C interface takes them."""
+    return ctypes.c_void_p(packed.ctypes.data), ctypes.c_size_t(packed.nbytes)
+
+
+def objection(check: Any, packed: np.ndarray, numbers: int) -> str:
+    """Return what a check of packed bytes says against them, or ''.
+
+    Args:
+        check: A function of the C interface.
+        packed: The bytes.
+        numbers: How many it tells of a weight that is valid.
+    """
+    failed, message = attempt(check, *blob(packed), (ctypes.c_uint64 * numbers)())
+    assert failed == bool(message)
+    return message
 
 
 @dataclass(frozen=True)
@@ -48,35 +113,22 @@ class Library:
         low: float = -np.inf,
         high: float = np.inf,
     ) -> np.ndarray:
-        guard = 16
-        y = np.full(x.shape[0] * n + 2 * guard, 12345.0, np.float32)
-        message = ctypes.create_string_buffer(512)
-        failed = self.dll.graphopt_sparse_matmul_f32(
-            ctypes.c_void_p(packed.ctypes.data),
-            ctypes.c_size_t(packed.nbytes),
+        y = Guarded(x.shape[0] * n)
+        call(
+            self.dll.graphopt_sparse_matmul_f32,
+            *blob(packed),
             isa.encode(),
-            ctypes.c_void_p(x.ctypes.data),
+            address(x),
             ctypes.c_size_t(x.shape[0]),
-            None if bias is None else ctypes.c_void_p(bias.ctypes.data),
-            None if residual is None else ctypes.c_void_p(residual.ctypes.data),
+            address(bias),
+            address(residual),
             ACTIVATIONS.index(activation or ("relu" if relu else "none")),
             ctypes.c_float(low),
             ctypes.c_float(high),
-            ctypes.c_void_p(y[guard:].ctypes.data),
-            message,
-            ctypes.c_size_t(512),
+            address(y.room),
         )
-        assert failed == 0, message.value.decode()
-        assert np.all(y[:guard] == 12345.0), "written before the output"
-        assert np.all(y[-guard:] == 12345.0), "written behind the output"
-        return y[guard:-guard].reshape(x.shape[0], n)
+        return y.written().reshape(x.shape[0], n)
 
     def check(self, packed: np.ndarray) -> str:
         """Return the library's objection to these bytes, or ''."""
-        message = ctypes.create_string_buffer(512)
-        shape = (ctypes.c_uint64 * 3)()
-        failed = self.dll.graphopt_sparse_matmul_check(
-            ctypes.c_void_p(packed.ctypes.data), ctypes.c_size_t(packed.nbytes), shape, message, ctypes.c_size_t(512)
-        )
-        assert bool(failed) == bool(message.value)
-        return message.value.decode()
+        return objection(self.dll.graphopt_sparse_matmul_check, packed, 3)

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.solve.pack_low_bit import LowBitMatrix, pack_low_bit
-from kernel_calls import ACTIVATIONS
+from kernel_calls import ACTIVATIONS, Guarded, address, blob, call, objection
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -35,43 +35,26 @@ class LowBitLibrary:
         low: float = -np.inf,
         high: float = np.inf,
     ) -> np.ndarray:
-        guard = 16
-        y = np.full(x.shape[0] * n + 2 * guard, 12345.0, np.float32)
-        message = ctypes.create_string_buffer(512)
-        failed = self.dll.graphopt_low_bit_matmul_f32(
-            _address(packed),
-            ctypes.c_size_t(packed.nbytes),
+        y = Guarded(x.shape[0] * n)
+        call(
+            self.dll.graphopt_low_bit_matmul_f32,
+            *blob(packed),
             isa.encode(),
             ctypes.c_int(int(rounds)),
-            _address(x),
+            address(x),
             ctypes.c_size_t(x.shape[0]),
-            _address(bias),
-            _address(residual),
+            address(bias),
+            address(residual),
             ctypes.c_int(ACTIVATIONS.index(activation)),
             ctypes.c_float(low),
             ctypes.c_float(high),
-            _address(y[guard:]),
-            message,
-            ctypes.c_size_t(512),
+            address(y.room),
         )
-        assert failed == 0, message.value.decode()
-        assert np.all(y[:guard] == 12345.0), "written before the output"
-        assert np.all(y[-guard:] == 12345.0), "written behind the output"
-        return y[guard:-guard].reshape(x.shape[0], n)
+        return y.written().reshape(x.shape[0], n)
 
     def check(self, packed: np.ndarray) -> str:
         """Return the library's objection to these bytes, or ''."""
-        message = ctypes.create_string_buffer(512)
-        shape = (ctypes.c_uint64 * 4)()
-        failed = self.dll.graphopt_low_bit_matmul_check(
-            _address(packed), ctypes.c_size_t(packed.nbytes), shape, message, ctypes.c_size_t(512)
-        )
-        assert bool(failed) == bool(message.value)
-        return message.value.decode()
-
-
-def _address(values: np.ndarray | None) -> ctypes.c_void_p | None:
-    return None if values is None else ctypes.c_void_p(values.ctypes.data)
+        return objection(self.dll.graphopt_low_bit_matmul_check, packed, 4)
 
 
 def matrix(
@@ -136,16 +119,16 @@ def model(
     """A model of one LowBitMatMul."""
     k, n = w.codes.shape
     given: dict[str, object] = {"K": k, "N": n, "bits": w.bits, "block_size": w.block, **attributes}
-    blob = pack_low_bit(w) if packed is None else packed
+    stored = pack_low_bit(w) if packed is None else packed
     names = ["x", "w", "b" if bias is not None else "", "r" if residual is not None else ""]
     while not names[-1]:
         names.pop()
     node = helper.make_node("LowBitMatMul", names, ["y"], name="layer", domain="ai.graphopt")
     node.attribute.extend(helper.make_attribute(key, value) for key, value in given.items() if value is not None)
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x_shape)]
-    initializers = [numpy_helper.from_array(blob, "w")]
+    initializers = [numpy_helper.from_array(stored, "w")]
     if weight_is_input:
-        inputs.append(helper.make_tensor_value_info("w", TensorProto.UINT8, [blob.size]))
+        inputs.append(helper.make_tensor_value_info("w", TensorProto.UINT8, [stored.size]))
     if residual is not None:
         inputs.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, residual))
     if bias is not None:
