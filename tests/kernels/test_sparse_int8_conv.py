@@ -54,6 +54,7 @@ WINDOWS = [
     Window(kernel=(1, 1), strides=(2, 2)),
     Window(kernel=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1)),
     Window(kernel=(3, 2), strides=(3, 1), dilations=(1, 2), pads=(2, 0, 1, 3)),
+    Window(kernel=(3, 2), strides=(2, 2), dilations=(2, 2), pads=(1, 0, 0, 1)),
     Window(kernel=(3, 3), pads=(1, 1, 1, 1), group=3),
     Window(kernel=(2, 3), strides=(1, 2), dilations=(2, 1), group=2, channels_last=True),
     Window(kernel=(7, 7), strides=(2, 2), pads=(3, 3, 3, 3)),
