@@ -11,10 +11,15 @@
 
 namespace graphopt::ort {
 
-template <class Kernel>
+// The version of the operators: set once, before the first of them is made.
+inline uint32_t operator_version = api_version;
+
+// `overwrites`: the input whose memory the first output may take where nothing else reads it any more, or -1. Each
+// element is then read before the one of the output is written.
+template <class Kernel, int overwrites>
 OrtCustomOp describe() {
   OrtCustomOp op{};
-  op.version = api_version;
+  op.version = operator_version;
   op.GetName = [](const OrtCustomOp*) { return Kernel::name; };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return Kernel::inputs; };
@@ -51,13 +56,22 @@ OrtCustomOp describe() {
   op.InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> Status {
     return Kernel::infer(context);
   };
+  if constexpr (overwrites >= 0) {
+    static int input = overwrites, output = 0;
+    op.GetMayInplace = [](int** inputs, int** outputs) -> size_t {
+      *inputs = &input;
+      *outputs = &output;
+      return 1;
+    };
+    op.ReleaseMayInplace = [](int*, int*) {};
+  }
   return op;
 }
 
 // The operator, alive as long as the process.
-template <class Kernel>
+template <class Kernel, int overwrites = -1>
 const OrtCustomOp* operator_of() {
-  static const OrtCustomOp op = describe<Kernel>();
+  static const OrtCustomOp op = describe<Kernel, overwrites>();
   return &op;
 }
 

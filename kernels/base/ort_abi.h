@@ -67,6 +67,8 @@ namespace graphopt::ort {
 // The interface version asked for. Not the newest: a runtime refuses operators of a version above its own.
 constexpr uint32_t api_version = 17;
 constexpr const char* oldest_runtime = "1.17";
+// Operators of this version may say which input their output may overwrite.
+constexpr uint32_t in_place_version = 18;
 
 enum ElementType : int { element_float = 1, element_uint8 = 2, element_int8 = 3, element_int32 = 6 };
 enum Characteristic : int { input_required = 0, input_optional = 1 };

@@ -1,6 +1,7 @@
 // The one entry point that ONNX Runtime looks for, and the list of operators.
 #include <cstdio>
 
+#include "base/describe.h"
 #include "base/infer.h"
 #include "base/isa.h"
 #include "base/ort_abi.h"
@@ -14,14 +15,22 @@
 namespace graphopt {
 namespace {
 
-ort::Status register_domain(const ort::Api& api, OrtSessionOptions* options) {
+// The version of the interface that a runtime has: the second number of its own. Asking for a version that it does not have
+// would make it write a message.
+uint32_t version_of(const char* runtime) {
+  unsigned major = 0, minor = 0;
+  return std::sscanf(runtime, "%u.%u", &major, &minor) != 2 ? 0 : major > 1 ? UINT32_MAX : minor;
+}
+
+ort::Status register_domain(const ort::Api& api, const char* runtime, OrtSessionOptions* options) {
   // Sessions keep pointers to the domain and its operators, so both live as long as the process.
   struct Domain {
     OrtCustomOpDomain* domain = nullptr;
     ort::Status error = nullptr;
   };
-  static const Domain once = [](const ort::Api& first) {
+  static const Domain once = [](const ort::Api& first, const char* version) {
     Domain made;
+    if (version_of(version) >= ort::in_place_version) ort::operator_version = ort::in_place_version;
     made.error = first.create_domain("ai.graphopt", &made.domain);
     ort::set_inference_table(first.table());
     const OrtCustomOp* const operators[] = {low_bit_matmul::custom_op(), sparse_conv::custom_op(), sparse_conv::to_padded_op(),
@@ -33,7 +42,7 @@ ort::Status register_domain(const ort::Api& api, OrtSessionOptions* options) {
       if (made.error == nullptr) made.error = first.domain_add(made.domain, sparse_int8::custom_op(i));
     }
     return made;
-  }(api);
+  }(api, runtime);
   if (once.error != nullptr) return api.create_status(ort::error_fail, "the domain ai.graphopt could not be created");
   return api.add_domain(options, once.domain);
 }
@@ -55,7 +64,7 @@ GRAPHOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const O
   }
   const ort::Api api(table);
   if (isa_choice().error != nullptr) return api.create_status(ort::error_invalid_argument, isa_choice().error);
-  return register_domain(api, options);
+  return register_domain(api, base->GetVersionString(), options);
 }
 
 // One line: "<chosen> <forced|detected> <supported,...>", or "error: " and why GRAPHOPT_ISA cannot be followed.

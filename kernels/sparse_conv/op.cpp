@@ -14,6 +14,7 @@ using ort::Api;
 using ort::Status;
 
 constexpr const char* layouts[] = {"nchw", "padded"};
+constexpr int residual_input = 3;
 constexpr size_t list_room = 2 * max_axes + 1;  // one more than fits, so that too long a list is seen
 
 class Kernel {
@@ -67,7 +68,7 @@ class Kernel {
     call.w = &w_;
     call.epilogue = epilogue_;
     GRAPHOPT_TRY(node_.read_bias(context, 2, w_.out_channels, &call.bias));
-    GRAPHOPT_TRY(node_.read_residual(context, 3, dims, rank, &call.residual));
+    GRAPHOPT_TRY(node_.read_residual(context, residual_input, dims, rank, &call.residual));
     void* y = nullptr;
     GRAPHOPT_TRY(node_.output(context, 0, dims, rank, &y));
     if (y == nullptr || call.shape.images == 0) return nullptr;
@@ -197,6 +198,6 @@ class Kernel {
 
 }  // namespace
 
-const OrtCustomOp* custom_op() { return ort::operator_of<Kernel>(); }
+const OrtCustomOp* custom_op() { return ort::operator_of<Kernel, residual_input>(); }
 
 }  // namespace graphopt::sparse_conv

@@ -99,6 +99,38 @@ def test_op_bias_residual_and_activation() -> None:
     assert np.array_equal(run(session(data), x, r=residual), np.clip(plain, np.float32(-0.5), np.float32(0.25)))
 
 
+@pytest.mark.parametrize("layout", ["nchw", "padded"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_op_output_may_lie_where_the_residual_did_unless_another_reads_that(threads: int, layout: str) -> None:
+    """The runtime hands a residual's memory to the output where nothing reads it afterwards."""
+    square, bias, x = weight(C, C, 3, 3), random(C), random(1, C, 23, 23)
+    constants = {"w": pack_sparse_conv(square), "b": bias, "two": np.array(2, np.float32)}
+    exact, bound = conv_bound(x, square, SAME, 1, Extras(bias, 2 * x))
+    layer = conv(["x", "w", "b", "r"], "c", out_channels=C, activation="relu", layout_out=layout)
+    to_layout, from_layout = ("ToPadded", "FromPadded") if layout == "padded" else ("Identity", "Identity")
+    domain, spatial = (DOMAIN, {"spatial": [23, 23]}) if layout == "padded" else ("", {})
+    first = [
+        helper.make_node("Mul", ["x", "two"], ["twice"]),
+        helper.make_node(to_layout, ["twice"], ["r"], domain=domain),
+        layer,
+    ]
+    last = helper.make_node(from_layout, ["c"], ["y"], domain=domain, **spatial)
+    alone = run(session(model([*first, last], [1, C, 23, 23], constants), threads=threads), x)
+    assert np.all(np.abs(alone - np.maximum(exact, 0)) <= bound)
+    last.input[0] = "sum"
+    shared = [*first, helper.make_node("Add", ["c", "r"], ["sum"]), last]
+    both = run(session(model(shared, [1, C, 23, 23], constants), threads=threads), x)
+    assert np.array_equal(both, alone + 2 * x)
+
+
+def test_op_one_tensor_may_be_input_and_residual() -> None:
+    square, x = weight(C, C, 3, 3), random(1, C, 23, 23)
+    constants = {"w": pack_sparse_conv(square), "two": np.array(2, np.float32), "b": np.zeros(C, np.float32)}
+    nodes = [helper.make_node("Mul", ["x", "two"], ["twice"]), conv(["twice", "w", "b", "twice"], out_channels=C)]
+    exact, bound = conv_bound(2 * x, square, SAME, 1, Extras(np.zeros(C, np.float32), 2 * x))
+    assert np.all(np.abs(run(session(model(nodes, [1, C, 23, 23], constants)), x) - exact) <= bound)
+
+
 def test_op_shape_inference_keeps_names_where_sizes_are_kept() -> None:
     def shape(x: list[Any], **attributes: Any) -> list[Any]:
         found: list[Any] = session(model([conv(["x", "w"], **attributes)], x)).get_outputs()[0].shape
