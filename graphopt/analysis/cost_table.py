@@ -72,8 +72,8 @@ KERNELS: Final[Mapping[str, str]] = {
 
 ``sparsity``: the share of zeros of the dense weight, 0..1. ``bits``: bits per weight. ``4x1`` and the like are blocks
 (outputs x inputs); ``1x1`` convolutions have no window; ``chained`` convolutions read and write padded planes instead
-of NCHW, and those without that word are the slower of both. Low-bit weights are in blocks of 32 inputs where no
-other number is named. ``dense-int8`` and ``matmul-nbits`` are operators of ONNX Runtime.
+of NCHW, and those without that word, which decide, are the slower of both. Low-bit weights are in blocks of 32 inputs
+where no other number is named. ``dense-int8`` and ``matmul-nbits`` are operators of ONNX Runtime.
 """
 
 
