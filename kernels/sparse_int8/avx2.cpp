@@ -8,6 +8,7 @@ namespace {
 
 #include "base/activation_lane.h"
 #include "base/lane_avx2.h"
+#include "base/transpose_eight.h"
 #include "sparse_int8/avx2_lane.h"
 
 // Without instructions for four products of bytes: those of 16-bit numbers, for even and odd k. The product of bytes
@@ -35,6 +36,8 @@ struct Lane : LaneBase {
     return _mm256_add_epi32(sum, products);
   }
 };
+
+#include "base/ahead.h"
 
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"

@@ -1,5 +1,5 @@
-// Eight rows for AVX2. Included in an anonymous namespace after base/lane_avx2.h by files that define GRAPHOPT_DOT:
-// Weight, weight(at) and dot(sum, bytes, weight), which differ between AVX2 and AVX-VNNI.
+// Eight rows for AVX2. Included in an anonymous namespace after base/lane_avx2.h and base/transpose_eight.h by files
+// that add Bytes, Weight, weight(at) and dot(sum, bytes, weight), which differ between AVX2 and AVX-VNNI.
 
 struct LaneBase {
   using Int = __m256i;
@@ -11,7 +11,6 @@ struct LaneBase {
   static Int load(const int32_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
   static void store(int32_t* at, Int a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), a); }
   static Int load_words(const unsigned char* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
-  static void store_words(unsigned char* at, Int a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), a); }
   static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static Vec to_float(Int a) { return _mm256_cvtepi32_ps(a); }
   static Int to_int(Vec a) { return _mm256_cvtps_epi32(a); }
@@ -32,27 +31,10 @@ struct LaneBase {
     put_bytes(at + 2 * lanes, c, lanes);
     put_bytes(at + 3 * lanes, d, lanes);
   }
-  static void transpose(Int (&r)[8]) {
-    __m256i t[8];
-#pragma GCC unroll 4
-    for (unsigned i = 0; i < 4; ++i) {
-      t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-      t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-#pragma GCC unroll 2
-    for (unsigned i = 0; i < 2; ++i) {
-      r[4 * i] = _mm256_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-      r[4 * i + 1] = _mm256_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-      r[4 * i + 2] = _mm256_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-      r[4 * i + 3] = _mm256_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-#pragma GCC unroll 4
-    for (unsigned i = 0; i < 4; ++i) {
-      t[i] = _mm256_permute2x128_si256(r[i], r[4 + i], 0x20);
-      t[4 + i] = _mm256_permute2x128_si256(r[i], r[4 + i], 0x31);
-    }
-#pragma GCC unroll 8
-    for (unsigned i = 0; i < 8; ++i) r[i] = t[i];
+  static void turn(const unsigned char* from, size_t stride, unsigned char* to, size_t pitch) {
+    transpose_eight(from, stride, 8, [&](unsigned c, __m256 v) {
+      _mm256_storeu_ps(reinterpret_cast<float*>(to + c * pitch), v);
+    });
   }
 
   static void interleave(const unsigned char* const (&rows)[4], unsigned width, unsigned char* p) {

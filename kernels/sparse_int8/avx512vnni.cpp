@@ -8,6 +8,7 @@ namespace {
 
 #include "base/activation_lane.h"
 #include "base/lane_avx512.h"
+#include "base/transpose_eight.h"
 
 struct Rounding;
 
@@ -23,8 +24,6 @@ struct Lane {
   static Int set1(int32_t a) { return _mm512_set1_epi32(a); }
   static Int load(const int32_t* at) { return _mm512_loadu_si512(at); }
   static void store(int32_t* at, Int a) { _mm512_storeu_si512(at, a); }
-  static Int load_words(const unsigned char* at) { return _mm512_loadu_si512(at); }
-  static void store_words(unsigned char* at, Int a) { _mm512_storeu_si512(at, a); }
   static Bytes bytes(const unsigned char* at) { return _mm512_loadu_si512(at); }
   static Weight weight(const unsigned char* at) {
     int32_t four;
@@ -45,33 +44,13 @@ struct Lane {
     const Int bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
     _mm512_storeu_si512(at, _mm512_permutexvar_epi32(turned_fours(), bytes));
   }
-  static void transpose(Int (&r)[16]) {
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (unsigned i = 0; i < 8; ++i) {
-      t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-      t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
+  static void turn(const unsigned char* from, size_t stride, unsigned char* to, size_t pitch) {
 #pragma GCC unroll 4
     for (unsigned i = 0; i < 4; ++i) {
-      r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-      r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-      r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-      r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-#pragma GCC unroll 4
-    for (unsigned i = 0; i < 4; ++i) {
-      t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-      t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-      t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-      t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (unsigned i = 0; i < 4; ++i) {
-      r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-      r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-      r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-      r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+      const unsigned row = i / 2 * 8, column = i % 2 * 8;
+      transpose_eight(from + row * stride + column * 4, stride, 8, [&](unsigned c, __m256 v) {
+        _mm256_storeu_ps(reinterpret_cast<float*>(to + (column + c) * pitch + row * 4), v);
+      });
     }
   }
 
@@ -186,6 +165,8 @@ struct Lane {
     return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);
   }
 };
+
+#include "base/ahead.h"
 
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"

@@ -8,6 +8,7 @@ namespace {
 
 #include "base/activation_lane.h"
 #include "base/lane_avx2.h"
+#include "base/transpose_eight.h"
 #include "sparse_int8/avx2_lane.h"
 
 struct Lane : LaneBase {
@@ -22,6 +23,8 @@ struct Lane : LaneBase {
   }
   static Int dot(Int sum, Bytes x, Weight w) { return _mm256_dpbusd_avx_epi32(sum, x, w); }
 };
+
+#include "base/ahead.h"
 
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"

@@ -115,6 +115,12 @@ struct Conv {
   Output y;
 };
 
+// Memory that will be stored to: `rows` rows of `bytes` bytes, `stride` bytes apart.
+struct Region {
+  const void* first;
+  size_t rows, bytes, stride;
+};
+
 // One implementation. A tile p[k / 4][width][4] holds `width` rows of x, a multiple of `lanes` and at most
 // lanes * max_vectors(unit).
 struct Kernels {
@@ -125,9 +131,10 @@ struct Kernels {
   void (*range)(const float* x, size_t count, float* low, float* high);
   // x[m0 .. m0 + rows, :] -> p, zeros for what is missing to `width` and to whole fours of k.
   void (*pack_rows)(const MatMul& call, size_t m0, unsigned rows, unsigned width, unsigned char* p);
-  // sums[output of the panel][width] for one panel; there is room for 4 outputs more, and for `panel` + 4 starts.
+  // sums[output of the panel][width] for one panel; there is room for 4 outputs more, and for `panel` + 4 starts. The
+  // lines of `y`, where they will be stored, are asked for meanwhile.
   void (*panel)(const PackedWeights& w, size_t panel, int32_t zero_point, const unsigned char* p, unsigned width,
-                int32_t* starts, int32_t* sums);
+                const Region& y, int32_t* starts, int32_t* sums);
   // sums -> y[m0 .. m0 + rows, the outputs of the panel]; there is room for `panel` factors, and as many lines of `lanes`.
   void (*finish_rows)(const MatMul& call, size_t m0, unsigned rows, unsigned width, size_t panel, const int32_t* sums,
                       float* factors, int32_t* lines);

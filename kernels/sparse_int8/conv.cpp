@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t max_size = int64_t{1} << 30;
 constexpr size_t max_elements = size_t{1} << 40;
+constexpr size_t task_bytes = 8 * 1024;  // of planes: about a microsecond
 
 bool inside(const int64_t* values, size_t count, int64_t low, int64_t high) {
   return std::all_of(values, values + count, [&](int64_t v) { return v >= low && v <= high; });
@@ -73,6 +74,7 @@ ConvWork::ConvWork(const Conv& call, const Kernels& kernels) : call_(call), kern
   const ConvShape& s = call.shape;
   const bool as_it_is = s.pitch == s.width && s.rows == s.height && s.stride_h * s.stride_w == 1;
   in_place_ = call.bytes != nullptr && kernels.plain_bytes && as_it_is;
+  planes_per_task_ = std::max<size_t>(1, task_bytes / s.plane);
   offset_bytes_ = round_up(call.w->k * sizeof(size_t), 64);
   vectors_ = (s.positions + kernels.lanes - 1) / kernels.lanes;
   const size_t most = vectors_for(*call.w, kernels, vectors_);
@@ -96,12 +98,15 @@ void ConvWork::use(unsigned char* memory) {
 }
 
 size_t ConvWork::Planes::tasks() const {
-  return work->in_place_ ? 0 : work->call_.shape.batch * work->call_.shape.channels;
+  const size_t per_task = work->planes_per_task_;
+  return work->in_place_ ? 0 : (work->planes_of_all() + per_task - 1) / per_task;
 }
 
 bool ConvWork::Planes::run(size_t task) const {
   const ConvShape& s = work->call_.shape;
-  work->kernels_.fill_plane(work->call_, task / s.channels, task % s.channels, work->written_ + task * s.plane);
+  const size_t per_task = work->planes_per_task_, end = std::min((task + 1) * per_task, work->planes_of_all());
+  for (size_t i = task * per_task; i < end; ++i)
+    work->kernels_.fill_plane(work->call_, i / s.channels, i % s.channels, work->written_ + i * s.plane);
   return true;
 }
 
@@ -127,10 +132,11 @@ bool ConvWork::Sums::run(size_t task) const {
   if (held.reserve(w, width, kernels.lanes) == nullptr) return false;
   if (held.is_new(work->serial_, place)) {
     const unsigned char* planes = work->planes_ + (image * s.channels + group * (s.channels / s.group)) * s.plane;
-    kernels.pack_positions(w, planes, work->offsets_, f0, count, width, held.tile);
+    // Beyond the last position lies what no output shows; in x itself there may be no more memory.
+    kernels.pack_positions(w, planes, work->offsets_, f0, work->in_place_ ? count : width, width, held.tile);
   }
   const size_t panel = group * work->panels_ + local;
-  kernels.panel(w, panel, call.grid.zero_point, held.tile, width, held.starts, held.sums);
+  kernels.panel(w, panel, call.grid.zero_point, held.tile, width, Region{}, held.starts, held.sums);
   kernels.finish_planes(call, image, group, f0, count, width, panel, held.sums, held.factors);
   return true;
 }

@@ -29,7 +29,7 @@ class ConvWork {
  public:
   ConvWork(const Conv& call, const Kernels& kernels);
 
-  size_t bytes() const { return offset_bytes_ + (in_place_ ? 0 : call_.shape.batch * call_.shape.channels * call_.shape.plane); }
+  size_t bytes() const { return offset_bytes_ + (in_place_ ? 0 : planes_of_all() * call_.shape.plane + beyond_bytes); }
   void use(unsigned char* memory);
 
   struct Planes {
@@ -46,9 +46,13 @@ class ConvWork {
   Sums sums() const { return {this}; }
 
  private:
+  static constexpr size_t beyond_bytes = 64;  // what a tile reads beyond the last plane
+  size_t planes_of_all() const { return call_.shape.batch * call_.shape.channels; }
+
   Conv call_;
   const Kernels& kernels_;
   bool in_place_;  // the planes are those of x
+  size_t planes_per_task_;
   size_t offset_bytes_;
   size_t vectors_, tiles_, panels_;  // tiles of a group of an image; panels of a group
   unsigned long long serial_;

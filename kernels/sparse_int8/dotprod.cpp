@@ -15,6 +15,8 @@ struct Lane : LaneBase {
   static Int dot(Int sum, Bytes x, Weight w) { return vdotq_s32(sum, x, w); }
 };
 
+#include "base/ahead.h"
+
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"
 #include "sparse_int8/planes.h"

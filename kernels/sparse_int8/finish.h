@@ -136,12 +136,8 @@ struct FinishRows {
     const size_t pitch = (outputs + lanes - 1) / lanes * lanes;
     for (unsigned i = 0; i < rows; i += lanes) {
       for (size_t n = 0; n < outputs; n += lanes) {
-        typename Lane::Int square[lanes];
-        GRAPHOPT_UNROLL
-        for (unsigned c = 0; c < lanes; ++c) square[c] = Lane::load(sums + (n + c) * width + i);
-        Lane::transpose(square);
-        GRAPHOPT_UNROLL
-        for (unsigned r = 0; r < lanes; ++r) Lane::store(lines + r * pitch + n, square[r]);
+        Lane::turn(reinterpret_cast<const unsigned char*>(sums + n * width + i), width * sizeof *sums,
+                   reinterpret_cast<unsigned char*>(lines + n), pitch * sizeof *lines);
       }
       for (unsigned r = 0; r < lanes && i + r < rows; ++r) {
         const size_t at = (m0 + i + r) * call.w->n + n0;

@@ -20,6 +20,8 @@ struct Lane : LaneBase {
   }
 };
 
+#include "base/ahead.h"
+
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"
 #include "sparse_int8/planes.h"

@@ -40,13 +40,14 @@ struct LaneBase {
     put_bytes(at + 2 * lanes, c, lanes);
     put_bytes(at + 3 * lanes, d, lanes);
   }
-  static void transpose(Int (&r)[4]) {
-    const int32x4_t a = vzip1q_s32(r[0], r[2]), b = vzip2q_s32(r[0], r[2]);
-    const int32x4_t c = vzip1q_s32(r[1], r[3]), d = vzip2q_s32(r[1], r[3]);
-    r[0] = vzip1q_s32(a, c);
-    r[1] = vzip2q_s32(a, c);
-    r[2] = vzip1q_s32(b, d);
-    r[3] = vzip2q_s32(b, d);
+  static void turn(const unsigned char* from, size_t stride, unsigned char* to, size_t pitch) {
+    const Int r[4] = {load_words(from), load_words(from + stride), load_words(from + 2 * stride), load_words(from + 3 * stride)};
+    const Int a = vzip1q_s32(r[0], r[2]), b = vzip2q_s32(r[0], r[2]);
+    const Int c = vzip1q_s32(r[1], r[3]), d = vzip2q_s32(r[1], r[3]);
+    store_words(to, vzip1q_s32(a, c));
+    store_words(to + pitch, vzip2q_s32(a, c));
+    store_words(to + 2 * pitch, vzip1q_s32(b, d));
+    store_words(to + 3 * pitch, vzip2q_s32(b, d));
   }
 
   static void interleave(const unsigned char* const (&rows)[4], unsigned width, unsigned char* p) {

@@ -83,7 +83,10 @@ bool MatMulWork::run(size_t task) const {
   Held& held = Held::of_this_thread();
   if (held.reserve(w, width, kernels_.lanes) == nullptr) return false;
   if (held.is_new(serial_, tile)) kernels_.pack_rows(call_, m0, rows, width, held.tile);
-  kernels_.panel(w, panel, call_.grid.zero_point, held.tile, width, held.starts, held.sums);
+  const size_t n0 = panel * w.panel, size = call_.y.floats ? sizeof(float) : 1;
+  const unsigned char* y = call_.y.floats ? reinterpret_cast<const unsigned char*>(call_.y.floats) : call_.y.bytes;
+  const Region region{y + (m0 * w.n + n0) * size, rows, std::min(w.panel, w.n - n0) * size, w.n * size};
+  kernels_.panel(w, panel, call_.grid.zero_point, held.tile, width, region, held.starts, held.sums);
   kernels_.finish_rows(call_, m0, rows, width, panel, held.sums, held.factors, held.lines);
   return true;
 }

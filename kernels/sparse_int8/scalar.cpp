@@ -33,12 +33,6 @@ struct Lane {
     return r;
   }
   static void store(int32_t* at, const Int& a) { __builtin_memcpy(at, &a, sizeof a); }
-  static Int load_words(const unsigned char* at) {
-    Int r;
-    __builtin_memcpy(&r, at, sizeof r);
-    return r;
-  }
-  static void store_words(unsigned char* at, const Int& a) { __builtin_memcpy(at, &a, sizeof a); }
   static Bytes bytes(const unsigned char* at) {
     Bytes r;
     __builtin_memcpy(&r, at, sizeof r);
@@ -84,13 +78,9 @@ struct Lane {
     put_bytes(at + 2 * lanes, c, lanes);
     put_bytes(at + 3 * lanes, d, lanes);
   }
-  static void transpose(Int (&r)[lanes]) {
+  static void turn(const unsigned char* from, size_t stride, unsigned char* to, size_t pitch) {
     for (unsigned i = 0; i < lanes; ++i) {
-      for (unsigned j = 0; j < i; ++j) {
-        const int32_t kept = r[i].v[j];
-        r[i].v[j] = r[j].v[i];
-        r[j].v[i] = kept;
-      }
+      for (unsigned j = 0; j < lanes; ++j) __builtin_memcpy(to + j * pitch + 4 * i, from + i * stride + 4 * j, 4);
     }
   }
 
@@ -118,6 +108,8 @@ struct Lane {
     }
   }
 };
+
+#include "base/ahead.h"
 
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"

@@ -6,7 +6,7 @@
 // that go together for units of 1 and of 4; Int with set1, load, store; Bytes (4 bytes of x for each lane) with
 // bytes(at), Weight with weight(at), and dot(sum, bytes, weight), which adds four products to each lane;
 // to_float(Int); to_int(Vec), nearest, ties to even; at_least(v, low), low where v is NaN;
-// transpose(Int[lanes]): lanes x lanes; load_words / store_words(at), unaligned;
+// turn(from, stride, to, pitch): lanes x lanes words of four bytes, the columns of `from` to the rows of `to`;
 // put_bytes(at, Int, count): the low bytes of the first lanes; quantize(x, count, q, out); range(x, count, low, high).
 //
 // x is transposed to p[k / 4][width][4], so that one four of weights meets a four of `width` rows of x in one
@@ -89,7 +89,8 @@ inline void units_together(const unsigned char* p, const unsigned char* indices,
 
 // The groups of one block; U units of a group go together.
 template <unsigned NB, unsigned U, unsigned R>
-inline void block(const PackedWeights& w, size_t block, const unsigned char* p, const int32_t* starts, int32_t* sums) {
+inline void block(const PackedWeights& w, size_t block, const unsigned char* p, const int32_t* starts, int32_t* sums,
+                  const Region& y) {
   constexpr unsigned width = NB * Lane::lanes, group = 4 / R;
   const unsigned char* here = w.blocks + block * block_bytes;
   const size_t step = load_as<uint64_t>(here);
@@ -98,8 +99,10 @@ inline void block(const PackedWeights& w, size_t block, const unsigned char* p, 
   const unsigned char* at = w.groups + load_as<uint64_t>(here + 8) * group_bytes(group);
   const unsigned char* end = w.groups + load_as<uint64_t>(here + block_bytes + 8) * group_bytes(group);
   const bool first = block % w.k_blocks == 0;
+  Ahead ahead(y.first, y.rows, y.bytes, y.stride, static_cast<size_t>(end - at) / group_bytes(group));
   for (; at != end; at += group_bytes(group)) {
     const size_t steps = load_as<uint16_t>(at);
+    ahead.step();
     for (unsigned u = 0; u < group; u += U) {
       const int32_t* unit_starts[U];
       int32_t* unit_sums[U];
@@ -118,21 +121,22 @@ inline void block(const PackedWeights& w, size_t block, const unsigned char* p, 
 }
 
 template <unsigned NB>
-inline void panel_of_width(const PackedWeights& w, size_t panel, const unsigned char* p, const int32_t* starts,
-                           int32_t* sums) {
+inline void panel_of_width(const PackedWeights& w, size_t panel, const unsigned char* p, const Region& y,
+                           const int32_t* starts, int32_t* sums) {
   constexpr unsigned together = NB >= 3 ? 1 : NB == 2 ? 2 : 4;
   for (size_t kb = 0; kb < w.k_blocks; ++kb) {
     const unsigned char* tile = p + kb * w.k_block * (NB * Lane::lanes);
+    const Region asked = kb + 1 == w.k_blocks ? y : Region{};
     if (w.unit == 1) {
-      block<NB, together, 1>(w, panel * w.k_blocks + kb, tile, starts, sums);
+      block<NB, together, 1>(w, panel * w.k_blocks + kb, tile, starts, sums, asked);
     } else {
-      if constexpr (NB <= Lane::most[1]) block<NB, 1, 4>(w, panel * w.k_blocks + kb, tile, starts, sums);
+      if constexpr (NB <= Lane::most[1]) block<NB, 1, 4>(w, panel * w.k_blocks + kb, tile, starts, sums, asked);
     }
   }
 }
 
 inline void panel(const PackedWeights& w, size_t panel, int32_t zero_point, const unsigned char* p, unsigned width,
-                  int32_t* starts, int32_t* sums) {
+                  const Region& y, int32_t* starts, int32_t* sums) {
   const size_t n0 = panel * w.panel, outputs = smaller(w.panel, w.padded_n - n0);
   const uint32_t offset = static_cast<uint32_t>(Lane::flip) - static_cast<uint32_t>(zero_point);
   for (size_t n = 0; n < outputs; ++n) {
@@ -141,21 +145,11 @@ inline void panel(const PackedWeights& w, size_t panel, int32_t zero_point, cons
   }
   for (size_t n = outputs; n < w.panel + 4; ++n) starts[n] = 0;
   switch (width / Lane::lanes) {
-    case 1: return panel_of_width<1>(w, panel, p, starts, sums);
-    case 2: return panel_of_width<2>(w, panel, p, starts, sums);
-    case 3: return panel_of_width<3>(w, panel, p, starts, sums);
-    default: return panel_of_width<4>(w, panel, p, starts, sums);
+    case 1: return panel_of_width<1>(w, panel, p, y, starts, sums);
+    case 2: return panel_of_width<2>(w, panel, p, y, starts, sums);
+    case 3: return panel_of_width<3>(w, panel, p, y, starts, sums);
+    default: return panel_of_width<4>(w, panel, p, y, starts, sums);
   }
-}
-
-// Bytes of `lanes` rows, row r at rows + r * stride, to fours of k: p[k / 4][width][4].
-inline void pack_square(const unsigned char* rows, size_t stride, unsigned char* p, size_t width) {
-  typename Lane::Int words[Lane::lanes];
-  GRAPHOPT_UNROLL
-  for (unsigned r = 0; r < Lane::lanes; ++r) words[r] = Lane::load_words(rows + r * stride);
-  Lane::transpose(words);
-  GRAPHOPT_UNROLL
-  for (unsigned r = 0; r < Lane::lanes; ++r) Lane::store_words(p + r * width * 4, words[r]);
 }
 
 inline void pack_rows(const MatMul& call, size_t m0, unsigned rows, unsigned width, unsigned char* p) {
@@ -184,11 +178,11 @@ inline void pack_rows(const MatMul& call, size_t m0, unsigned rows, unsigned wid
         }
       }
       if (columns == wide) {
-        pack_square(from, stride, to, width);
+        Lane::turn(from, stride, to, width * 4);
         continue;
       }
       alignas(64) unsigned char corner[lanes * wide];
-      pack_square(from, stride, corner, lanes);
+      Lane::turn(from, stride, corner, lanes * 4);
       for (size_t c = 0; c < (columns + 3) / 4; ++c)
         __builtin_memcpy(to + c * width * 4, corner + c * lanes * 4, lanes * 4);
     }

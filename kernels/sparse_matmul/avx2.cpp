@@ -10,16 +10,22 @@ namespace {
 
 #include "base/activation_lane.h"
 
+#include "base/transpose_eight.h"
+
 #include "sparse_matmul/lane_four.h"
-#include "sparse_matmul/transpose_eight.h"
 
 struct Lane : FloatLane {
-  using Square = Lane;
   static constexpr unsigned sums_at_once = 8;
 
   template <class Sink>
   static void transpose(const float* src, size_t ld_src, unsigned rows, Sink sink) {
-    transpose_eight(src, ld_src, rows, sink);
+    transpose_eight(src, ld_src * sizeof(float), rows, sink);
+  }
+
+  static constexpr unsigned stored_rows = lanes;
+  template <class Sink>
+  static void transpose_stored(const float* src, size_t ld_src, unsigned rows, Sink sink) {
+    transpose(src, ld_src, rows, sink);
   }
 
   class Columns {

@@ -13,18 +13,13 @@ namespace narrow {
 
 #include "base/activation_lane.h"
 
-#include "sparse_matmul/lane_four.h"
-#include "sparse_matmul/transpose_eight.h"
+#include "base/transpose_eight.h"
 
-struct Eight : narrow::FloatLane {
-  template <class Sink>
-  static void transpose(const float* src, size_t ld_src, unsigned rows, Sink sink) {
-    transpose_eight(src, ld_src, rows, sink);
-  }
-};
+#include "sparse_matmul/lane_four.h"
+
+using Eight = narrow::FloatLane;
 
 struct Lane : FloatLane {
-  using Square = Eight;  // of twice as many shuffles in a clock
   static constexpr unsigned sums_at_once = 8;
 
   template <class Sink>
@@ -60,6 +55,18 @@ struct Lane : FloatLane {
     }
 #pragma GCC unroll 16
     for (unsigned i = 0; i < 16; ++i) sink(i, r[i]);
+  }
+
+  static constexpr unsigned stored_rows = 8;
+  template <class Sink>
+  static void transpose_stored(const float* src, size_t ld_src, unsigned rows, Sink sink) {
+    __m256 low[8];
+    transpose_eight(src, ld_src * sizeof(float), rows,
+                    [&](unsigned i, __m256 v) __attribute__((always_inline)) { low[i] = v; });
+    const auto both = [&](unsigned i, __m256 high) __attribute__((always_inline)) {
+      sink(i, _mm512_insertf32x8(_mm512_castps256_ps512(low[i]), high, 1));
+    };
+    transpose_eight(src + 8 * ld_src, ld_src * sizeof(float), rows > 8 ? rows - 8 : 0, both);
   }
 
   // A K-block of one row of x, held in registers where it has at most 128 columns: sixteen entries pick theirs with

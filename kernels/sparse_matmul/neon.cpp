@@ -11,7 +11,6 @@ namespace {
 #include "base/activation_lane.h"
 
 struct Lane : FloatLane {
-  using Square = Lane;
   static constexpr unsigned sums_at_once = 16;  // four units of four cycles each
 
   template <class Sink>
@@ -24,6 +23,12 @@ struct Lane : FloatLane {
     sink(1, vcombine_f32(vget_low_f32(low.val[1]), vget_low_f32(high.val[1])));
     sink(2, vcombine_f32(vget_high_f32(low.val[0]), vget_high_f32(high.val[0])));
     sink(3, vcombine_f32(vget_high_f32(low.val[1]), vget_high_f32(high.val[1])));
+  }
+
+  static constexpr unsigned stored_rows = lanes;
+  template <class Sink>
+  static void transpose_stored(const float* src, size_t ld_src, unsigned rows, Sink sink) {
+    transpose(src, ld_src, rows, sink);
   }
 
   class Columns {

@@ -50,7 +50,6 @@ struct Few {
 };
 
 struct Lane : FloatLane {
-  using Square = Lane;
   static constexpr unsigned sums_at_once = 8;
 
   template <class Sink>
@@ -60,6 +59,12 @@ struct Lane : FloatLane {
       for (unsigned r = 0; r < lanes; ++r) column.v[r] = r < rows ? src[r * ld_src + c] : 0.0f;
       sink(c, column);
     }
+  }
+
+  static constexpr unsigned stored_rows = lanes;
+  template <class Sink>
+  static void transpose_stored(const float* src, size_t ld_src, unsigned rows, Sink sink) {
+    transpose(src, ld_src, rows, sink);
   }
 
   struct Columns {

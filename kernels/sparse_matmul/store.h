@@ -2,7 +2,7 @@
 // `Lane` is defined.
 //
 // Lane: a FloatLane (base/activation_lane.h) with transpose(src, ld_src, rows, sink): lanes x lanes, missing rows read
-// as zero; sink(i, vector) gets column i of src. Lane::Square: the same for y, itself or a narrower one.
+// as zero; sink(i, vector) gets column i of src. transpose_stored: the same for the first `stored_rows` columns.
 
 #define GRAPHOPT_UNROLL _Pragma("GCC unroll 16")
 
@@ -72,32 +72,33 @@ class AheadOfStore {
   Ahead y_, residual_;
 };
 
-// sums[n][width] -> y[m0 .. m0 + rows][n0 .. n0 + columns], with the residual and the bounds.
+// sums[n][width] -> y[m0 .. m0 + rows][n0 .. n0 + columns], with the residual and the bounds. Few rows of y at a time, and
+// whole lines of memory: where rows are a multiple of 4 KiB apart, no more than eight lines of them fit L1.
 template <bool residual>
 inline void store_transposed(const Call& call, size_t m0, unsigned rows, size_t width, size_t n0, size_t columns,
                              const float* sums) {
-  using Square = Lane::Square;
-  constexpr unsigned lanes = Square::lanes;
+  constexpr unsigned lanes = Lane::lanes, down = Lane::stored_rows;
   const Bounds bounds = bounds_of(call.epilogue);
-  const Within<Square> inside(bounds);
+  const Within<Lane> inside(bounds);
   const size_t stride = call.w->n;
-  for (unsigned i = 0; i < rows; i += lanes) {
-    const size_t present = smaller(rows - i, lanes);
+  for (unsigned i = 0; i < rows; i += down) {
+    const size_t present = smaller(rows - i, down);
     for (size_t n = 0; n < columns; n += lanes) {
       const size_t wide = smaller(columns - n, lanes);
-      if (present == lanes && wide == lanes) {
+      if (present == down && wide == lanes) {
         const size_t at = (m0 + i) * stride + n0 + n;
         float* y = call.y + at;
         const float* more = residual ? call.residual + at : nullptr;
-        Square::transpose(sums + n * width + i, width, lanes, [&](size_t r, typename Square::Vec v) {
-          if constexpr (residual) v = Square::add(v, Square::load(more + r * stride));
-          Square::store(y + r * stride, inside(v));
-        });
+        const auto put = [&](size_t r, typename Lane::Vec v) __attribute__((always_inline)) {
+          if constexpr (residual) v = Lane::add(v, Lane::load(more + r * stride));
+          Lane::store(y + r * stride, inside(v));
+        };
+        Lane::transpose_stored(sums + n * width + i, width, lanes, put);
         continue;
       }
-      alignas(64) float corner[lanes * lanes];
-      Square::transpose(sums + n * width + i, width, static_cast<unsigned>(wide),
-                      [&](size_t r, typename Square::Vec v) { Square::store(corner + r * lanes, v); });
+      alignas(64) float corner[down * lanes];
+      Lane::transpose_stored(sums + n * width + i, width, static_cast<unsigned>(wide),
+                             [&](size_t r, typename Lane::Vec v) { Lane::store(corner + r * lanes, v); });
       for (size_t r = 0; r < present; ++r) store_few(call, m0 + i + r, n0 + n, wide, corner + r * lanes, bounds);
     }
   }
