@@ -23,6 +23,36 @@ inline void copy_few(T* target, const T* source, size_t count) {
   }
 }
 
+// to[i] = from[2 i]. Reads nothing behind from[2 count - 2].
+inline void copy_seconds(const unsigned char* from, size_t count, unsigned char* to) {
+  typedef unsigned short Pairs __attribute__((vector_size(16)));
+  typedef unsigned char Firsts __attribute__((vector_size(8)));
+  constexpr size_t step = 8;
+  const auto copy = [&](size_t i) {
+    Pairs pairs;
+    __builtin_memcpy(&pairs, from + 2 * i, sizeof pairs);
+    const Firsts firsts = __builtin_convertvector(pairs, Firsts);
+    __builtin_memcpy(to + i, &firsts, sizeof firsts);
+  };
+  if (count == 0) return;
+  to[count - 1] = from[2 * (count - 1)];
+  const size_t paired = count - 1;  // the last one may have nothing behind it
+  if (paired >= step) {
+    for (size_t i = 0; i + step < paired; i += step) copy(i);
+    copy(paired - step);
+  } else {
+    for (size_t i = 0; i < paired; ++i) to[i] = from[2 * i];
+  }
+}
+
+// True if a tap along an axis reads the phase.
+inline bool reads_phase(size_t phase, size_t taps, size_t dilation, size_t stride) {
+  for (size_t tap = 0; tap < taps && tap < stride; ++tap) {
+    if (tap * dilation % stride == phase) return true;
+  }
+  return false;
+}
+
 // Bytes of one row of a channel, from column x0 on, to where the planes have them.
 inline void put_row(const ConvShape& s, const unsigned char* from, size_t y, size_t x0, size_t count, unsigned char* plane) {
   const size_t row = y + s.pad_top, column = x0 + s.pad_left;
@@ -30,12 +60,15 @@ inline void put_row(const ConvShape& s, const unsigned char* from, size_t y, siz
   unsigned char* line = plane + (row % s.stride_h * s.stride_w * s.rows + row / s.stride_h) * s.pitch;
   if (s.stride_w == 1) return copy_few(line + column, from, count);
   for (size_t phase = 0; phase < s.stride_w; ++phase) {
+    if (!reads_phase(phase, s.kernel_w, s.dilation_w, s.stride_w)) continue;
     const size_t skip = (phase + s.stride_w - column % s.stride_w) % s.stride_w;
+    if (skip >= count) continue;
+    const size_t present = (count - skip + s.stride_w - 1) / s.stride_w;
     unsigned char* out = line + phase * s.rows * s.pitch + (column + skip) / s.stride_w;
     if (s.stride_w == 2) {
-      for (size_t i = skip, j = 0; i < count; i += 2, ++j) out[j] = from[i];
+      copy_seconds(from + skip, present, out);
     } else {
-      for (size_t i = skip, j = 0; i < count; i += s.stride_w, ++j) out[j] = from[i];
+      for (size_t i = 0; i < present; ++i) out[i] = from[skip + i * s.stride_w];
     }
   }
 }
@@ -47,9 +80,10 @@ inline void fill_plane(const Conv& call, size_t image, size_t channel, unsigned 
   const Rounding rounding(call.grid);
   if (s.plane != s.height * s.width) __builtin_memset(plane, padding, s.plane);
   constexpr size_t piece = 512;  // of a row, or of as many rows as it holds: they are mostly short
-  const size_t at_once = s.width == 0 || s.width > piece ? 1 : piece / s.width;
+  const size_t at_once = s.stride_h > 1 || s.width == 0 || s.width > piece ? 1 : piece / s.width;
   alignas(64) unsigned char bytes[piece];
   for (size_t y = 0; y < s.height; y += at_once) {
+    if (!reads_phase((y + s.pad_top) % s.stride_h, s.kernel_h, s.dilation_h, s.stride_h)) continue;
     const size_t rows = smaller(at_once, s.height - y);
     for (size_t x0 = 0; x0 < s.width; x0 += piece) {
       const size_t wide = smaller(piece, s.width - x0), count = rows * wide, at = start + y * s.width + x0;
