@@ -131,7 +131,7 @@ def match_static(node: Node, types: Types, taken: Container[Node] = ()) -> Int8L
         if found is None:
             return f"its bias '{node.inputs[2].name}' is not a constant with one number per output"
         layer = found
-    return _with_rounding_of_x(_with_followers(layer, types, taken), x)
+    return _with_rounding_of_x(_with_followers(layer, types, taken), x, taken)
 
 
 def match_dynamic(node: Node, types: Types, taken: Container[Node] = ()) -> Int8Layer | str | None:
@@ -276,18 +276,19 @@ def _is(node: Node, op: str) -> bool:
     return bool(node.op == op and node.domain in STANDARD_DOMAINS)
 
 
-def _with_rounding_of_x(layer: Int8Layer, x: Restored) -> Int8Layer:
+def _with_rounding_of_x(layer: Int8Layer, x: Restored, taken: Container[Node]) -> Int8Layer:
     """The layer reading floats where it alone reads what a QuantizeLinear makes of them on the same grid."""
     node = x.rounding
-    if node is None or len(uses(x.integers)) != 1 or is_graph_output(x.integers) or node.graph is not layer.node.graph:
+    if node is None or node in taken or not _is_alone(x.integers) or node.graph is not layer.node.graph:
         return layer
-    source = node.inputs[0]
-    alone = len(uses(x.node.outputs[0])) == 1 and not is_graph_output(x.node.outputs[0])
-    if not alone or grid_of_rounding(node) != layer.x_grid or source.onnx_dtype not in {None, 1}:
-        return layer
-    if constant_value(node.inputs[1]) is None or source.onnx_dtype is None:
+    if not _is_alone(x.node.outputs[0]) or grid_of_rounding(node) != layer.x_grid or node.inputs[0].onnx_dtype != 1:
         return layer
     return replace(layer, source=node, operands=(*layer.operands, node))
+
+
+def _is_alone(tensor: Tensor) -> bool:
+    """Whether one node reads a tensor and nothing else."""
+    return len(uses(tensor)) == 1 and not is_graph_output(tensor)
 
 
 def _turned(tensor: Tensor) -> tuple[Tensor, Node | None]:
