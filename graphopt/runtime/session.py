@@ -361,7 +361,8 @@ def _as_ort(value: Any, kind: str) -> Any:
     array = np.asarray(value)
     if array.dtype in _STORED:
         stored, number = _STORED[array.dtype]
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array).view(stored), number)
+        rows = np.asarray(array, order="C")  # np.ascontiguousarray would give a scalar an axis
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(rows.view(stored), number)
     return array
 
 

@@ -179,6 +179,13 @@ def test_entries_that_are_no_inputs_are_ignored_and_outputs_can_be_chosen() -> N
     assert list(run(session(model(ADD)), feed, ["y"])) == ["y"]
 
 
+def test_a_bfloat16_scalar_stays_a_scalar() -> None:
+    made = session(model('<ir_version: 9, opset_import: ["" : 19]> g (bfloat16 x) => (bfloat16 y) { y = Identity(x) }'))
+    found = run(made, {"x": np.array(1.5, ml_dtypes.bfloat16)})["y"]
+    assert found.shape == ()
+    assert found == 1.5
+
+
 def test_bfloat16_goes_in_and_comes_out() -> None:
     made = session(model('<ir_version: 9, opset_import: ["" : 19]> g (bfloat16[n] x) => (bfloat16[n] y, float[n] z) { y = Identity(x) z = Cast<to = 1>(x) }'))  # fmt: skip  # noqa: E501
     x = np.array([1.5, -2.0, 3.0], ml_dtypes.bfloat16)
