@@ -5,23 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.analysis.cost_table import CostTable
-from graphopt.analysis.types import Types
 from graphopt.passes.lower.convolution import Convolution, is_conv, match_convolution
-from graphopt.passes.lower.costed import CostedLowering
+from graphopt.passes.lower.costed import Known, LayerLowering
 from graphopt.passes.lower.epilogue import added_inputs
-from graphopt.passes.lower.settling import settle
-from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
+from graphopt.rewrite.patch import LayerRecord, Patch, node_label
 from graphopt.solve.pack_sparse_conv import BLOCKS, block_entries, pack_sparse_conv, packed_conv_bytes
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     import numpy as np
 
-    from graphopt.analysis.manager import Facts
-    from graphopt.graph import Constant, Model, Node, Rewriter, Tensor
+    from graphopt.graph import Constant, Node, Rewriter, Tensor
 
 _DOMAIN = "ai.graphopt"
 _HEADERS_BYTES = 4096  # what the packed form of a tiny weight may have beside its entries
@@ -38,7 +32,7 @@ class _Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowerSparseConv(CostedLowering):
+class LowerSparseConv(LayerLowering[_Choice]):
     """Replace convolutions with sparse weights by ai.graphopt::SparseConv where that is faster than dense.
 
     Matches:   Conv with one or two spatial axes and a constant float32 weight, any strides, pads, dilations and groups
@@ -60,35 +54,23 @@ class LowerSparseConv(CostedLowering):
     name: ClassVar[str] = "lower-sparse-conv"
     contract: ClassVar[Contract] = Contract.ROUNDING
 
-    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        """Yield one patch per lowered node, in topological order.
-
-        Raises:
-            RecipeError: The cost table cannot be read, or does not have the instruction set.
-        """
-        table = CostTable.find(self.cost_table)
-        types, counts = facts.get(Types), self.counts(model, facts)
-
-        def judge(node: Node, taken: set[Node]) -> _Choice | str | None:
-            return self._judge(match_convolution(node, types, counts, taken), table) if is_conv(node) else None
-
-        packed: dict[tuple[Tensor, int, int], Constant] = {}
-        for node, choice in settle(model, judge).items():
-            yield Skip(node, choice) if isinstance(choice, str) else _patch(choice, packed)
-
-    def _judge(self, layer: Convolution | str, table: CostTable) -> _Choice | str:
-        if isinstance(layer, str):
+    def judge(self, node: Node, known: Known, taken: set[Node]) -> _Choice | str | None:
+        """Return the faster form of a convolution's weight, why it stays, or None for other nodes."""
+        layer = match_convolution(node, known.types, known.counts, taken) if is_conv(node) else None
+        if layer is None or isinstance(layer, str):
             return layer
         weight = layer.weight()
         size = weight.size // layer.group
         levels = {block: _level(weight, layer.group, block) for block in BLOCKS}
         wide = 8 if levels[8] >= levels[4] else 4  # of blocks that store as much the wider ones are faster
         names = {_kernel(layer, block): block for block in (1, wide)}
-        best = table.fastest([(name, levels[block]) for name, block in names.items()], layer.positions, size, self.isa)
+        best = known.table.fastest(
+            [(name, levels[block]) for name, block in names.items()], layer.positions, size, self.isa
+        )
         if best is not None:
             kernel, level, speedup = best
             return _why_file_grows(weight, layer.group, names[kernel]) or _Choice(layer, names[kernel], level, speedup)
-        needed = table.break_even(_kernel(layer, 1), layer.positions, size, self.isa)
+        needed = known.table.break_even(_kernel(layer, 1), layer.positions, size, self.isa)
         where = "an unknown number of" if layer.positions is None else str(layer.positions)
         shape = f"for {where} output positions and a weight of {' x '.join(map(str, weight.shape))}"
         share = f"its weight has {levels[1]:.1%} zeros"
@@ -97,6 +79,10 @@ class LowerSparseConv(CostedLowering):
             if needed is not None
             else f"{share}; {shape} the sparse kernel is not known to be faster at any sparsity"
         )
+
+    def lowered(self, chosen: _Choice, packed: dict[Any, Any]) -> Patch:
+        """Return the patch that puts SparseConv in the place of a convolution."""
+        return _patch(chosen, packed)
 
 
 def _kernel(layer: Convolution, block: int) -> str:

@@ -7,31 +7,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from graphopt.analysis.cost_table import CostTable
-from graphopt.analysis.types import Types
 from graphopt.passes.lower.convolution import explicit_pads, group_of, is_conv, why_other_groups, window_attributes
-from graphopt.passes.lower.costed import CostedLowering
+from graphopt.passes.lower.costed import Known, LayerLowering
 from graphopt.passes.lower.integers import match_static
 from graphopt.passes.lower.replacing import Candidate, Choice, choose, patch
-from graphopt.passes.lower.settling import settle
-from graphopt.rewrite.patch import Patch, Skip
 from graphopt.solve.pack_sparse_int8 import conv_matrix, pack_sparse_int8_conv, stored_share
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from numpy.typing import NDArray
 
-    from graphopt.analysis.manager import Facts
-    from graphopt.graph import Model, Node
+    from graphopt.analysis.types import Types
+    from graphopt.graph import Node
+    from graphopt.rewrite.patch import Patch
 
 _RANKS = (3, 4)
 _SPATIAL_FROM = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowerSparseInt8Conv(CostedLowering):
+class LowerSparseInt8Conv(LayerLowering[Choice]):
     """Replace sparse convolutions of 8-bit integers by ai.graphopt::SparseInt8Conv where that is faster.
 
     Matches:   Conv with one or two spatial axes whose input and constant weight come from DequantizeLinear, uint8 and
@@ -57,24 +52,16 @@ class LowerSparseInt8Conv(CostedLowering):
     name: ClassVar[str] = "lower-sparse-int8-conv"
     contract: ClassVar[Contract] = Contract.LOSSY
 
-    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        """Yield one patch per lowered node, in topological order.
+    def judge(self, node: Node, known: Known, taken: set[Node]) -> Choice | str | None:
+        """Return the faster form of a convolution's weight, why it stays, or None for other nodes."""
+        candidate = _candidate(node, known.types, taken)
+        if candidate is None or isinstance(candidate, str):
+            return candidate
+        return choose(candidate, known.counts.positions(node.outputs[0]), known.table, self.isa, "conv")
 
-        Raises:
-            RecipeError: The cost table cannot be read, or does not have the instruction set.
-        """
-        table = CostTable.find(self.cost_table)
-        types, counts = facts.get(Types), self.counts(model, facts)
-
-        def judge(node: Node, taken: set[Node]) -> Choice | str | None:
-            candidate = _candidate(node, types, taken)
-            if candidate is None or isinstance(candidate, str):
-                return candidate
-            return choose(candidate, counts.positions(node.outputs[0]), table, self.isa, "conv")
-
-        packed: dict[Any, Any] = {}
-        for node, choice in settle(model, judge).items():
-            yield Skip(node, choice) if isinstance(choice, str) else patch(choice, packed)
+    def lowered(self, chosen: Choice, packed: dict[Any, Any]) -> Patch:
+        """Return the patch that puts SparseInt8Conv in the place of a convolution."""
+        return patch(chosen, packed)
 
 
 def _candidate(node: Node, types: Types, taken: set[Node]) -> Candidate | str | None:

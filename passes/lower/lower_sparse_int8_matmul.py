@@ -5,28 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.analysis.cost_table import CostTable
-from graphopt.analysis.types import Types
-from graphopt.passes.lower.costed import CostedLowering
+from graphopt.passes.lower.costed import Known, LayerLowering
 from graphopt.passes.lower.integers import STANDARD_DOMAINS, Int8Layer, match_dynamic, match_static
 from graphopt.passes.lower.replacing import Candidate, Choice, choose, patch
-from graphopt.passes.lower.settling import settle
-from graphopt.rewrite.patch import Patch, Skip
 from graphopt.solve.pack_sparse_int8 import pack_sparse_int8
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Generator
+    from collections.abc import Container
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from graphopt.analysis.manager import Facts
-    from graphopt.graph import Model, Node
+    from graphopt.analysis.types import Types
+    from graphopt.graph import Node
+    from graphopt.rewrite.patch import Patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowerSparseInt8Matmul(CostedLowering):
+class LowerSparseInt8Matmul(LayerLowering[Choice]):
     """Replace sparse products of 8-bit integers by ai.graphopt::SparseInt8MatMul where that is faster.
 
     Matches:   MatMul and Gemm whose input and constant weight come from DequantizeLinear, uint8 and int8, the weight
@@ -52,24 +49,16 @@ class LowerSparseInt8Matmul(CostedLowering):
     name: ClassVar[str] = "lower-sparse-int8-matmul"
     contract: ClassVar[Contract] = Contract.LOSSY
 
-    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        """Yield one patch per lowered node, in topological order.
+    def judge(self, node: Node, known: Known, taken: set[Node]) -> Choice | str | None:
+        """Return the faster form of a product's weight, why it stays, or None for other nodes."""
+        layer = _match(node, known.types, taken)
+        if layer is None or isinstance(layer, str):
+            return layer
+        return choose(_candidate(layer), known.counts.of(node.inputs[0]), known.table, self.isa, "matmul")
 
-        Raises:
-            RecipeError: The cost table cannot be read, or does not have the instruction set.
-        """
-        table = CostTable.find(self.cost_table)
-        types, counts = facts.get(Types), self.counts(model, facts)
-
-        def judge(node: Node, taken: set[Node]) -> Choice | str | None:
-            layer = _match(node, types, taken)
-            if layer is None or isinstance(layer, str):
-                return layer
-            return choose(_candidate(layer), counts.of(node.inputs[0]), table, self.isa, "matmul")
-
-        packed: dict[Any, Any] = {}
-        for node, choice in settle(model, judge).items():
-            yield Skip(node, choice) if isinstance(choice, str) else patch(choice, packed)
+    def lowered(self, chosen: Choice, packed: dict[Any, Any]) -> Patch:
+        """Return the patch that puts SparseInt8MatMul in the place of a product."""
+        return patch(chosen, packed)
 
 
 def _candidate(layer: Int8Layer) -> Candidate:

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from graphopt.analysis.cost_table import CostTable
-from graphopt.analysis.types import Types
-from graphopt.passes.lower.costed import CostedLowering
+from graphopt.passes.lower.costed import Known, LayerLowering
 from graphopt.passes.lower.epilogue import added_inputs
 from graphopt.passes.lower.linear import Linear, is_linear, match_linear
-from graphopt.passes.lower.settling import settle
-from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
+from graphopt.rewrite.patch import LayerRecord, Patch, node_label
 from graphopt.solve.pack_sparse import SparseForm, pack_sparse, sparse_forms
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    from graphopt.analysis.manager import Facts
-    from graphopt.graph import Constant, Model, Node, Rewriter, Tensor
+    from graphopt.graph import Constant, Node, Rewriter, Tensor
 
 _DOMAIN = "ai.graphopt"
 _HEADERS_BYTES = 4096  # what the packed form of a tiny matrix may have beside its entries
 
 
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    layer: Linear
+    form: SparseForm
+    speedup: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowerSparseMatmul(CostedLowering):
+class LowerSparseMatmul(LayerLowering[_Chosen]):
     """Replace sparse MatMul and Gemm by ai.graphopt::SparseMatMul where that is faster than dense.
 
     Matches:   MatMul with a constant 2-D float32 weight as second input; Gemm with such a weight, alpha = 1, beta = 1,
@@ -51,34 +52,20 @@ class LowerSparseMatmul(CostedLowering):
     name: ClassVar[str] = "lower-sparse-matmul"
     contract: ClassVar[Contract] = Contract.ROUNDING
 
-    def run(self, model: Model, facts: Facts) -> Generator[Patch | Skip, frozenset[Node], None]:
-        """Yield one patch per lowered node, in topological order.
-
-        Raises:
-            RecipeError: The cost table cannot be read, or does not have the instruction set.
-        """
-        table = CostTable.find(self.cost_table)
-        types, rows = facts.get(Types), self.counts(model, facts)
-
-        def judge(node: Node, taken: set[Node]) -> _Chosen | str | None:
-            return self._judge(match_linear(node, types, rows, taken), table) if is_linear(node) else None
-
-        packed: dict[tuple[Tensor, bool, int], Constant] = {}
-        for node, chosen in settle(model, judge).items():
-            yield Skip(node, chosen) if isinstance(chosen, str) else _patch(chosen, packed)
-
-    def _judge(self, layer: Linear | str, table: CostTable) -> _Chosen | str:
-        if isinstance(layer, str):
+    def judge(self, node: Node, known: Known, taken: set[Node]) -> _Chosen | str | None:
+        """Return the fastest form of a product's weight, why it stays, or None for other nodes."""
+        layer = match_linear(node, known.types, known.counts, taken) if is_linear(node) else None
+        if layer is None or isinstance(layer, str):
             return layer
         weights = layer.k * layer.n
         forms = sparse_forms(layer.weight())
         by_kernel = {_kernel(form): form for form in forms}
         levels = [(kernel, _level(form, weights)) for kernel, form in by_kernel.items()]
-        best = table.fastest(levels, layer.rows, weights, self.isa)
+        best = known.table.fastest(levels, layer.rows, weights, self.isa)
         if best is not None:
             kernel, _, speedup = best
             return _why_file_grows(by_kernel[kernel], weights) or _Chosen(layer, by_kernel[kernel], speedup)
-        needed = table.break_even(_kernel(forms[0]), layer.rows, weights, self.isa)
+        needed = known.table.break_even(_kernel(forms[0]), layer.rows, weights, self.isa)
         rows = "an unknown number of" if layer.rows is None else str(layer.rows)
         size = f"for {rows} rows of activations and a weight of {layer.k} x {layer.n}"
         share = f"its weight has {_zeros(forms[0], weights)}"
@@ -88,12 +75,9 @@ class LowerSparseMatmul(CostedLowering):
             else f"{share}; {size} the sparse kernel is not known to be faster at any sparsity"
         )
 
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    layer: Linear
-    form: SparseForm
-    speedup: float
+    def lowered(self, chosen: _Chosen, packed: dict[Any, Any]) -> Patch:
+        """Return the patch that puts SparseMatMul in the place of a product."""
+        return _patch(chosen, packed)
 
 
 def _patch(chosen: _Chosen, packed: dict[tuple[Tensor, bool, int], Constant]) -> Patch:
