@@ -38,6 +38,7 @@ struct Lane : LaneBase {
 };
 
 #include "base/ahead.h"
+#include "base/common.h"
 
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"

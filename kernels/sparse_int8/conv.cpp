@@ -88,12 +88,21 @@ void ConvWork::use(unsigned char* memory) {
   written_ = memory + offset_bytes_;
   planes_ = in_place_ ? call_.bytes : written_;
   const size_t channels = s.channels / s.group, taps = s.kernel_h * s.kernel_w;
-  const size_t channel_step = s.channels_last ? 1 : taps, tap_step = s.channels_last ? channels : 1;
+  const size_t tap_step = s.channels_last ? channels : 1;
   for (size_t tap = 0; tap < taps; ++tap) {
     const size_t row = tap / s.kernel_w * s.dilation_h, column = tap % s.kernel_w * s.dilation_w;
     const size_t phase = row % s.stride_h * s.stride_w + column % s.stride_w;
-    const size_t place = (phase * s.rows + row / s.stride_h) * s.pitch + column / s.stride_w;
-    for (size_t c = 0; c < channels; ++c) offsets_[c * channel_step + tap * tap_step] = c * s.plane + place;
+    offsets_[tap * tap_step] = (phase * s.rows + row / s.stride_h) * s.pitch + column / s.stride_w;
+  }
+  // The other channels, in the order in which they lie.
+  if (s.channels_last) {
+    for (size_t tap = 0; tap < taps; ++tap) {
+      for (size_t c = 1; c < channels; ++c) offsets_[tap * channels + c] = offsets_[tap * channels] + c * s.plane;
+    }
+  } else {
+    for (size_t c = 1; c < channels; ++c) {
+      for (size_t tap = 0; tap < taps; ++tap) offsets_[c * taps + tap] = offsets_[tap] + c * s.plane;
+    }
   }
 }
 

@@ -16,16 +16,9 @@ using ort::Status;
 thread_local Scratch plane_memory;
 
 template <bool bytes_in, bool bytes_out>
-class ConvKernel {
+class ConvKernel : public Signature<bytes_in, bytes_out> {
  public:
   static constexpr const char* name = "SparseInt8Conv";
-  static constexpr size_t inputs = 4, outputs = 1;
-  static int input_type(size_t i) {
-    if (i == 1) return packed_type(bytes_out);
-    return i == 0 && bytes_in ? ort::element_uint8 : ort::element_float;
-  }
-  static int output_type(size_t) { return bytes_out ? ort::element_uint8 : ort::element_float; }
-  static bool is_optional(size_t i) { return i >= 2; }
 
   ConvKernel(const Api& api, const OrtKernelInfo* info) : node_(api, name, info) {}
 
@@ -47,18 +40,13 @@ class ConvKernel {
 
   Status compute(OrtKernelContext* context) const {
     ort::Tensor x;
-    GRAPHOPT_TRY(node_.input(context, 0, input_type(0), &x));
+    GRAPHOPT_TRY(node_.input(context, 0, this->input_type(0), &x));
     if (x.rank != 4)
       return node_.refuse(ort::error_invalid_argument, "X must have rank 4, [batch, channels, height, width]; it has %zu",
                           x.rank);
     Conv call{};
     call.w = &given_.w;
     call.grid = given_.x;
-    if constexpr (bytes_in) {
-      call.bytes = static_cast<const unsigned char*>(x.data);
-    } else {
-      call.floats = static_cast<const float*>(x.data);
-    }
     const int64_t sizes[4] = {x.dims[0], x.dims[1], x.dims[2], x.dims[3]};
     if (const char* problem = shape_of(conv_, given_.w, sizes, &call.shape))
       return node_.refuse(ort::error_invalid_argument, "%s", problem);
@@ -71,11 +59,7 @@ class ConvKernel {
     void* y = nullptr;
     GRAPHOPT_TRY(node_.output(context, 0, dims, 4, &y));
     if (y == nullptr) return nullptr;
-    if constexpr (bytes_out) {
-      call.y.bytes = static_cast<unsigned char*>(y);
-    } else {
-      call.y.floats = static_cast<float*>(y);
-    }
+    this->place(x.data, y, &call);
     const Kernels& kernels = kernels_for(isa_choice().isa);
     if (given_.finds_grid) {
       const FindGrid find(call.floats, s.batch * s.channels * s.height * s.width, kernels);

@@ -12,16 +12,9 @@ using ort::Api;
 using ort::Status;
 
 template <bool bytes_in, bool bytes_out>
-class MatMulKernel {
+class MatMulKernel : public Signature<bytes_in, bytes_out> {
  public:
   static constexpr const char* name = "SparseInt8MatMul";
-  static constexpr size_t inputs = 4, outputs = 1;
-  static int input_type(size_t i) {
-    if (i == 1) return packed_type(bytes_out);
-    return i == 0 && bytes_in ? ort::element_uint8 : ort::element_float;
-  }
-  static int output_type(size_t) { return bytes_out ? ort::element_uint8 : ort::element_float; }
-  static bool is_optional(size_t i) { return i >= 2; }
 
   MatMulKernel(const Api& api, const OrtKernelInfo* info) : node_(api, name, info) {}
 
@@ -33,26 +26,17 @@ class MatMulKernel {
   Status compute(OrtKernelContext* context) const {
     const PackedWeights& w = given_.w;
     ort::Product product;
-    GRAPHOPT_TRY(ort::read_product(node_, context, input_type(0), w.k, w.n, &product));
+    GRAPHOPT_TRY(ort::read_product(node_, context, this->input_type(0), w.k, w.n, &product));
     if (product.rows == 0) return nullptr;
     MatMul call{};
     call.w = &w;
     call.grid = given_.x;
     call.m = product.rows;
-    if constexpr (bytes_in) {
-      call.bytes = static_cast<const unsigned char*>(product.x);
-    } else {
-      call.floats = static_cast<const float*>(product.x);
-    }
+    this->place(product.x, product.y, &call);
     call.y.grid = given_.y;
     call.y.epilogue = given_.epilogue;
     call.y.bias = product.bias;
     call.y.residual = product.residual;
-    if constexpr (bytes_out) {
-      call.y.bytes = static_cast<unsigned char*>(product.y);
-    } else {
-      call.y.floats = static_cast<float*>(product.y);
-    }
     const Kernels& kernels = kernels_for(isa_choice().isa);
     if (given_.finds_grid) {
       const FindGrid find(call.floats, call.m * w.k, kernels);

@@ -110,6 +110,7 @@ struct Lane {
 };
 
 #include "base/ahead.h"
+#include "base/common.h"
 
 #include "sparse_int8/tile.h"
 #include "sparse_int8/finish.h"

@@ -12,17 +12,6 @@
 // x is transposed to p[k / 4][width][4], so that one four of weights meets a four of `width` rows of x in one
 // instruction per vector. A K-block of p stays in L1 while the units of a panel pass over it.
 
-#define GRAPHOPT_UNROLL _Pragma("GCC unroll 16")
-
-template <class T>
-inline T load_as(const unsigned char* at) {
-  T value;
-  __builtin_memcpy(&value, at, sizeof value);
-  return value;
-}
-
-inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-
 // How x goes to bytes. Products with the inverse stand in for the quotients wherever both round to the same integer,
 // which is certain unless the product lies within 2^-13 of the middle between two: for |x / scale| up to 255 it differs
 // from the rounded quotient by less than 3 * 2^-24 * 256.

@@ -125,6 +125,7 @@ struct Lane : FloatLane {
 };
 
 #include "base/ahead.h"
+#include "base/common.h"
 
 #include "sparse_matmul/store.h"
 

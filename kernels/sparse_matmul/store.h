@@ -4,18 +4,6 @@
 // Lane: a FloatLane (base/activation_lane.h) with transpose(src, ld_src, rows, sink): lanes x lanes, missing rows read
 // as zero; sink(i, vector) gets column i of src. transpose_stored: the same for the first `stored_rows` columns.
 
-#define GRAPHOPT_UNROLL _Pragma("GCC unroll 16")
-
-template <class T>
-inline T load_as(const unsigned char* at) {
-  T value;
-  __builtin_memcpy(&value, at, sizeof value);
-  return value;
-}
-
-inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-constexpr size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
-
 // How far ahead of its use a value is asked for: they come from memory, one after the other, faster than the processor
 // would ask by itself.
 constexpr size_t prefetch_bytes = 2048;

@@ -76,6 +76,17 @@ def test_kernel_gives_the_bits_of_the_reference(int8: Int8Library, isa: str, uni
                 assert int8.conv(blob, given_x, n, isa, window, output, given_grid).tobytes() == exact, output
 
 
+@pytest.mark.parametrize("window", [SAME, Window(kernel=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))])
+def test_kernel_rows_of_any_length_are_laid_out_alike(int8: Int8Library, isa: str, window: Window) -> None:
+    for height, width in ((40, 1), (9, 57), (3, 512), (3, 513), (2, 1100)):
+        blob = packed(weight(8, 4, window, 1, 0.4), window, 1)
+        x = random(1, 4, height, width)
+        grid = dynamic_grid(x)
+        exact = int8.conv(blob, x, 8, "reference", window).tobytes()
+        for given_x, given_grid in ((x, (0.0, 0)), (to_bytes(x, grid), grid)):
+            assert int8.conv(blob, given_x, 8, isa, window, PLAIN, given_grid).tobytes() == exact
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.tuples(*[st.integers(1, 3)] * 6),
