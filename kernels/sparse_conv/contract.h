@@ -121,6 +121,7 @@ struct Sweep {
   size_t y_plane;      // from channel to channel, of the residual too
   uint64_t valid;      // 0, or the positions that the output has, one bit each: the others are left out of y
   size_t zeros;        // floats behind the tile's positions in a plane of y that become zero
+  bool fetches;        // the memory of outputs and residuals is asked for ahead
   float low, high;     // bounds of the result
 };
 

@@ -70,6 +70,8 @@ void cut_tasks(const Call& call, Plan* plan) {
   const size_t wanted = ceil_div(plan->gathers() ? enough_tasks : even_tasks, planes * plan->runs);
   plan->chunk = ceil_div(w.panels, wanted < w.panels ? wanted : w.panels);
   plan->chunks = ceil_div(w.panels, plan->chunk);
+  // Outputs that the second cache does not hold come from memory.
+  plan->fetches = w.out_channels * call.shape.out_plane > size_t{1} << 18;
   // The tiles that several tasks sweep are gathered once, as long as they are likely to stay in the second cache.
   const size_t floats = w.k * (plan->first_of(plan->tiles - 1) + plan->tile);
   if (plan->gathers() && plan->chunks > 1 && w.k <= widest_gathered / plan->positions) plan->gathered = floats;

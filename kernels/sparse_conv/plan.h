@@ -38,6 +38,7 @@ struct Plan {
   size_t wide, step;      // so many tiles are wide, those behind them have `step` positions less
   size_t run, runs;       // tiles that a task goes over, one behind the other; such runs of a plane
   size_t chunk, chunks;   // panels that a task goes over; such ranges of panels of a group
+  bool fetches;           // the memory of outputs is asked for ahead
   size_t gathered;        // 0, or floats of the gathered tiles of one image and group, which several tasks sweep
   const AxisTap* rows;    // [kernel_h]
   const AxisTap* columns; // [kernel_w]

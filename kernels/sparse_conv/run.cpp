@@ -183,6 +183,7 @@ class Task {
         s.residual = residual_;
       }
     }
+    s.fetches = plan_.fetches && s.last;
     kernels_.sweep(s);
     if (s.last) finish(s, out);
   }

@@ -138,7 +138,7 @@ enum class Reading { stride, sources, masks };
 
 // One row of B channels.
 template <unsigned NB, bool H, unsigned B, Reading reading>
-GRAPHOPT_INLINE void row_of_channels(const Sweep& c, const unsigned char* indices, const unsigned char* values, size_t entries,
+inline void row_of_channels(const Sweep& c, const unsigned char* indices, const unsigned char* values, size_t entries,
                             size_t row) {
   Lane::Vec s[B][NB + 1];
   Half::Vec t[B];
@@ -182,7 +182,7 @@ GRAPHOPT_INLINE void row_of_channels(const Sweep& c, const unsigned char* indice
 }
 
 struct Cursor {
-  const unsigned char *indices, *values, *run, *run_end, *listed;
+  const unsigned char *indices, *values, *run, *run_end, *listed, *listed_end;
 };
 
 inline Cursor cursor(const Sweep& c) {
@@ -191,7 +191,20 @@ inline Cursor cursor(const Sweep& c) {
   return {c.w->indices + entry * 2, c.w->values + entry * c.w->block * 4,
           c.w->runs + size_t{load_as<uint32_t>(here + 8)} * run_bytes,
           c.w->runs + size_t{load_as<uint32_t>(here + part_bytes + 8)} * run_bytes,
-          c.w->listed + size_t{load_as<uint32_t>(here + 12)} * 2};
+          c.w->listed + size_t{load_as<uint32_t>(here + 12)} * 2,
+          c.w->listed + size_t{load_as<uint32_t>(here + part_bytes + 12)} * 2};
+}
+
+// Asks for the memory of the outputs that come after the next group. Each is another plane, which no processor foresees.
+template <unsigned NB, bool H>
+GRAPHOPT_INLINE void fetch_outputs(const Sweep& c, const unsigned char* listed, const unsigned char* end_, size_t rows) {
+  for (listed += 2 * group_rows; rows > 0 && listed < end_; --rows, listed += 2) {
+    const size_t at = size_t{load_as<uint16_t>(listed)} * c.y_plane;
+    for (size_t i = 0; i < Strip<NB, H>::width; i += 16) {
+      __builtin_prefetch(c.y + at + i, 1);
+      if (c.residual != nullptr && c.residual != c.y) __builtin_prefetch(c.residual + at + i);
+    }
+  }
 }
 
 // Sweeps work on a copy of their argument: what they store cannot be part of it, so its members stay in registers.
@@ -204,6 +217,7 @@ inline void sweep_rows(const Sweep& argument) {
     const size_t per_row = load_as<uint32_t>(at.run);
     for (size_t left = load_as<uint32_t>(at.run + 4); left > 0;) {
       const size_t group = group_of(left), end_ = per_row * group;
+      if (c.fetches) fetch_outputs<NB, H>(c, at.listed, at.listed_end, group);
       size_t r = 0;
       if constexpr (together >= 8) {
         for (; r + 8 <= group; r += 8)
@@ -226,8 +240,7 @@ inline void sweep_rows(const Sweep& argument) {
 }
 
 template <unsigned NB, bool H, unsigned B, Reading reading>
-inline void sweep_blocks_reading(const Sweep& argument) {
-  const Sweep c = argument;
+inline void sweep_blocks_reading(const Sweep& c) {
   for (Cursor at = cursor(c); at.run != at.run_end; at.run += run_bytes) {
     const size_t per_row = load_as<uint32_t>(at.run);
     for (size_t left = load_as<uint32_t>(at.run + 4); left > 0; --left) {

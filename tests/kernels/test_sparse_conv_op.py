@@ -104,7 +104,7 @@ def test_op_bias_residual_and_activation() -> None:
 def test_op_output_may_lie_where_the_residual_did_unless_another_reads_that(threads: int, layout: str) -> None:
     """The runtime hands a residual's memory to the output where nothing reads it afterwards."""
     square, bias, x = weight(C, C, 3, 3), random(C), random(1, C, 23, 23)
-    constants = {"w": pack_sparse_conv(square), "b": bias, "two": np.array(2, np.float32)}
+    constants: dict[str, np.ndarray] = {"w": pack_sparse_conv(square), "b": bias, "two": np.array(2, np.float32)}
     exact, bound = conv_bound(x, square, SAME, 1, Extras(bias, 2 * x))
     layer = conv(["x", "w", "b", "r"], "c", out_channels=C, activation="relu", layout_out=layout)
     to_layout, from_layout = ("ToPadded", "FromPadded") if layout == "padded" else ("Identity", "Identity")
@@ -125,7 +125,8 @@ def test_op_output_may_lie_where_the_residual_did_unless_another_reads_that(thre
 
 def test_op_one_tensor_may_be_input_and_residual() -> None:
     square, x = weight(C, C, 3, 3), random(1, C, 23, 23)
-    constants = {"w": pack_sparse_conv(square), "two": np.array(2, np.float32), "b": np.zeros(C, np.float32)}
+    zeros = np.zeros(C, np.float32)
+    constants: dict[str, np.ndarray] = {"w": pack_sparse_conv(square), "two": np.array(2, np.float32), "b": zeros}
     nodes = [helper.make_node("Mul", ["x", "two"], ["twice"]), conv(["twice", "w", "b", "twice"], out_channels=C)]
     exact, bound = conv_bound(2 * x, square, SAME, 1, Extras(np.zeros(C, np.float32), 2 * x))
     assert np.all(np.abs(run(session(model(nodes, [1, C, 23, 23], constants)), x) - exact) <= bound)
