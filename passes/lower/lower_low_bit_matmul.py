@@ -15,6 +15,7 @@ from graphopt.passes.lower.linear import STANDARD_DOMAINS, why_other_gemm
 from graphopt.passes.lower.lowbit import low_bit_matrix
 from graphopt.rewrite.patch import LayerRecord, Patch, Skip, node_label
 from graphopt.solve.pack_low_bit import LowBitMatrix, pack_low_bit
+from graphopt.target.reading import restored
 from graphopt.verify.contract import Contract
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from graphopt.passes.lower.rows import RowCounts
 
 _DOMAIN = "ai.graphopt"
-_NBITS = "matmul-nbits"
+_BYTES = ("int8", "uint8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class LowerLowBitMatmul(CostedLowering):
     Produces: LowBitMatMul with the packed codes, in 1, 2, 3, 4 or 8 bits, whatever they really take; unevenly spaced
         code books are rounded to 255 steps where activations are rounded.
     Requires: float32 activations and scales; blocks of a multiple of 16 inputs; by the cost table a kernel that is
-        faster by its margin than the dense operator and, where ONNX Runtime multiplies with packed integers, than that.
+        faster by its margin than the dense operator and, where ONNX Runtime multiplies with integers, than that.
     Preserves: Names, types and shapes of all outputs. Values up to rounding where ``activations`` is float or the
         operator rounded activations already, else not: LOSSY.
     Source: Jacob et al. 2018, arXiv:1712.05877, section 2; layout in kernels/low_bit_matmul/contract.h.
@@ -115,10 +116,10 @@ class LowerLowBitMatmul(CostedLowering):
             return matrix
         kernel = "low-bit-matmul" if self.activations == "int8" else "low-bit-matmul-float"
         speedup, over = table.predicted(kernel, count, k * n, matrix.bits, self.isa), "dense"
-        if weight.fuses:
-            other = table.gain(kernel, matrix.bits, _NBITS, _stored_bits(weight), count, k * n, self.isa)
-            if other and other < speedup:
-                speedup, over = other, "MatMulNBits"
+        for name, (other, bits) in _replaced(node, weight).items():
+            gain = table.gain(kernel, matrix.bits, other, bits, count, k * n, self.isa)
+            if gain and gain < speedup:
+                speedup, over = gain, name
         if speedup < 1 + table.margin:
             size = f"{'an unknown number of' if count is None else count} rows of activations"
             known = f"{speedup:.2f} times as fast as {over}" if speedup else "not known to be faster than dense"
@@ -204,10 +205,15 @@ def _own_bias(node: Node, n: int) -> NDArray[np.float32] | None:
     return None if operand is None else as_bias(operand, n, rank=2)
 
 
-def _stored_bits(weight: FewBitMatrix) -> int:
-    """The bits in which ONNX Runtime packs a weight in blocks."""
-    spread = int(weight.values.max()) - int(weight.values.min())
-    return 2 if spread < 4 else 4 if spread < 16 else 8
+def _replaced(node: Node, weight: FewBitMatrix) -> dict[str, tuple[str, int]]:
+    """What ONNX Runtime multiplies integers with here: alternatives of the cost table and their bits, by name."""
+    if weight.fuses:
+        spread = int(weight.values.max()) - int(weight.values.min())
+        return {"MatMulNBits": ("matmul-nbits", 2 if spread < 4 else 4 if spread < 16 else 8)}
+    operands = [restored(tensor) for tensor in node.inputs[:2]]
+    if all(operand is not None and operand.number in _BYTES for operand in operands):
+        return {"the dense 8-bit operator": ("dense-int8-matmul", 8)}
+    return {}
 
 
 def _drop_unused(rewriter: Rewriter, tensors: Iterable[Tensor]) -> None:

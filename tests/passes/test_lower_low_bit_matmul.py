@@ -341,6 +341,23 @@ def test_lower_only_where_the_table_says_it_is_faster(tmp_path: Path) -> None:
     assert run_pass(LowerLowBitMatmul(cost_table=beside), by_output).record.patches == 1, "dense in ONNX Runtime"
 
 
+def test_lower_beside_the_integer_operator_of_the_runtime(tmp_path: Path) -> None:
+    constants = {
+        "q": weights(-127, 127).astype(np.int8),
+        "s": scales(N),
+        "xs": np.float32(0.05),
+        "xz": np.uint8(120),
+    }
+    body = """e = QuantizeLinear(x, xs, xz)  d = DequantizeLinear(e, xs, xz)  w = DequantizeLinear <axis = 1> (q, s)
+        y = MatMul(d, w)"""
+    made = network(body, {name: np.asarray(value) for name, value in constants.items()})
+    beside = table_of(tmp_path / "beside.json", low_bit_matmul=[3.0] * 5, dense_int8_matmul=[2.9] * 5)
+    (reason,) = run_pass(LowerLowBitMatmul(cost_table=beside), made).skips.values()
+    assert "1.03 times as fast as the dense 8-bit operator" in reason
+    slower = table_of(tmp_path / "slower.json", low_bit_matmul=[3.0] * 5, dense_int8_matmul=[2.0] * 5)
+    assert run_pass(LowerLowBitMatmul(cost_table=slower), made).record.patches == 1
+
+
 def test_lower_rows_come_from_the_model_the_option_or_the_data(tmp_path: Path) -> None:
     grid = np.array([[[0.5]], [[3.0]]])
     path = tmp_path / "t.json"
