@@ -47,8 +47,9 @@ bool describe(const PackedConv& w, const int64_t* x_sizes, const int64_t* steps,
 }  // namespace
 }  // namespace graphopt::sparse_conv
 
-// The choice for a call, as text: the instruction set, how it reads x, positions of a tile, and tasks. `isa` need not be
-// supported. 0, or 1 with a message.
+// The choice for a call, as text: the instruction set, how it reads x (shared: several tasks sweep tiles that are gathered
+// once), positions of a wide tile, tasks, and "ahead" where outputs are asked for ahead. `isa` need not be supported. 0, or
+// 1 with a message.
 GRAPHOPT_EXPORT int graphopt_sparse_conv_choice(const unsigned char* packed, size_t size, const char* isa,
                                                 const int64_t* x_sizes, const int64_t* steps, int padded, char* text,
                                                 size_t text_size) {
@@ -63,12 +64,13 @@ GRAPHOPT_EXPORT int graphopt_sparse_conv_choice(const unsigned char* packed, siz
   Job job;
   if (job.prepare(call, kernels_for(chosen)) != Job::Problem::none) return 1;
   const Plan& plan = job.plan();
-  std::snprintf(text, text_size, "%s %s %zu %zu", job.kernels().name,
-                plan.direct   ? "direct"
-                : plan.spaced ? "spaced"
-                : plan.masked ? "masked"
-                              : "gather",
-                plan.tile, Convolve(job).tasks());
+  std::snprintf(text, text_size, "%s %s %zu %zu%s", job.kernels().name,
+                plan.direct          ? "direct"
+                : plan.spaced        ? "spaced"
+                : plan.masked        ? "masked"
+                : plan.gathered != 0 ? "shared"
+                                     : "gather",
+                plan.tile, Convolve(job).tasks(), plan.fetches ? " ahead" : "");
   return 0;
 }
 

@@ -10,7 +10,7 @@ namespace {
 thread_local Scratch shared_memory;  // of the calls that this thread makes
 thread_local Scratch task_memory;    // of the tasks that this thread runs
 
-constexpr size_t task_floats = 16384;  // copied by one task, about: less would not be worth its start
+constexpr size_t task_floats = 8192;  // copied by one task, about: less would not be worth its start
 
 size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 size_t ceil_div(size_t value, size_t by) { return (value + by - 1) / by; }

@@ -78,6 +78,8 @@ def test_kernel_any_geometry_is_within_the_rounding_bound(conv: ConvLibrary, isa
         y = conv.run(packed, x, isa, w_shape, steps, extras, padded)
         check(y, x, w, steps, group, extras)
         assert np.array_equal(conv.run(packed, x, isa, w_shape, steps, padded=padded), plain), "layouts give one result"
+        in_place = conv.run(packed, x, isa, w_shape, steps, extras, padded, in_place=True)
+        assert np.array_equal(in_place, y), "y may lie where the residual does"
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -107,6 +109,42 @@ def test_reference_agrees_with_the_definition(conv: ConvLibrary) -> None:
         y = conv.run(pack_sparse_conv(w, group=group), x, "reference", w_shape, steps, extras)
         exact = dense_conv(x.astype(np.float64), w.astype(np.float64), steps, group) + values(w_shape[0])[:, None, None]
         assert np.allclose(y, exact, rtol=2e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("side", "strides", "group", "panel_rows"),
+    [
+        (7, (1, 1), 1, 3),
+        (7, (1, 1), 2, 5),
+        (12, (1, 1), 1, 8),
+        (13, (2, 2), 1, 3),
+        (20, (2, 3), 1, 7),
+        (1, (1, 1), 3, 2),
+    ],
+)
+def test_kernel_tiles_that_several_tasks_sweep_are_gathered_once(
+    conv: ConvLibrary, isa: str, side: int, strides: tuple[int, int], group: int, panel_rows: int
+) -> None:
+    x, w = values(1, 6 * group, side, side), weight(24 * group, 6, 3, 3)
+    steps = Steps(strides, pads=(1, 1, 1, 1))
+    packed = pack_sparse_conv(w, group=group, k_block=20, panel_rows=panel_rows)
+    if isa.startswith("avx512") and side < 20:
+        assert "shared" in conv.choice(packed, isa, (1, side, side), steps, BOTH)
+    out = steps.output((side, side), (3, 3))
+    extras = Extras(values(24 * group), values(1, 24 * group, *out, seed=3), "relu")
+    check(conv.run(packed, x, isa, w.shape, steps, extras, BOTH), x, w, steps, group, extras)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_kernel_outputs_asked_for_ahead_are_the_same(conv: ConvLibrary, isa: str, kernel: int) -> None:
+    x, w = values(1, 3, 64, 61), weight(70, 3, kernel, kernel)
+    steps = SAME if kernel == 3 else Steps()
+    packed = pack_sparse_conv(w)
+    assert conv.choice(packed, isa, (1, 64, 61), steps, (False, False)).endswith(" ahead")
+    extras = Extras(values(70), values(1, 70, 64, 61, seed=3), "relu")
+    for in_place in (False, True):
+        y = conv.run(packed, x, isa, w.shape, steps, extras, in_place=in_place)
+        check(y, x, w, steps, 1, extras)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -223,18 +261,19 @@ def test_kernel_random_geometry_is_within_the_rounding_bound(conv: ConvLibrary, 
 @pytest.mark.parametrize(
     ("isa", "block", "side", "kernel", "steps", "padded", "wanted"),
     [
-        ("avx512", 1, 56, 1, Steps(), (False, False), "avx512 direct 64 25"),
+        ("avx512", 1, 56, 1, Steps(), (False, False), "avx512 direct 64 25 ahead"),
         ("avx512", 1, 14, 1, Steps(), (False, False), "avx512 gather 64 4"),
         ("avx512", 1, 14, 1, Steps(), BOTH, "avx512 direct 64 8"),
         ("avx512", 1, 32, 1, Steps(), (False, False), "avx512 gather 64 16"),
-        ("avx512", 1, 32, 1, Steps(), BOTH, "avx512 direct 64 16"),
-        ("avx512", 1, 7, 3, SAME, (False, False), "avx512 gather 64 2"),
+        ("avx512", 1, 32, 1, Steps(), BOTH, "avx512 direct 64 16 ahead"),
+        ("avx512", 1, 14, 3, SAME, (False, False), "avx512 gather 64 4"),
+        ("avx512", 1, 7, 3, SAME, (False, False), "avx512 shared 64 2"),
         ("avx512", 4, 7, 3, SAME, (False, False), "avx512 spaced 64 2"),
         ("avx512", 8, 7, 3, SAME, (False, False), "avx512 spaced 32 4"),
         ("avx512", 4, 7, 1, Steps(), (False, False), "avx512 masked 64 2"),
         ("avx512", 4, 7, 1, Steps(), BOTH, "avx512 direct 64 2"),
         ("avx512", 1, 15, 1, Steps((2, 2)), (False, False), "avx512 direct 64 2"),
-        ("avx512vnni", 1, 7, 3, SAME, (False, False), "avx512 gather 64 2"),
+        ("avx512vnni", 1, 7, 3, SAME, (False, False), "avx512 shared 64 2"),
         ("avx2", 1, 28, 3, SAME, (False, False), "avx2 gather 32 25"),
         ("avx2", 4, 28, 3, SAME, (False, False), "avx2 masked 16 25"),
         ("avx2", 8, 28, 3, SAME, (False, False), "avx2 masked 8 25"),

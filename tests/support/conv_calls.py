@@ -76,8 +76,13 @@ class ConvLibrary:
         steps: Steps = Steps(),
         extras: Extras = Extras(),
         padded: tuple[bool, bool] = (False, False),
+        *,
+        in_place: bool = False,
     ) -> np.ndarray:
-        """Return y [N, M, H, W]; x is [N, C, H, W], whatever the layouts; `weight` is the shape of the dense weight."""
+        """Return y [N, M, H, W]; x is [N, C, H, W], whatever the layouts; `weight` is the shape of the dense weight.
+
+        With `in_place` y lies where the residual does.
+        """
         sizes = steps.output((x.shape[2], x.shape[3]), (weight[2], weight[3]))
         count = padded_plane(sizes[0] * sizes[1]) if padded[1] else sizes[0] * sizes[1]
         given = to_padded(x) if padded[0] else x
@@ -86,6 +91,9 @@ class ConvLibrary:
             residual = to_padded(residual)
         total = x.shape[0] * weight[0] * count
         y = Guarded(total)
+        if in_place and residual is not None:
+            y.room[:] = residual.reshape(-1)
+            residual = y.room
         call(
             self.dll.graphopt_sparse_conv_f32,
             *blob(packed),
