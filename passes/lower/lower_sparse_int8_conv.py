@@ -45,7 +45,7 @@ class LowerSparseInt8Conv(LayerLowering[Choice]):
                pads follow from sizes that are not known stay as they are.
     Preserves: Names, types and shapes of all outputs. Values: LOSSY in name, since results rounded to uint8 may differ
                from those of float arithmetic by one step, as they do in ONNX Runtime's QLinearConv, with which they
-               agree to the bit; and by half a step of each pair that goes.
+               agree to the bit; and by half a step of each pair that goes, more where it cut values.
     Source:    Jacob et al. 2018, arXiv:1712.05877, section 2.2; layout in kernels/sparse_int8/contract.h.
     """
 

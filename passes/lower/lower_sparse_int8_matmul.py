@@ -41,8 +41,9 @@ class LowerSparseInt8Matmul(LayerLowering[Choice]):
                reader of the weight is lowered, so that the file does not grow.
     Preserves: Names, types and shapes of all outputs. Values: LOSSY in name, since results rounded to uint8 may differ
                from those of float arithmetic by one step, as they do in ONNX Runtime's own integer operators, with
-               which they agree to the bit, and by half a step of each pair that goes; of products whose input is
-               rounded in every run those of the standard operators, to the bit but for Gelu and the like.
+               which they agree to the bit, and by half a step of each pair that goes, more where it cut values; of
+               products whose input is rounded in every run those of the standard operators, to the bit but for Gelu
+               and the like.
     Source:    Jacob et al. 2018, arXiv:1712.05877, section 2.2; layout in kernels/sparse_int8/contract.h.
     """
 

@@ -297,6 +297,17 @@ def test_lower_one_axis_result_that_others_read_is_flat(conv: LowerSparseInt8Con
     assert_alike(done)
 
 
+def test_lower_one_axis_input_of_undeclared_type(conv: LowerSparseInt8Conv) -> None:
+    body = "c = Conv(d, v)  y = QuantizeLinear(c, ys, yz)  z = Cast<to = 1>(q)"
+    source = image(body, w=weight(N, 8, 3), x="[B, 8, 20]", y="uint8[B, 8, 18] y, float[B, 8, 20] z")
+    source = source.replace("uint8[B, 8, 20] q", "float[B, 8, 20] x").replace(
+        READ, "q = QuantizeLinear(x, xs, xz)  " + READ
+    )
+    done = check_pass(conv, source)
+    assert done.ops == ["QuantizeLinear", "Unsqueeze", "SparseInt8Conv", "Squeeze", "Cast"]
+    assert_alike(done)
+
+
 ROWS = "float[B, 8] r"
 
 
