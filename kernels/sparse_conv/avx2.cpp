@@ -9,6 +9,7 @@ namespace {
 #include "base/lane_avx2.h"
 
 #include "base/activation_lane.h"
+#include "sparse_conv/load_as.h"
 
 struct Lane : FloatLane {
   static constexpr bool has_halves = false, masked = true, compact = false;
@@ -22,6 +23,27 @@ struct Lane : FloatLane {
   }
   static Vec load_some(const float* at, size_t count) { return _mm256_maskload_ps(at, first(count)); }
   static void store_some(float* at, Vec v, size_t count) { _mm256_maskstore_ps(at, first(count), v); }
+  // Fours and pairs are loaded at once: a load into all lanes takes as long as one of a vector.
+  template <unsigned R>
+  static void set_each(const unsigned char* at, Vec (&v)[R]) {
+    static_assert(R == 1 || R == 2 || R % 4 == 0, "rows of one, two or fours");
+    if constexpr (R == 1) {
+      v[0] = set1(load_as<float>(at));
+    } else if constexpr (R == 2) {
+      const Vec both = _mm256_castpd_ps(_mm256_set1_pd(load_as<double>(at)));
+      v[0] = _mm256_moveldup_ps(both);
+      v[1] = _mm256_movehdup_ps(both);
+    } else {
+      for (unsigned r = 0; r < R; r += 4, at += 16) {
+        const __m128 four = load_as<__m128>(at);
+        const Vec all = _mm256_insertf128_ps(_mm256_castps128_ps256(four), four, 1);
+        v[r] = _mm256_permute_ps(all, 0x00);
+        v[r + 1] = _mm256_permute_ps(all, 0x55);
+        v[r + 2] = _mm256_permute_ps(all, 0xAA);
+        v[r + 3] = _mm256_permute_ps(all, 0xFF);
+      }
+    }
+  }
   static Vec load_masked(const float* at, unsigned bits) { return _mm256_maskload_ps(at, lanes_of(bits)); }
 };
 

@@ -9,6 +9,7 @@ namespace {
 #include "base/lane_avx512.h"
 
 #include "base/activation_lane.h"
+#include "sparse_conv/load_as.h"
 
 struct Lane : FloatLane {
   static constexpr bool has_halves = true, masked = true, compact = true;
@@ -17,6 +18,26 @@ struct Lane : FloatLane {
   static void store_some(float* at, Vec v, size_t count) { _mm512_mask_storeu_ps(at, first(count), v); }
   static Vec load_masked(const float* at, unsigned bits) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>(bits), at);
+  }
+  // Fours and pairs are loaded at once: a load into all lanes takes as long as one of a vector.
+  template <unsigned R>
+  static void set_each(const unsigned char* at, Vec (&v)[R]) {
+    static_assert(R == 1 || R == 2 || R % 4 == 0, "rows of one, two or fours");
+    if constexpr (R == 1) {
+      v[0] = set1(load_as<float>(at));
+    } else if constexpr (R == 2) {
+      const Vec both = _mm512_castpd_ps(_mm512_set1_pd(load_as<double>(at)));
+      v[0] = _mm512_moveldup_ps(both);
+      v[1] = _mm512_movehdup_ps(both);
+    } else {
+      for (unsigned r = 0; r < R; r += 4, at += 16) {
+        const Vec all = _mm512_broadcast_f32x4(load_as<__m128>(at));
+        v[r] = _mm512_permute_ps(all, 0x00);
+        v[r + 1] = _mm512_permute_ps(all, 0x55);
+        v[r + 2] = _mm512_permute_ps(all, 0xAA);
+        v[r + 3] = _mm512_permute_ps(all, 0xFF);
+      }
+    }
   }
   static Vec compress(unsigned bits, Vec v) { return _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), v); }
   static Vec spread(unsigned bits, Vec v) { return _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), v); }

@@ -9,9 +9,14 @@ namespace {
 #include "base/lane_neon.h"
 
 #include "base/activation_lane.h"
+#include "sparse_conv/load_as.h"
 
 struct Lane : FloatLane {
   static constexpr bool has_halves = false, masked = false, compact = false;
+  template <unsigned R>
+  static void set_each(const unsigned char* at, Vec (&v)[R]) {
+    for (unsigned r = 0; r < R; ++r) v[r] = set1(load_as<float>(at + 4 * r));
+  }
   static Vec load_some(const float* at, size_t count) { return load_masked(at, (1u << count) - 1); }
   static void store_some(float* at, Vec v, size_t count) {
     if (count == lanes) return store(at, v);

@@ -7,6 +7,7 @@ namespace {
 #include "base/lane_scalar.h"
 
 #include "base/activation_lane.h"
+#include "sparse_conv/load_as.h"
 
 struct Lane : FloatLane {
   static constexpr bool has_halves = false, masked = false, compact = false;
@@ -15,6 +16,10 @@ struct Lane : FloatLane {
   }
   static void store_some(float* at, const Vec& v, size_t count) {
     for (unsigned i = 0; i < lanes && i < count; ++i) at[i] = v.v[i];
+  }
+  template <unsigned R>
+  static void set_each(const unsigned char* at, Vec (&v)[R]) {
+    for (unsigned r = 0; r < R; ++r) v[r] = set1(load_as<float>(at + 4 * r));
   }
   static Vec load_masked(const float* at, unsigned bits) {
     return each([&](unsigned i) { return bits >> i & 1 ? at[i] : 0.0f; });

@@ -3,21 +3,11 @@
 //
 // Lane: a FloatLane with load_some(at, count) and store_some(at, v, count), of which lanes at and behind `count` are
 // zero and are not written, and load_masked(at, bits), of which lanes without a bit are zero. None of them touches
-// memory of lanes that it leaves out. Where it is `compact`: compress(bits, v), the lanes with a bit one behind the other,
+// memory of lanes that it leaves out. set_each<R>(at, v): set1 of each of the R floats at unaligned bytes. Where it is `compact`: compress(bits, v), the lanes with a bit one behind the other,
 // and spread(bits, v), the reverse. Half: the same for vectors of half the width, and of(Lane::Vec), the lower half;
 // an instruction set without has_halves has Half = Lane.
 //
 // An entry of w meets a tile of up to 64 positions at once: NB vectors, and with H one of half the width behind them.
-
-#define GRAPHOPT_UNROLL _Pragma("GCC unroll 16")
-#define GRAPHOPT_INLINE inline __attribute__((always_inline))
-
-template <class T>
-GRAPHOPT_INLINE T load_as(const unsigned char* at) {
-  T value;
-  __builtin_memcpy(&value, at, sizeof value);
-  return value;
-}
 
 template <unsigned NB, bool H>
 struct Strip {
@@ -121,13 +111,14 @@ GRAPHOPT_INLINE void rows_together(const Sweep& c, const unsigned char* indices,
   const float* const x = c.x;
   const size_t x_stride = c.stride;
   for (size_t at = 0; at < end_; at += stride) {
+    Lane::Vec value[R];
+    Lane::template set_each<R>(values + at * 4, value);
     GRAPHOPT_UNROLL
     for (unsigned r = 0; r < R; ++r) {
       const float* column = x + size_t{load_as<uint16_t>(indices + (at + r) * 2)} * x_stride;
-      const Lane::Vec value = Lane::set1(load_as<float>(values + (at + r) * 4));
       GRAPHOPT_UNROLL
-      for (unsigned i = 0; i < NB; ++i) s[r][i] = Lane::fma(value, Lane::load(column + i * Lane::lanes), s[r][i]);
-      if constexpr (H) t[r] = Half::fma(Half::of(value), Half::load(column + NB * Lane::lanes), t[r]);
+      for (unsigned i = 0; i < NB; ++i) s[r][i] = Lane::fma(value[r], Lane::load(column + i * Lane::lanes), s[r][i]);
+      if constexpr (H) t[r] = Half::fma(Half::of(value[r]), Half::load(column + NB * Lane::lanes), t[r]);
     }
   }
   GRAPHOPT_UNROLL
