@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _STANDARD = (None, "", "ai.onnx")
 _CONTRIBUTED = "com.microsoft"
+_QUICK = 1.702  # what QuickGelu multiplies x with by default
 _BROADCASTS_LIKE_NUMPY = 7  # before this opset an attribute says along which axis an operand lies
 
 
@@ -72,7 +73,7 @@ def read_epilogue(
     """
     nodes: list[Node] = []
     added: tuple[Node, int] | None = None
-    while (add := _only_reader(y, "Add")) is not None and added is None and add not in taken:
+    while (add := _only_reader(y)) is not None and _is(add, "Add") and added is None and add not in taken:
         place = 1 if add.inputs[0] is y else 0
         other = add.inputs[place]
         assert add.graph is not None
@@ -138,14 +139,17 @@ def added_inputs(
     return [given] if residual is None else [given, residual]
 
 
-def _only_reader(y: Tensor, *ops: str, domains: tuple[str | None, ...] = _STANDARD) -> Node | None:
+def _only_reader(y: Tensor) -> Node | None:
     readers = uses(y)
     if is_graph_output(y) or len(readers) != 1:
         return None
-    reader = readers[0].node
+    reader: Node = readers[0].node
     made = producer(y)
-    fits = reader.op in ops and reader.domain in domains and made is not None and reader.graph is made.graph
-    return reader if fits else None
+    return reader if made is not None and reader.graph is made.graph else None
+
+
+def _is(node: Node | None, op: str) -> bool:
+    return node is not None and node.op == op and node.domain in _STANDARD
 
 
 def _is_alike(other: Tensor, y: Tensor, types: Types) -> bool:
@@ -155,21 +159,32 @@ def _is_alike(other: Tensor, y: Tensor, types: Types) -> bool:
 
 
 def _activation(y: Tensor, *, rounded: bool) -> tuple[tuple[Node, ...], dict[str, Any]]:
-    node = _only_reader(y, "Relu")
-    if node is not None:
-        return (node,), {"activation": "relu"}
-    node = _only_reader(y, "Gelu", domains=(*_STANDARD, _CONTRIBUTED))
-    if node is not None:
-        name = "gelu_tanh" if node.attrs.get("approximate", "none") == "tanh" else "gelu"
+    node = _only_reader(y)
+    name = None if node is None else _named(node)
+    if node is not None and name is not None:
         return (node,), {"activation": name}
-    node = _only_reader(y, "Clip")
-    if node is not None:
+    if node is not None and _is(node, "Clip"):
         return _clip(node)
-    node = _only_reader(y, "Swish")
-    if node is not None and node.attrs.get("alpha", 1.0) == 1.0:
-        return (node,), {"activation": "silu"}
     spelled = match_curve(y, rounded=rounded)
     return ((), {}) if spelled is None else (spelled[0], {"activation": spelled[1]})
+
+
+def _named(node: Node) -> str | None:
+    """The activation that an operator is, as the kernels name it."""
+    ours, contributed = node.domain in _STANDARD, node.domain == _CONTRIBUTED
+    match node.op:
+        case "Relu" if ours:
+            return "relu"
+        case "Swish" if ours and node.attrs.get("alpha", 1.0) == 1.0:
+            return "silu"
+        case "QuickGelu" if contributed and node.attrs.get("alpha", _QUICK) == 1.0:
+            return "silu"
+        case "Gelu" if ours or contributed:
+            return "gelu_tanh" if node.attrs.get("approximate", "none") == "tanh" else "gelu"
+        case "FastGelu" if contributed and len(node.inputs) == 1:
+            return "gelu_tanh"
+        case _:
+            return None
 
 
 def _clip(node: Node) -> tuple[tuple[Node, ...], dict[str, Any]]:

@@ -199,6 +199,8 @@ def test_lower_two_convolutions_that_are_added_share_no_node(conv: LowerSparseIn
         ("c = Conv(d, v)  b = Swish(c)  y = QuantizeLinear(b, ys, yz)", "silu", 24),
         ("c = Conv(d, v)  b = Gelu(c)  y = QuantizeLinear(b, ys, yz)", "gelu", 20),
         ("c = Conv(d, v)  b = com.microsoft.Gelu(c)  y = QuantizeLinear(b, ys, yz)", "gelu", 13),
+        ("c = Conv(d, v)  b = com.microsoft.FastGelu(c)  y = QuantizeLinear(b, ys, yz)", "gelu_tanh", 13),
+        ("c = Conv(d, v)  b = com.microsoft.QuickGelu<alpha = 1.0>(c)  y = QuantizeLinear(b, ys, yz)", "silu", 13),
         (PAIR + "b = Gelu(e)  y = QuantizeLinear(b, ys, yz)", "gelu", 20),
         (PAIR + 'b = Gelu<approximate = "tanh">(e)  y = QuantizeLinear(b, ys, yz)', "gelu_tanh", 20),
         (PAIR + "b = Relu(e)  y = QuantizeLinear(b, ys, yz)", "relu", 13),
@@ -234,8 +236,9 @@ def test_lower_activation_goes_with_the_convolution(
         + ROUNDED_SIGMOID.format("e").replace("(t, zs, zz)", "(t, zs, oz)")
         + "b = Mul(e, u)  y = QuantizeLinear(b, ys, yz)",
         PAIR + "b = Swish<alpha = 1.5>(e)  y = QuantizeLinear(b, ys, yz)",
+        PAIR + "b = com.microsoft.QuickGelu(e)  y = QuantizeLinear(b, ys, yz)",
     ],
-    ids=["pair that is a relu", "pair that scales", "sigmoid that is shifted", "other swish"],
+    ids=["pair that is a relu", "pair that scales", "sigmoid that is shifted", "other swish", "quick gelu"],
 )
 def test_lower_other_formulas_stay(conv: LowerSparseInt8Conv, body: str) -> None:
     done = check_pass(conv, image(body, opset=24 if "Swish" in body else 20))
