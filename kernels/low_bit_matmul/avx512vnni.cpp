@@ -1,4 +1,4 @@
-// LowBitMatMul for AVX-512 with VNNI: vpdpbusd in 512-bit vectors.
+// LowBitMatMul for AVX-512 with VNNI: vpdpbusd in 512-bit vectors, or for few rows and codes of one bit tables in registers.
 //
 // Bit fields are taken out with a shift and a mask: vgf2p8affineqb does it in one instruction, but Zen 4 starts one of
 // 512 bits only every other clock, where a shift and an AND take one clock of two different units.
@@ -98,12 +98,27 @@ struct Lane {
 };
 
 #include "low_bit_matmul/tile.h"
+#include "low_bit_matmul/lookup_avx512.h"
+
+constexpr unsigned max_lookup_rows = 32;
+
+void round_and_make_tables(const Call& call, const Rounded& x, size_t tile);
+void look_up_or_multiply(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel, size_t panel_end);
+
+constexpr Kernels kernels = {Lane::max_rows,        Lane::max_float_rows, max_lookup_rows,
+                             round_and_make_tables, look_up_or_multiply,  panel_float};
+
+void round_and_make_tables(const Call& call, const Rounded& x, size_t tile) {
+  round(call, x, tile);
+  if (looks_up(*call.w, kernels, x.rows)) make_tables(*call.w, x.tiles + tile * x.stride);
+}
+
+void look_up_or_multiply(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel, size_t panel_end) {
+  (looks_up(*call.w, kernels, x.rows) ? look_up : panels)(call, x, first, end, panel, panel_end);
+}
 
 }  // namespace
 
-const Kernels& avx512vnni_kernels() {
-  static constexpr Kernels kernels = {Lane::max_rows, Lane::max_float_rows, round, panel, panel_float};
-  return kernels;
-}
+const Kernels& avx512vnni_kernels() { return kernels; }
 
 }  // namespace graphopt::low_bit_matmul

@@ -31,7 +31,7 @@ struct Lane : Lane256 {
 }  // namespace
 
 const Kernels& avxvnni_kernels() {
-  static constexpr Kernels kernels = {Lane::max_rows, Lane::max_float_rows, round, panel, panel_float};
+  static constexpr Kernels kernels = {Lane::max_rows, Lane::max_float_rows, 0, round, panels, panel_float};
   return kernels;
 }
 

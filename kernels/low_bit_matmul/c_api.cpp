@@ -21,6 +21,22 @@ GRAPHOPT_EXPORT int graphopt_low_bit_matmul_check(const unsigned char* packed, s
   return 0;
 }
 
+// How the sums of `m` rows rounded to int8 are made, as text: "lookup" or "dot". 0, or 1 with a message.
+GRAPHOPT_EXPORT int graphopt_low_bit_matmul_choice(const unsigned char* packed, size_t size, const char* isa, size_t m,
+                                                   char* text, size_t text_size) {
+  using namespace graphopt;
+  using namespace graphopt::low_bit_matmul;
+  Isa chosen{};
+  PackedMatrix w{};
+  if (!isa_from_name(isa, &chosen)) {
+    std::snprintf(text, text_size, "instruction set '%.40s' is unknown", isa);
+    return 1;
+  }
+  if (!parse(packed, size, &w, text, text_size)) return 1;
+  std::snprintf(text, text_size, looks_up(w, kernels_for(chosen), m) ? "lookup" : "dot");
+  return 0;
+}
+
 // y[m, N] = act(x[m, K] * w + bias + residual) on the calling thread. `isa` names the instruction set; nullptr is the
 // chosen one, "reference" the specification. 0, or 1 with a message. rounds: activations as int8. activation: as
 // base/activation.h counts them. bias and residual may be nullptr.

@@ -84,20 +84,33 @@ struct Rounded {
   constexpr unsigned size(size_t tile) const { return static_cast<unsigned>(start(tile + 1) - start(tile)); }
 };
 constexpr size_t record_bytes(const PackedMatrix& w, size_t rows) { return rows * (8 + w.block); }
-constexpr size_t tile_bytes(const PackedMatrix& w, size_t rows) {
+constexpr size_t records_bytes(const PackedMatrix& w, size_t rows) {
   return (w.blocks * record_bytes(w, rows) + 63) / 64 * 64;
 }
 
 struct Kernels {
-  unsigned max_rows;        // of a tile
-  unsigned max_float_rows;  // that panel_float takes at once
+  unsigned max_rows;         // of a tile
+  unsigned max_float_rows;   // that panel_float takes at once
+  unsigned max_lookup_rows;  // of calls that look up; 0 if none do
   // Rounds the rows of one tile.
   void (*round)(const Call& call, const Rounded& x, size_t tile);
-  // y[rows of the tiles first .. end, the columns of one panel].
-  void (*panel)(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel);
+  // y[rows of the tiles first .. end, the columns of the panels panel .. panel_end].
+  void (*panels)(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel, size_t panel_end);
   // y[m0 .. m0 + rows, the columns of one panel] with activations as floats.
   void (*panel_float)(const Call& call, size_t m0, unsigned rows, size_t panel);
 };
+
+// Whether the sums of so many rounded rows are looked up in tables (lookup_avx512.h): each row is a tile, and its tables,
+// of lookup_bytes for each of its inputs, follow its records. The tables of all rows stay in L2, and there are outputs
+// enough to be worth making them.
+constexpr size_t lookup_bytes = 16;
+constexpr size_t lookup_inputs = size_t{1} << 15;
+constexpr unsigned lookup_panels = 4;  // at once
+constexpr unsigned min_lookup_panels = 8;
+constexpr bool looks_up(const PackedMatrix& w, const Kernels& kernels, size_t rows) {
+  return w.bits == 1 && rows <= kernels.max_lookup_rows && rows * w.blocks * w.block <= lookup_inputs &&
+         w.panels >= min_lookup_panels;
+}
 
 const Kernels& scalar_kernels();
 #if defined(GRAPHOPT_X86)

@@ -36,8 +36,10 @@ const Kernels& kernels_for(Isa isa) {
 
 Rounded rounded_rows(const Call& call, const Kernels& kernels, size_t m0) {
   Rounded x{nullptr, m0, call.m - m0 < slab_rows ? call.m - m0 : slab_rows, 0, 0};
-  x.count = parts(x.rows, kernels.max_rows);
-  x.stride = tile_bytes(*call.w, parts(x.rows, x.count));
+  const bool lookup = looks_up(*call.w, kernels, x.rows);
+  x.count = parts(x.rows, lookup ? 1 : kernels.max_rows);
+  x.stride = records_bytes(*call.w, parts(x.rows, x.count));
+  if (lookup) x.stride += call.w->blocks * call.w->block * lookup_bytes;
   x.tiles = static_cast<unsigned char*>(scratch.reserve(x.count * x.stride));
   return x;
 }
@@ -65,7 +67,9 @@ Product::Product(const Call& call, const Kernels& kernels)
 void Product::share_out() {
   const size_t panels = call_.w->panels;
   const size_t most = parts(x_.rows * call_.w->k * panels * panel_columns, product_task);
-  panel_tasks_ = panels < most ? panels : most;
+  if (x_.tiles != nullptr && looks_up(*call_.w, kernels_, x_.rows)) group_ = lookup_panels;
+  const size_t groups = parts(panels, group_);
+  panel_tasks_ = groups < most ? groups : most;
   row_tasks_ = parts(enough_tasks, panel_tasks_);
   if (row_tasks_ > x_.count) row_tasks_ = x_.count;
   if (row_tasks_ > parts(most, panel_tasks_)) row_tasks_ = parts(most, panel_tasks_);
@@ -75,12 +79,15 @@ bool Product::run(size_t task) const {
   const size_t panels = call_.w->panels;
   const size_t panel_task = task / row_tasks_, row_task = task % row_tasks_;
   const size_t first = row_task * x_.count / row_tasks_, end = (row_task + 1) * x_.count / row_tasks_;
-  for (size_t panel = panel_task * panels / panel_tasks_; panel < (panel_task + 1) * panels / panel_tasks_; ++panel) {
-    if (x_.tiles != nullptr) {
-      kernels_.panel(call_, x_, first, end, panel);
-    } else {
-      for (size_t tile = first; tile < end; ++tile) kernels_.panel_float(call_, x_.start(tile), x_.size(tile), panel);
-    }
+  const size_t groups = parts(panels, group_), last = (panel_task + 1) * groups / panel_tasks_ * group_;
+  const size_t panel_end = last < panels ? last : panels;
+  size_t panel = panel_task * groups / panel_tasks_ * group_;
+  if (x_.tiles != nullptr) {
+    kernels_.panels(call_, x_, first, end, panel, panel_end);
+    return true;
+  }
+  for (; panel < panel_end; ++panel) {
+    for (size_t tile = first; tile < end; ++tile) kernels_.panel_float(call_, x_.start(tile), x_.size(tile), panel);
   }
   return true;
 }

@@ -48,6 +48,7 @@ class Product {
   const Kernels& kernels_;
   Rounded x_;  // tiles is nullptr for activations as floats
   size_t row_tasks_ = 1, panel_tasks_ = 1;
+  size_t group_ = 1;  // panels that stay together
 };
 
 }  // namespace graphopt::low_bit_matmul

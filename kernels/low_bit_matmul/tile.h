@@ -268,7 +268,7 @@ inline void panel_of_codes(const Call& call, const Rounded& x, size_t first, siz
   for (; first < end; ++first) panel_of_rows<C, Lane::max_rows>(call, x, first, panel);
 }
 
-inline void panel(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel) {
+inline void one_panel(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel) {
   const PackedMatrix& w = *call.w;
   if (w.levels == Levels::codes && w.block != 16) {
     switch (w.bits) {
@@ -291,6 +291,10 @@ inline void panel(const Call& call, const Rounded& x, size_t first, size_t end, 
     case 3: return panel_of_codes<Codes<3, 32, true>>(call, x, first, end, panel);
     default: return panel_of_codes<Codes<4, 32, true>>(call, x, first, end, panel);
   }
+}
+
+inline void panels(const Call& call, const Rounded& x, size_t first, size_t end, size_t panel, size_t panel_end) {
+  for (; panel < panel_end; ++panel) one_panel(call, x, first, end, panel);
 }
 
 // One block of one row: q[block] and its sum, or the scale NaN where a number is not finite.

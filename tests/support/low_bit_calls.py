@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.solve.pack_low_bit import LowBitMatrix, pack_low_bit
-from kernel_calls import ACTIVATIONS, Guarded, address, blob, call, objection
+from kernel_calls import ACTIVATIONS, Guarded, address, attempt, blob, call, objection
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -55,6 +55,12 @@ class LowBitLibrary:
     def check(self, packed: np.ndarray) -> str:
         """Return the library's objection to these bytes, or ''."""
         return objection(self.dll.graphopt_low_bit_matmul_check, packed, 4)
+
+    def choice(self, packed: np.ndarray, isa: str, m: int) -> str:
+        """Return how the sums of m rows are made; '' for an instruction set of another platform."""
+        arguments = (*blob(packed), isa.encode(), ctypes.c_size_t(m))
+        failed, text = attempt(self.dll.graphopt_low_bit_matmul_choice, *arguments)
+        return "" if failed else text
 
 
 def matrix(
