@@ -8,24 +8,27 @@ class Ahead {
   Ahead() = default;
   // `rows` rows of `bytes` bytes each, `stride` bytes apart, to be asked for in `steps` steps.
   Ahead(const void* first, size_t rows, size_t bytes, size_t stride, size_t steps)
-      : row_(static_cast<const char*>(first)),
+      : row_(reinterpret_cast<uintptr_t>(first)),
+        at_(row_ & ~(line - 1)),
         bytes_(bytes),
         stride_(stride),
         rows_(bytes == 0 ? 0 : rows),
-        per_step_(steps == 0 ? 0 : (rows * ((bytes + line - 1) / line) + steps - 1) / steps) {}
+        per_step_(steps == 0 ? 0 : (rows * ((bytes - 1) / line + 2) + steps - 1) / steps) {}
 
   void step() {
     for (size_t i = per_step_; i > 0 && rows_ > 0; --i) {
-      __builtin_prefetch(row_ + at_, 1, 2);  // to L2: L1 is what sums are computed from
+      // To L2: L1 is what sums are computed from.
+      __builtin_prefetch(reinterpret_cast<const void*>(at_), 1, 2);
       at_ += line;
-      if (at_ < bytes_) continue;
-      at_ = 0;
-      if (--rows_ > 0) row_ += stride_;
+      if (at_ < row_ + bytes_) continue;  // the last line too, of which a row may have a part only
+      --rows_;
+      row_ += stride_;
+      at_ = row_ & ~(line - 1);
     }
   }
 
  private:
-  static constexpr size_t line = 64;
-  const char* row_ = nullptr;
-  size_t bytes_ = 0, stride_ = 0, rows_ = 0, per_step_ = 0, at_ = 0;
+  static constexpr uintptr_t line = 64;
+  uintptr_t row_ = 0, at_ = 0;
+  size_t bytes_ = 0, stride_ = 0, rows_ = 0, per_step_ = 0;
 };
