@@ -142,7 +142,7 @@ class Look:
         return None if rank is None else list(range(rank))[::-1]
 
     def axis(self, name: str, default: int, rank: int | None) -> int | None:
-        """Return an axis counted from the front, None where the rank decides and is unknown.
+        """Return an axis counted from the front, None where the rank decides and is unknown, or has no such axis.
 
         Args:
             name: The attribute.
@@ -150,9 +150,9 @@ class Look:
             rank: The rank it counts in.
         """
         given = int(self.attr(name, default))
-        if given >= 0:
-            return given
-        return None if rank is None else given + rank
+        if rank is None:
+            return given if given >= 0 else None
+        return given % rank if -rank <= given < rank else None
 
 
 def small_constant(tensor: Tensor) -> Array | None:

@@ -208,6 +208,13 @@ def test_chain_in_a_body_and_in_a_function_goes(golden: Callable[[str], None]) -
     assert done.ops == ["If", "Neg", "same", "Exp"]
 
 
+def test_damaged_concat_along_an_axis_that_a_scalar_has_not_stays() -> None:
+    model = onnx.parser.parse_model(
+        HEAD + "g (float[3] x, float e) => (float[m] y) { a = Concat<axis = 0>(x, e) y = Neg(a) }"
+    )
+    assert run_pass(EliminateIdentity(), model, verify="off").ops == ["Concat", "Neg"]
+
+
 def test_wrong_declared_shape_does_not_mislead() -> None:
     model = onnx.parser.parse_model(
         HEAD + "g (float[2, 3] x) => (float[6] y) <int64[1] s = {6}> { a = Reshape(x, s) b = Neg(a) y = Identity(b) }"
