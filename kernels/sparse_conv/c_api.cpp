@@ -47,8 +47,8 @@ bool describe(const PackedConv& w, const int64_t* x_sizes, const int64_t* steps,
 }  // namespace
 }  // namespace graphopt::sparse_conv
 
-// The choice for a call, as text: the instruction set, how it reads x (shared: several tasks sweep tiles that are gathered
-// once), positions of a wide tile, tasks, and "ahead" where outputs are asked for ahead. `isa` need not be supported. 0, or
+// The choice for a call, as text: the instruction set, how it reads x (shared: several tasks sweep a gathered
+// tile), positions of a wide tile, tasks, and "ahead" where outputs are asked for ahead. `isa` need not be supported. 0, or
 // 1 with a message.
 GRAPHOPT_EXPORT int graphopt_sparse_conv_choice(const unsigned char* packed, size_t size, const char* isa,
                                                 const int64_t* x_sizes, const int64_t* steps, int padded, char* text,
@@ -68,7 +68,7 @@ GRAPHOPT_EXPORT int graphopt_sparse_conv_choice(const unsigned char* packed, siz
                 plan.direct          ? "direct"
                 : plan.spaced        ? "spaced"
                 : plan.masked        ? "masked"
-                : plan.gathered != 0 ? "shared"
+                : plan.shared        ? "shared"
                                      : "gather",
                 plan.tile, Convolve(job).tasks(), plan.fetches ? " ahead" : "");
   return 0;
@@ -112,8 +112,6 @@ GRAPHOPT_EXPORT int graphopt_sparse_conv_f32(const unsigned char* packed, size_t
   if (ran) {
     const Rearrange rearrange(job);
     for (size_t task = 0; task < rearrange.tasks(); ++task) ran = ran && rearrange.run(task);
-    const GatherTiles gather(job);
-    for (size_t task = 0; task < gather.tasks(); ++task) ran = ran && gather.run(task);
     const Convolve convolve(job);
     for (size_t task = 0; task < convolve.tasks(); ++task) ran = ran && convolve.run(task);
   }

@@ -82,7 +82,6 @@ class Kernel {
       case Job::Problem::none: break;
     }
     GRAPHOPT_TRY(node_.parallel(context, Rearrange(job)));
-    GRAPHOPT_TRY(node_.parallel(context, GatherTiles(job)));
     return node_.parallel(context, Convolve(job));
   }
 

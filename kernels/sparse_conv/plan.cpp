@@ -61,7 +61,7 @@ void cut_tasks(const Call& call, Plan* plan) {
   // Many tiles: a task goes over several, so that what the next one reads can be fetched while one is computed. Few:
   // their panels are shared out. A tile of planes that are read as they are is cheap to start, so that finer tasks,
   // which are shared out more evenly, cost little.
-  constexpr size_t enough_tasks = 4, even_tasks = 8, many_tasks = 32, widest_gathered = size_t{1} << 20;
+  constexpr size_t enough_tasks = 4, even_tasks = 8, many_tasks = 32, widest_shared = size_t{1} << 20;
   const PackedConv& w = *call.w;
   const size_t planes = call.shape.images * w.groups;
   plan->run = planes * plan->tiles > many_tasks ? ceil_div(planes * plan->tiles, many_tasks) : 1;
@@ -72,9 +72,7 @@ void cut_tasks(const Call& call, Plan* plan) {
   plan->chunks = ceil_div(w.panels, plan->chunk);
   // Outputs that the second cache does not hold come from memory.
   plan->fetches = w.out_channels * call.shape.out_plane > size_t{1} << 18;
-  // The tiles that several tasks sweep are gathered once, as long as they are likely to stay in the second cache.
-  const size_t floats = w.k * (plan->first_of(plan->tiles - 1) + plan->tile);
-  if (plan->gathers() && plan->chunks > 1 && w.k <= widest_gathered / plan->positions) plan->gathered = floats;
+  plan->shared = plan->gathers() && plan->chunks > 1 && w.k <= widest_shared / plan->tile;
 }
 
 // Every `step`th float of a row, and zeros up to `pitch`.

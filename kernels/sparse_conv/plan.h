@@ -39,7 +39,7 @@ struct Plan {
   size_t run, runs;       // tiles that a task goes over, one behind the other; such runs of a plane
   size_t chunk, chunks;   // panels that a task goes over; such ranges of panels of a group
   bool fetches;           // the memory of outputs is asked for ahead
-  size_t gathered;        // 0, or floats of the gathered tiles of one image and group, which several tasks sweep
+  bool shared;            // several tasks sweep a gathered tile: one leaves it to the next of its thread
   const AxisTap* rows;    // [kernel_h]
   const AxisTap* columns; // [kernel_w]
 

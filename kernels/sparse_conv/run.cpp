@@ -1,5 +1,6 @@
 #include "sparse_conv/run.h"
 
+#include <atomic>
 #include <cstring>
 
 #include "base/scratch.h"
@@ -9,6 +10,14 @@ namespace {
 
 thread_local Scratch shared_memory;  // of the calls that this thread makes
 thread_local Scratch task_memory;    // of the tasks that this thread runs
+
+// The tile that this thread gathered last, all of K, where the tasks of a call share tiles.
+struct Held {
+  Scratch memory;
+  uint64_t call = 0;  // Job::number
+  size_t tile = 0;    // counted over the call
+};
+thread_local Held held;
 
 constexpr size_t task_floats = 8192;  // copied by one task, about: less would not be worth its start
 
@@ -46,23 +55,6 @@ bool is_curve(Activation a) {
   return a == Activation::silu || a == Activation::gelu || a == Activation::gelu_tanh;
 }
 
-// A tile of one image and group, counted together.
-struct TilePlace {
-  TilePlace(const Job& job, size_t plane, size_t tile) {
-    const Plan& plan = job.plan();
-    const PackedConv& w = *job.call().w;
-    p = plan.first_of(tile);
-    count = smaller(plan.first_of(tile + 1), plan.positions) - p;
-    units = ceil_div(count, job.kernels().unit);
-    x = (plan.rearranged ? job.planes() : job.call().x) + plane * w.in_channels * plan.channel_floats + p;
-    gathered = plan.gathered == 0 ? nullptr : job.gathered() + plane * plan.gathered + w.k * p;
-  }
-
-  size_t p, count, units;  // the first position; positions
-  const float* x;
-  float* gathered;
-};
-
 // A task: some tiles of one image and group against a range of panels.
 class Task {
  public:
@@ -80,7 +72,7 @@ class Task {
 
   bool run() {
     const PackedConv& w = *call_.w;
-    const bool gathers = plan_.gathers() && plan_.gathered == 0;
+    const bool gathers = plan_.gathers() && !plan_.shared;
     const size_t channels = (panel_end_ - panel_first_) * w.panel_rows * w.block;
     Parts parts;
     const size_t masks = parts.add<uint64_t>(w.taps());
@@ -99,6 +91,7 @@ class Task {
 
     for (size_t tile_number = tile_first_; tile_number < tile_end_; ++tile_number) {
       take(tile_number);
+      if (plan_.shared && !hold(tile_number)) return false;
       convolve(gathers);
     }
     return true;
@@ -107,13 +100,26 @@ class Task {
  private:
   // The positions of a tile.
   void take(size_t tile) {
-    const TilePlace place(job_, image_ * call_.w->groups + group_, tile);
-    p_ = place.p;
-    count_ = place.count;
-    units_ = place.units;
+    p_ = plan_.first_of(tile);
+    count_ = smaller(plan_.first_of(tile + 1), plan_.positions) - p_;
+    units_ = ceil_div(count_, kernels_.unit);
     width_ = units_ * kernels_.unit;
-    x_ = place.x;
-    gathered_ = place.gathered;
+    const float* base = plan_.rearranged ? job_.planes() : call_.x;
+    x_ = base + (image_ * call_.w->groups + group_) * call_.w->in_channels * plan_.channel_floats + p_;
+  }
+
+  // All of K of a tile, unless this thread has it from the task before. False if there was no memory.
+  bool hold(size_t tile) {
+    const PackedConv& w = *call_.w;
+    const size_t number = (image_ * w.groups + group_) * plan_.tiles + tile;
+    tile_ = static_cast<float*>(held.memory.reserve(w.k * plan_.tile * sizeof(float)));
+    if (tile_ == nullptr) return false;
+    if (held.call == job_.number() && held.tile == number) return true;
+    fill_masks(call_, plan_, p_, masks_);
+    kernels_.gather({x_, job_.sources(), masks_, 0, w.k, static_cast<unsigned>(units_), tile_});
+    held.call = job_.number();
+    held.tile = number;
+    return true;
   }
 
   // Rows of the tile are copied to the output without the gaps between them; else the sweep leaves those out itself.
@@ -165,7 +171,7 @@ class Task {
       s.sources = job_.sources() + kb * w.k_block;
       s.masks = plan_.masked ? masks_ : nullptr;
     } else {
-      s.x = gathered_ != nullptr ? gathered_ + kb * w.k_block * width_ : tile_;
+      s.x = plan_.shared ? tile_ + kb * w.k_block * width_ : tile_;
       s.stride = width_;
     }
     const size_t at = plan_.narrow ? output_of(p_) : p_;
@@ -237,7 +243,7 @@ class Task {
   const Job& job_;
   size_t group_, image_, panel_first_, panel_end_, tile_first_, tile_end_;
   size_t p_ = 0, count_ = 0, units_ = 0, width_ = 0;
-  const float *x_ = nullptr, *gathered_ = nullptr;
+  const float* x_ = nullptr;
   uint64_t* masks_ = nullptr;
   float *tile_ = nullptr, *sums_ = nullptr, *y_ = nullptr, *residual_ = nullptr;
 };
@@ -257,8 +263,10 @@ const Kernels& kernels_for(Isa isa) {
 }
 
 Job::Problem Job::prepare(const Call& call, const Kernels& kernels) {
+  static std::atomic<uint64_t> calls{0};
   call_ = call;
   kernels_ = &kernels;
+  number_ = calls.fetch_add(1, std::memory_order_relaxed) + 1;
   const PackedConv& w = *call.w;
   // The plan needs its taps, and the rest of the memory the plan.
   Parts parts;
@@ -268,18 +276,14 @@ Job::Problem Job::prepare(const Call& call, const Kernels& kernels) {
   if (memory == nullptr) return Problem::memory;
   if (!make_plan(call_, kernels, reinterpret_cast<AxisTap*>(memory), &plan_)) return Problem::size;
 
-  const size_t planes = parts.size();
-  const size_t images = call.shape.images * w.groups;
-  // The vectors of the last tile may end behind the last plane.
-  if (plan_.rearranged) parts.add<float>(images * w.in_channels * plan_.channel_floats + max_tile);
-  const size_t gathered = parts.size();
-  if (plan_.gathered != 0) parts.add<float>(images * plan_.gathered);
-  if (parts.size() != planes) {
+  if (plan_.rearranged) {
+    const size_t planes = parts.size();
+    // The vectors of the last tile may end behind the last plane.
+    parts.add<float>(call.shape.images * w.groups * w.in_channels * plan_.channel_floats + max_tile);
     memory = static_cast<unsigned char*>(shared_memory.reserve(parts.size()));
     if (memory == nullptr) return Problem::memory;
     make_plan(call_, kernels, reinterpret_cast<AxisTap*>(memory), &plan_);  // what was there may have moved
     planes_ = reinterpret_cast<float*>(memory + planes);
-    gathered_ = reinterpret_cast<float*>(memory + gathered);
   }
   Source* filled = reinterpret_cast<Source*>(memory + sources);
   if (!plan_.direct) fill_sources(call_, plan_, filled);
@@ -301,31 +305,6 @@ bool Rearrange::run(size_t task) const {
   for (size_t c = task * together_; c < end; ++c)
     rearrange(call, job_.kernels(), job_.plan(), call.x + c * call.shape.in_plane,
               job_.planes() + c * job_.plan().channel_floats);
-  return true;
-}
-
-GatherTiles::GatherTiles(const Job& job) : job_(job) {
-  const PackedConv& w = *job.call().w;
-  columns_ = ceil_div(task_floats, job.plan().tile);
-  pieces_ = ceil_div(w.k, columns_);
-}
-
-size_t GatherTiles::tasks() const {
-  const Plan& plan = job_.plan();
-  return plan.gathered == 0 ? 0 : job_.call().shape.images * job_.call().w->groups * plan.tiles * pieces_;
-}
-
-bool GatherTiles::run(size_t task) const {
-  const Plan& plan = job_.plan();
-  const PackedConv& w = *job_.call().w;
-  const size_t piece = task % pieces_, tile = task / pieces_;
-  const TilePlace place(job_, tile / plan.tiles, tile % plan.tiles);
-  auto* masks = static_cast<uint64_t*>(task_memory.reserve(w.taps() * sizeof(uint64_t)));
-  if (masks == nullptr) return false;
-  fill_masks(job_.call(), plan, place.p, masks);
-  const size_t first = piece * columns_, end = smaller(first + columns_, w.k);
-  job_.kernels().gather({place.x, job_.sources(), masks, first, end, static_cast<unsigned>(place.units),
-                         place.gathered + first * place.units * job_.kernels().unit});
   return true;
 }
 

@@ -20,8 +20,8 @@ class Job {
   const Kernels& kernels() const { return *kernels_; }
   const Plan& plan() const { return plan_; }
   const Source* sources() const { return sources_; }
-  float* planes() const { return planes_; }      // rearranged
-  float* gathered() const { return gathered_; }  // of each image and group: of each tile as Gather has it, all of K
+  float* planes() const { return planes_; }    // rearranged
+  uint64_t number() const { return number_; }  // no other call of the process has it
 
  private:
   Call call_{};
@@ -29,11 +29,11 @@ class Job {
   Plan plan_{};
   const Source* sources_ = nullptr;
   float* planes_ = nullptr;
-  float* gathered_ = nullptr;
+  uint64_t number_ = 0;
 };
 
-// First all tasks of Rearrange, then all of GatherTiles, then all of Convolve. Tasks of one kind write disjoint memory
-// and may run in any order on any threads.
+// First all tasks of Rearrange, then all of Convolve. Tasks of one kind write disjoint memory and may run in any order
+// on any threads.
 class Rearrange {
  public:
   explicit Rearrange(const Job& job);
@@ -43,17 +43,6 @@ class Rearrange {
  private:
   const Job& job_;
   size_t channels_, together_;  // in all; of one task
-};
-
-class GatherTiles {
- public:
-  explicit GatherTiles(const Job& job);
-  size_t tasks() const;  // 0 where tasks of Convolve gather what they sweep
-  bool run(size_t task) const;
-
- private:
-  const Job& job_;
-  size_t pieces_, columns_;  // of a tile; of a piece
 };
 
 class Convolve {

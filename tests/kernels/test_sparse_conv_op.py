@@ -123,6 +123,20 @@ def test_op_output_may_lie_where_the_residual_did_unless_another_reads_that(thre
     assert np.array_equal(both, alone + 2 * x)
 
 
+def test_op_layers_whose_tasks_share_tiles_agree_on_any_number_of_threads() -> None:
+    """Two layers of several panels and one tile, so that each thread meets tiles of both in turn, run after run."""
+    wide, back = weight(300, C, 3, 3), weight(C, 300, 3, 3)
+    constants = {"w": pack_sparse_conv(wide), "v": pack_sparse_conv(back, panel_rows=2)}
+    nodes = [conv(["x", "w"], "a", out_channels=300), conv(["a", "v"], out_channels=C)]
+    data = model(nodes, [1, C, 7, 7], constants)
+    made = [session(data, threads=threads) for threads in (1, 2, 3)]
+    for scale in (1, 2, -1):
+        one, *others = [run(each, scale * random(1, C, 7, 7)) for each in made]
+        assert np.array_equal(one, scale * run(made[0], random(1, C, 7, 7)))
+        for y in others:
+            assert np.array_equal(y, one)
+
+
 def test_op_one_tensor_may_be_input_and_residual() -> None:
     square, x = weight(C, C, 3, 3), random(1, C, 23, 23)
     zeros = np.zeros(C, np.float32)
