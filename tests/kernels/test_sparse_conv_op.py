@@ -128,6 +128,7 @@ def test_op_layers_whose_tasks_share_tiles_agree_on_any_number_of_threads() -> N
     wide, back = weight(300, C, 3, 3), weight(C, 300, 3, 3)
     constants = {"w": pack_sparse_conv(wide), "v": pack_sparse_conv(back, panel_rows=2)}
     nodes = [conv(["x", "w"], "a", out_channels=300), conv(["a", "v"], out_channels=C)]
+    nodes[1].name = "second"
     data = model(nodes, [1, C, 7, 7], constants)
     made = [session(data, threads=threads) for threads in (1, 2, 3)]
     for scale in (1, 2, -1):
