@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 _Scope = dict[str, Tensor]
+_VERSIONS = 1 << 31
 
 
 def read_model(source: str | Path | bytes | onnx.ModelProto, *, base: str | Path | None = None) -> Model:
@@ -403,6 +404,12 @@ def _imports(protos: Iterable[onnx.OperatorSetIdProto], where: str) -> dict[str,
                 f"domain '{domain}' is imported as version {imports[domain]} and {entry.version}",
                 where=where,
                 must="A domain has one version",
+            )
+        if not -_VERSIONS <= entry.version < _VERSIONS:
+            raise ReadError(
+                f"domain '{domain}' is imported as version {entry.version}",
+                where=where,
+                must="A version must fit 32 bits: neither onnx nor a runtime reads more",
             )
         imports[domain] = entry.version
     return imports

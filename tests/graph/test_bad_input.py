@@ -118,6 +118,16 @@ def test_initializer_twice_attribute_twice_and_version_twice() -> None:
         read_model(proto)
 
 
+@pytest.mark.parametrize("version", [1 << 31, 1 << 40, -(1 << 40)])
+def test_versions_that_nothing_else_could_read(version: int) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) { y = Neg(x) }'
+    )
+    proto.opset_import[0].version = version
+    with pytest.raises(ReadError, match=f"version {version}"):
+        read_model(proto)
+
+
 def test_a_model_without_a_graph() -> None:
     with pytest.raises(ReadError, match="no graph"):
         read_model(onnx.ModelProto(ir_version=8))
