@@ -75,6 +75,10 @@ void cut_tasks(const Call& call, Plan* plan) {
   plan->shared = plan->gathers() && plan->chunks > 1 && w.k <= widest_shared / plan->tile;
 }
 
+void fill_zeros(float* from, const float* end) {
+  for (; from != end; ++from) *from = 0.0f;
+}
+
 // Every `step`th float of a row, and zeros up to `pitch`.
 void pick(const float* from, size_t step, size_t count, size_t pitch, float* to) {
   if (step == 2) {
@@ -195,8 +199,16 @@ void fill_masks(const Call& call, const Plan& plan, size_t p, uint64_t* masks) {
   }
 }
 
-void rearrange(const Call& call, const Kernels& kernels, const Plan& plan, const float* from, float* to) {
+void rearrange(const Call& call, const Kernels& kernels, const Plan& plan, size_t h, size_t h_end, const float* from,
+               float* to) {
   const Shape& s = call.shape;
+  if (s.stride_h == 1 && s.stride_w == 1) {
+    float* const image = to + plan.top * plan.pitch;
+    if (h == 0) fill_zeros(to, image);
+    kernels.space(from + h * s.in_w, h_end - h, s.in_w, plan.pitch, image + h * plan.pitch);
+    if (h_end == s.in_h) fill_zeros(image + s.in_h * plan.pitch, to + plan.plane);
+    return;
+  }
   for (size_t a = 0, next_row = 0; next_row < plan.row_phases; ++a) {
     if (plan.rows[a].number != next_row) continue;
     ++next_row;
@@ -204,16 +216,14 @@ void rearrange(const Call& call, const Kernels& kernels, const Plan& plan, const
       if (plan.columns[b].number != next_column) continue;
       ++next_column;
       float* const end = to + plan.plane;
-      for (const float* const image = to + plan.top * plan.pitch; to != image; ++to) *to = 0.0f;
-      if (s.stride_h == 1 && s.stride_w == 1) {
-        kernels.space(from, s.in_h, s.in_w, plan.pitch, to);
-        to += s.in_h * plan.pitch;
-      } else {
-        const AxisTap& column = plan.columns[b];
-        for (size_t h = plan.rows[a].phase; h < s.in_h; h += s.stride_h, to += plan.pitch)
-          pick(from + h * s.in_w + column.phase, s.stride_w, column.present, plan.pitch, to);
-      }
-      for (; to != end; ++to) *to = 0.0f;
+      float* const image = to + plan.top * plan.pitch;
+      fill_zeros(to, image);
+      to = image;
+      const AxisTap& column = plan.columns[b];
+      for (size_t row = plan.rows[a].phase; row < s.in_h; row += s.stride_h, to += plan.pitch)
+        pick(from + row * s.in_w + column.phase, s.stride_w, column.present, plan.pitch, to);
+      fill_zeros(to, end);
+      to = end;
     }
   }
 }

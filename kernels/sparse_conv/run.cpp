@@ -293,17 +293,32 @@ Job::Problem Job::prepare(const Call& call, const Kernels& kernels) {
 
 Rearrange::Rearrange(const Job& job) : job_(job) {
   const Call& call = job.call();
-  channels_ = job.plan().rearranged ? call.shape.images * call.w->groups * call.w->in_channels : 0;
-  together_ = ceil_div(task_floats, job.plan().channel_floats);
+  const Plan& plan = job.plan();
+  if (!plan.rearranged) return;
+  const Shape& s = call.shape;
+  channels_ = call.w->groups * call.w->in_channels;
+  if (s.stride_h == 1 && s.stride_w == 1) {
+    // All channels of some rows, so that the thread which reads them mostly wrote them: what another core wrote comes
+    // from its cache, at two threads slower than the whole convolution at one.
+    rows_ = ceil_div(task_floats, channels_ * plan.pitch);
+    together_ = channels_;
+  } else {
+    rows_ = s.in_h == 0 ? 1 : s.in_h;
+    together_ = ceil_div(task_floats, plan.channel_floats);
+  }
+  const size_t ranges = s.in_h == 0 ? 1 : ceil_div(s.in_h, rows_);  // without rows there are still zeros
+  parts_ = ranges * ceil_div(channels_, together_);
 }
 
-size_t Rearrange::tasks() const { return ceil_div(channels_, together_); }
+size_t Rearrange::tasks() const { return job_.call().shape.images * parts_; }
 
 bool Rearrange::run(size_t task) const {
   const Call& call = job_.call();
-  const size_t end = smaller((task + 1) * together_, channels_);
-  for (size_t c = task * together_; c < end; ++c)
-    rearrange(call, job_.kernels(), job_.plan(), call.x + c * call.shape.in_plane,
+  const size_t image = task / parts_, groups = ceil_div(channels_, together_);
+  const size_t row = task % parts_ / groups * rows_, first = task % parts_ % groups * together_;
+  const size_t end = smaller(row + rows_, call.shape.in_h), last = smaller(first + together_, channels_);
+  for (size_t c = image * channels_ + first; c < image * channels_ + last; ++c)
+    rearrange(call, job_.kernels(), job_.plan(), row, end, call.x + c * call.shape.in_plane,
               job_.planes() + c * job_.plan().channel_floats);
   return true;
 }

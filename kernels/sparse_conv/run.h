@@ -42,7 +42,9 @@ class Rearrange {
 
  private:
   const Job& job_;
-  size_t channels_, together_;  // in all; of one task
+  size_t channels_ = 0;               // of an image
+  size_t rows_ = 0, together_ = 0;    // of a task, which has all rows or all channels
+  size_t parts_ = 0;                  // tasks of an image
 };
 
 class Convolve {

@@ -138,8 +138,8 @@ struct Kernels {
   // sums -> y[m0 .. m0 + rows, the outputs of the panel]; there is room for `panel` factors, and as many lines of `lanes`.
   void (*finish_rows)(const MatMul& call, size_t m0, unsigned rows, unsigned width, size_t panel, const int32_t* sums,
                       float* factors, int32_t* lines);
-  // One channel of one image, as bytes with its padding.
-  void (*fill_plane)(const Conv& call, size_t image, size_t channel, unsigned char* plane);
+  // Rows first .. end of one channel of one image, as bytes with their padding; all rows where stride_h is not 1.
+  void (*fill_plane)(const Conv& call, size_t image, size_t channel, size_t first, size_t end, unsigned char* plane);
   // Positions f0 .. f0 + count of the planes -> p, zeros for what is missing to `width` and to whole fours of k.
   void (*pack_positions)(const PackedWeights& w, const unsigned char* planes, const size_t* offsets, size_t f0,
                          unsigned count, unsigned width, unsigned char* p);

@@ -52,7 +52,7 @@ class ConvWork {
   Conv call_;
   const Kernels& kernels_;
   bool in_place_;  // the planes are those of x
-  size_t planes_per_task_;
+  size_t channels_per_task_, rows_per_task_, plane_tasks_;  // the last: of an image
   size_t offset_bytes_;
   size_t vectors_, tiles_, panels_;  // tiles of a group of an image; panels of a group
   unsigned long long serial_;

@@ -73,18 +73,29 @@ inline void put_row(const ConvShape& s, const unsigned char* from, size_t y, siz
   }
 }
 
-inline void fill_plane(const Conv& call, size_t image, size_t channel, unsigned char* plane) {
+// Where rows first .. end of x go, with what lies above the first and below the last of all.
+inline void pad_rows(const ConvShape& s, size_t first, size_t end, unsigned char padding, unsigned char* plane) {
+  if (s.stride_h > 1) {
+    __builtin_memset(plane, padding, s.plane);
+    return;
+  }
+  const size_t from = first == 0 ? 0 : first + s.pad_top, to = end == s.height ? s.rows : end + s.pad_top;
+  for (size_t phase = 0; phase < s.stride_w; ++phase)
+    __builtin_memset(plane + (phase * s.rows + from) * s.pitch, padding, (to - from) * s.pitch);
+}
+
+inline void fill_plane(const Conv& call, size_t image, size_t channel, size_t first, size_t end, unsigned char* plane) {
   const ConvShape& s = call.shape;
   const unsigned char padding = static_cast<unsigned char>(call.grid.zero_point ^ Lane::flip);
   const size_t start = (image * s.channels + channel) * s.height * s.width;
   const Rounding rounding(call.grid);
-  if (s.plane != s.height * s.width) __builtin_memset(plane, padding, s.plane);
+  if (s.plane != s.height * s.width) pad_rows(s, first, end, padding, plane);
   constexpr size_t piece = 512;  // of a row, or of as many rows as it holds: they are mostly short
   const size_t at_once = s.stride_h > 1 || s.width == 0 || s.width > piece ? 1 : piece / s.width;
   alignas(64) unsigned char bytes[piece];
-  for (size_t y = 0; y < s.height; y += at_once) {
+  for (size_t y = first; y < end; y += at_once) {
     if (!reads_phase((y + s.pad_top) % s.stride_h, s.kernel_h, s.dilation_h, s.stride_h)) continue;
-    const size_t rows = smaller(at_once, s.height - y);
+    const size_t rows = smaller(at_once, end - y);
     for (size_t x0 = 0; x0 < s.width; x0 += piece) {
       const size_t wide = smaller(piece, s.width - x0), count = rows * wide, at = start + y * s.width + x0;
       const unsigned char* from = bytes;
