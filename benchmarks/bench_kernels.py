@@ -6,6 +6,7 @@ time. The ceilings of the processor are measured by a small C++ program, which n
 
     python benchmarks/bench_kernels.py --threads 1,2
     python benchmarks/bench_kernels.py --only low-bit,sparse-conv
+    python benchmarks/bench_kernels.py --only low-bit --untimed 1
 
 With --cost-table FILE it measures the grid of the table of the package for each instruction set named with --isa.
 """
@@ -163,7 +164,7 @@ def wanted(only: list[str]) -> dict[Size, list[tuple[str, float]]]:
     return {size: entries for size, entries in found.items() if entries}
 
 
-def measure(only: list[str], threads: int, seconds: float) -> dict[Key, Timed]:
+def measure(only: list[str], threads: int, seconds: float, untimed: int) -> dict[Key, Timed]:
     """Time everything with so many threads."""
     found: dict[Key, Timed] = {}
     work = wanted(only)
@@ -171,7 +172,7 @@ def measure(only: list[str], threads: int, seconds: float) -> dict[Key, Timed]:
         for number, (size, entries) in enumerate(work.items()):
             print(f"[{number + 1}/{len(work)}] {size}: {len(entries)} cases", file=sys.stderr, flush=True)
             pairs = [(ALTERNATIVES[kernel], level) for kernel, level in entries]
-            for timed in race(size, pairs, Draws(LAYERS), seconds=seconds, threads=threads):
+            for timed in race(size, pairs, Draws(LAYERS), seconds=seconds, threads=threads, untimed=untimed):
                 found[timed.kernel, timed.level, size] = timed
     return found
 
@@ -232,19 +233,22 @@ def show(verdicts: list[Verdict], found: dict[Key, Timed], peak: dict[str, float
             print(f"  {kernel} {level:g}: {cells}")
 
 
-def write(verdicts: list[Verdict], found: dict[Key, Timed], peak: dict[str, float], threads: int, path: Path) -> None:
-    """Replace the cases and rows of this instruction set and number of threads that were measured; keep the others."""
-    mine = {"isa": isa_report().chosen, "threads": threads}
+def write(
+    verdicts: list[Verdict], found: dict[Key, Timed], peak: dict[str, float], setting: dict[str, int], path: Path
+) -> None:
+    """Replace the cases and rows of this instruction set and setting that were measured; keep the others."""
+    mine = {"isa": isa_report().chosen, **setting}
     cases = [{**mine, **as_case(timed, peak)} for timed in found.values()]
     rows = [{**mine, **verdict.to_dict()} for verdict in verdicts]
-    document: dict[str, Any] = {"environment": environment() | {"machine": machine()}, "ceilings": peak}
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    ceilings = peak or old.get("ceilings", {})
+    document: dict[str, Any] = {"environment": environment() | {"machine": machine()}, "ceilings": ceilings}
     for name, new, keys in (
-        ("rows", rows, ("isa", "threads", "row", "kernel", "level", "over")),
-        ("cases", cases, ("isa", "threads", "kernel", "level", "size")),
+        ("rows", rows, ("isa", "threads", "untimed", "row", "kernel", "level", "over")),
+        ("cases", cases, ("isa", "threads", "untimed", "kernel", "level", "size")),
     ):
         again = {tuple(each[key] for key in keys) for each in new}
-        kept = [each for each in old.get(name, []) if tuple(each.get(key) for key in keys) not in again]
+        kept = [each for each in old.get(name, []) if tuple(each.get(key, 0) for key in keys) not in again]
         document[name] = [each for each in kept if "isa" in each and (name == "rows" or "size" in each)] + new
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -285,6 +289,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", default="", help="comma-separated parts of kernel names")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for all cases of one size")
+    parser.add_argument(
+        "--untimed",
+        type=int,
+        default=0,
+        help="runs at the beginning of each turn that do not count: with 1 the caches hold what a model alone "
+        "keeps there, with 0 what the others left",
+    )
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--cost-table", type=Path, help="measure the grid of the package's table and write it here")
     return parser.parse_args()
@@ -304,10 +315,11 @@ def main() -> None:
     with pinned():
         peak = ceilings()
     for threads in map(int, args.threads.split(",")):
-        found = measure(only, threads, args.seconds)
+        found = measure(only, threads, args.seconds, args.untimed)
         verdicts = judge(found)
         show(verdicts, found, peak if threads == 1 else {}, threads)
-        write(verdicts, found, peak if threads == 1 else {}, threads, args.json)
+        setting = {"threads": threads, "untimed": args.untimed}
+        write(verdicts, found, peak if threads == 1 else {}, setting, args.json)
 
 
 if __name__ == "__main__":

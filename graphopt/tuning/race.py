@@ -98,7 +98,13 @@ class Draws:
 
 
 def race(
-    size: Size, entries: Sequence[tuple[Alternative, float]], draws: Draws, *, seconds: float, threads: int = 1
+    size: Size,
+    entries: Sequence[tuple[Alternative, float]],
+    draws: Draws,
+    *,
+    seconds: float,
+    threads: int = 1,
+    untimed: int = 0,
 ) -> list[Timed]:
     """Time alternatives against the dense operator on layers of one size.
 
@@ -108,6 +114,7 @@ def race(
         draws: Where weights and activations come from.
         seconds: Wall time for all runs together.
         threads: Threads of each session.
+        untimed: Runs at the beginning of each turn that do not count.
 
     Raises:
         KernelError: A result is wrong; nothing was timed.
@@ -125,7 +132,7 @@ def race(
         candidates.append(candidate)
         del weights, exact
     gc.collect()
-    times = timings(candidates, seconds=seconds, threads=threads)
+    times = timings(candidates, seconds=seconds, threads=threads, untimed=untimed)
     dense = statistics.median(times[0]) / layers
     found = []
     for (alternative, level), (ratio, kept, stored), mine in zip(entries, drawn, times[1:], strict=True):

@@ -49,7 +49,7 @@ class Candidate:
         return [value.numpy().copy() for value in self._outputs]
 
 
-def timings(candidates: list[Candidate], *, seconds: float, threads: int = 1) -> list[list[float]]:
+def timings(candidates: list[Candidate], *, seconds: float, threads: int = 1, untimed: int = 0) -> list[list[float]]:
     """Return the times of each candidate in seconds; they take turns, there and back.
 
     With one thread the CPU time of the calling thread counts, which other jobs on the machine disturb little; with
@@ -59,6 +59,8 @@ def timings(candidates: list[Candidate], *, seconds: float, threads: int = 1) ->
         candidates: What is timed.
         seconds: Wall time for all runs together; each candidate runs seven times at least.
         threads: Threads of each session.
+        untimed: Runs at the beginning of each turn that do not count. With none of them a run finds in the caches what
+            the others left, with one what a model that runs alone would find.
     """
     own = threads == 1 and time.get_clock_info("thread_time").resolution <= _FINE_CLOCK
     clock = time.thread_time if own else time.perf_counter
@@ -70,6 +72,8 @@ def timings(candidates: list[Candidate], *, seconds: float, threads: int = 1) ->
         forth = len(times[0]) % 2 == 0
         order = range(len(candidates)) if forth else range(len(candidates) - 1, -1, -1)
         for index in order:
+            for _ in range(untimed):
+                candidates[index].run()
             start = clock()
             candidates[index].run()
             times[index].append(clock() - start)
