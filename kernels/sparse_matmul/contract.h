@@ -19,8 +19,8 @@ namespace graphopt::sparse_matmul {
 // The packed matrix w^T, N rows of K. All pointers may be unaligned, all numbers are little-endian.
 //
 // Unstructured (block_rows 1): cut into blocks of `panel_rows` x `k_block`; block = panel * k_blocks + k-block. In a
-// block, rows with equally many entries form a run; rows without entries are in no run. Within a run, groups of rows
-// (group_of) hold their entries interleaved: entry j of row r of a group of g rows lies at j * g + r.
+// block, rows with equally many entries form a run; a row is in one run, or in none if it has no entries. Within a run,
+// groups of rows (group_of) hold their entries interleaved: entry j of row r of a group of g rows lies at j * g + r.
 //
 // Blocks (block_rows R = 4, 8 or 16): rows go together in strips of R, the last one filled up with zeros, and an entry
 // has one k and the R values of its strip. The entries of a strip follow each other with k rising, cut at multiples of

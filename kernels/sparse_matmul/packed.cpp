@@ -145,6 +145,7 @@ class Reader : BlobReader {
     uint64_t entry = load_as<uint64_t>(here);
     uint64_t row = load_as<uint32_t>(here + 12);
     const uint64_t entry_end = load_as<uint64_t>(next), row_end = load_as<uint32_t>(next + 12);
+    unsigned char seen[(max_panel_rows + 7) / 8] = {};
     for (uint32_t run = load_as<uint32_t>(here + 8), end = load_as<uint32_t>(next + 8); run < end; ++run) {
       const unsigned char* at = w.runs + size_t{run} * run_bytes;
       const uint64_t per_row = load_as<uint16_t>(at), rows = load_as<uint16_t>(at + 2);
@@ -157,6 +158,8 @@ class Reader : BlobReader {
         const int r = load_as<uint16_t>(w.rows + (row + i) * row_bytes);
         if (r <= last || static_cast<size_t>(r) >= panel_rows)
           return refuse("row %d in block %zu is out of order or outside its panel of %zu rows", r, block, panel_rows);
+        if ((seen[r / 8] >> r % 8 & 1) != 0) return refuse("row %d in block %zu is in two runs", r, block);
+        seen[r / 8] = static_cast<unsigned char>(seen[r / 8] | 1u << r % 8);
         last = r;
       }
       row += rows;

@@ -103,6 +103,16 @@ def test_check_every_truncation_is_refused(library: Library, block_rows: int) ->
             assert library.check(rehash(shorter))
 
 
+def test_check_a_row_in_two_runs_is_refused(library: Library) -> None:
+    w = np.zeros((8, 2), np.float32)
+    w[:3, 0] = w[:5, 1] = 1
+    packed = pack_sparse(w)
+    assert library.check(packed) == ""
+    (at,) = struct.unpack_from("<Q", packed.tobytes(), 80)
+    packed[at + 2 : at + 4] = packed[at : at + 2]
+    assert "is in two runs" in library.check(packed)
+
+
 def test_check_trailing_bytes_are_refused(library: Library) -> None:
     longer = np.concatenate([example(), np.zeros(64, np.uint8)])
     longer[16:24] = np.frombuffer(struct.pack("<Q", len(longer)), np.uint8)
