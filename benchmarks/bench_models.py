@@ -132,7 +132,8 @@ def resnet(args: argparse.Namespace) -> list[Subject]:
         integers = lowered(dense, *before, feeds=feeds, after=())
         ours = lowered(integers if rounded else dense)
         models: dict[str, Model | bytes | Path] = {FLOAT: dense, "int8": integers, OURS: ours}
-        subjects.append(Subject(title, models, images[0], dense, floors, peer=_bytes(integers) if rounded else dense))
+        peer = _bytes(integers) if rounded else dense
+        subjects.append(Subject(title, models, images[0], None if rounded else dense, floors, peer=peer))
     return subjects
 
 
