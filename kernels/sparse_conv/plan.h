@@ -61,6 +61,7 @@ void fill_masks(const Call& call, const Plan& plan, size_t p, uint64_t* masks);
 
 // The planes of phases of one channel, as far as rows h .. h_end of x fill them: with strides of 1 these may be any, else
 // all. The first rows bring what lies above the image, the last what lies below.
-void rearrange(const Call& call, const Kernels& kernels, const Plan& plan, size_t h, size_t h_end, const float* from, float* to);
+void rearrange(const Call& call, const Kernels& kernels, const Plan& plan, size_t h, size_t h_end, const float* from,
+               float* to);
 
 }  // namespace graphopt::sparse_conv

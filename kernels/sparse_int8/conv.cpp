@@ -83,7 +83,8 @@ ConvWork::ConvWork(const Conv& call, const Kernels& kernels) : call_(call), kern
   // core wrote comes from its cache. On one thread longer pieces of a channel are a little faster.
   const bool by_rows = s.stride_h == 1 && tiles_ >= 8;
   channels_per_task_ = by_rows ? s.channels : std::max<size_t>(1, task_bytes / s.plane);
-  rows_per_task_ = by_rows ? ceil_div(2 * task_bytes, s.channels * s.pitch * s.stride_w) : std::max<size_t>(1, s.height);
+  rows_per_task_ =
+      by_rows ? ceil_div(2 * task_bytes, s.channels * s.pitch * s.stride_w) : std::max<size_t>(1, s.height);
   const size_t ranges = std::max<size_t>(1, ceil_div(s.height, rows_per_task_));  // without rows there is still padding
   plane_tasks_ = ranges * ceil_div(s.channels, channels_per_task_);
   panels_ = panels_of_group(*call.w, s.outputs, s.group);

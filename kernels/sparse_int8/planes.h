@@ -54,7 +54,8 @@ inline bool reads_phase(size_t phase, size_t taps, size_t dilation, size_t strid
 }
 
 // Bytes of one row of a channel, from column x0 on, to where the planes have them.
-inline void put_row(const ConvShape& s, const unsigned char* from, size_t y, size_t x0, size_t count, unsigned char* plane) {
+inline void put_row(const ConvShape& s, const unsigned char* from, size_t y, size_t x0, size_t count,
+                    unsigned char* plane) {
   const size_t row = y + s.pad_top, column = x0 + s.pad_left;
   if (s.stride_h == 1 && s.stride_w == 1) return copy_few(plane + row * s.pitch + column, from, count);
   unsigned char* line = plane + (row % s.stride_h * s.stride_w * s.rows + row / s.stride_h) * s.pitch;

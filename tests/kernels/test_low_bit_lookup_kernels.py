@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from graphopt.runtime.library import isa_report, kernel_library
 from graphopt.solve.pack_low_bit import LowBitMatrix, pack_low_bit
+from kernel_calls import runs_here
 from low_bit_calls import LowBitLibrary, exact, matrix
 
 BLOCKS = (32, 96, 128, 256, 288, 544, 1024)
@@ -25,10 +26,7 @@ def low_bit() -> LowBitLibrary:
 @pytest.fixture
 def isa() -> str:
     """The set that has tables."""
-    name = "avx512vnni"
-    if name not in isa_report().supported:
-        pytest.skip(f"this CPU does not run {name}")
-    return name
+    return runs_here("avx512vnni")
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:

@@ -8,9 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from graphopt.runtime.library import isa_report
 from graphopt.solve.pack_sparse import BLOCK_ROWS, pack_sparse
-from kernel_calls import ACTIVATIONS, Library, rounding_bound
+from kernel_calls import ACTIVATIONS, Library, rounding_bound, runs_here
 
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 33, 40, 65)
 block_rows_any = pytest.mark.parametrize("block_rows", BLOCK_ROWS)
@@ -20,10 +19,7 @@ blocks_only = pytest.mark.parametrize("block_rows", [b for b in BLOCK_ROWS if b 
 @pytest.fixture(params=["scalar", "avx2", "avx512", "neon"])
 def isa(request: pytest.FixtureRequest) -> str:
     """The sets that have an implementation of their own."""
-    name: str = request.param
-    if name not in isa_report().supported:
-        pytest.skip(f"this CPU does not run {name}")
-    return name
+    return runs_here(request.param)
 
 
 def blocks(k: int, n: int, density: float, block_rows: int) -> np.ndarray:

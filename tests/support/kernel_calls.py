@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
+
+from graphopt.runtime.library import isa_report
+
+
+def runs_here(isa: str) -> str:
+    """Return the instruction set; a test that needs another machine is skipped."""
+    if isa not in isa_report().supported:
+        pytest.skip(f"this CPU does not run {isa}")
+    return isa
 
 
 def sparse(k: int, n: int, density: float, seed: int = 0) -> np.ndarray:
